@@ -1,0 +1,62 @@
+"""Non-negative least squares for many right-hand sides at once, exact to rounding.
+
+min ||z - a C||^2 over a >= 0, by block principal pivoting (Kim & Park, "Fast nonnegative matrix factorization: an
+active-set-like method and comparisons", 2011, algorithm 2), which needs only Z C^T and C C^T. Each row is solved by
+itself, so its answer depends neither on its companions nor on a starting point, unlike coordinate descent stopped early.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+ROWS = 4096
+"""Rows solved together; bounds the (rows, k, k) systems in memory."""
+
+
+def nonnegative_least_squares(cross: Float[Tensor, "n k"], gram: Float[Tensor, "k k"]) -> Float[Tensor, "n k"]:
+    """The non-negative a minimising ||z - a C||^2 for each row z.
+
+    Args:
+        cross: Z C^T.
+        gram: C C^T. Concepts of zero norm get activation 0.
+
+    Returns:
+        A (n, k), float32.
+    """
+    step = max(1, min(ROWS, 2**24 // max(1, gram.shape[0] ** 2)))
+    parts = [_solve(cross[start : start + step].double(), gram.double()) for start in range(0, len(cross), step)]
+    return torch.cat(parts).float() if parts else torch.zeros_like(cross, dtype=torch.float32)
+
+
+def _solve(cross: Tensor, gram: Tensor) -> Tensor:
+    k = gram.shape[0]
+    usable = gram.diagonal() > 0
+    # Far below rounding of float32 inputs; makes the systems regular when concepts coincide.
+    gram = gram + torch.eye(k, dtype=gram.dtype, device=gram.device) * 1e-12 * gram.diagonal().max().clamp_min(1e-300)
+    scale = cross.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
+    tolerance = 1e-12 * scale
+    passive = torch.zeros(cross.shape, dtype=torch.bool, device=cross.device)
+    answer, slope = torch.zeros_like(cross), -cross
+    fewest = torch.full((len(cross),), k + 1, device=cross.device)
+    patience = torch.full((len(cross),), 3, device=cross.device)
+    index = torch.arange(k, device=cross.device)
+    for _ in range(100 * k + 100):
+        wrong = torch.where(passive, answer < -tolerance, slope < -tolerance) & usable
+        count = wrong.sum(dim=1)
+        if not bool(count.any()):
+            break
+        better = count < fewest
+        fewest = torch.where(better, count, fewest)
+        patience = torch.where(better, 3, patience - 1)
+        # Exchange all wrong entries while that helps; else only the last, which can't cycle (Murty's rule).
+        last = torch.where(wrong, index, -1).amax(dim=1, keepdim=True)
+        exchange = torch.where((better | (patience >= 0))[:, None], wrong, wrong & (index == last))
+        rows = count.nonzero()[:, 0]
+        passive ^= exchange
+        chosen = passive[rows].double()
+        system = gram * chosen[:, :, None] * chosen[:, None, :] + torch.diag_embed(1 - chosen)
+        answer[rows] = torch.linalg.solve(system, (cross[rows] * chosen)[:, :, None])[:, :, 0]
+        slope[rows] = answer[rows] @ gram - cross[rows]
+    return answer.clamp_min(0) * usable

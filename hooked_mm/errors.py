@@ -1,0 +1,46 @@
+"""The errors this package raises. Each names the value, the reason and the remedy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from difflib import get_close_matches
+
+
+class HookedMMError(Exception):
+    """Base of all errors raised by this project's packages."""
+
+
+class UnknownHookError(HookedMMError, KeyError):
+    """A hook name that this model does not have, or that was not cached."""
+
+    def __str__(self) -> str:
+        return str(self.args[0])
+
+
+class UnsupportedModelError(HookedMMError, NotImplementedError):
+    """A model whose structure was not recognised."""
+
+
+class BadInputError(HookedMMError, ValueError):
+    """An input that can't be used: a missing or broken image, an empty prompt, image tokens that do not match.
+
+    `sample` is the index of the offending sample in the call, where there is one.
+    """
+
+    def __init__(self, message: str, sample: int | None = None) -> None:
+        super().__init__(message if sample is None else f"sample {sample}: {message}")
+        self.reason, self.sample = message, sample
+
+
+class UnknownWordError(BadInputError):
+    """A word of interest that the tokenizer can't produce, so that it could never be found."""
+
+
+class StoreError(HookedMMError, ValueError):
+    """An activation store that is incomplete, of another making, or not a store at all."""
+
+
+def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
+    """`; nearest: a, b` for an error message, or an empty string."""
+    close = get_close_matches(name, list(names), n=count, cutoff=0.5)
+    return f"; nearest: {', '.join(close)}" if close else ""

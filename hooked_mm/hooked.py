@@ -1,0 +1,343 @@
+"""`HookedMM`: a vision-language model whose inside is read and changed by the same names everywhere.
+
+It only delegates: `structure` finds the parts, `hook_points` names them, `prepare` makes batches, `runner` runs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor, nn
+from transformers import AutoModelForImageTextToText, AutoProcessor
+
+from hooked_mm.batch import Batch, batch_from_inputs
+from hooked_mm.cache import ActivationCache
+from hooked_mm.errors import BadInputError
+from hooked_mm.hook_points import HookPoint, list_hook_points
+from hooked_mm.prepare import SampleImages, prepare
+from hooked_mm.runner import HookSpec, NamesFilter, Runner
+from hooked_mm.small import small_model_path
+from hooked_mm.structure import resolve
+
+BatchLike = Batch | Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class StackConfig:
+    """Sizes of a stack of blocks."""
+
+    n_layers: int
+    d_model: int
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_mlp: int
+
+
+@dataclass(frozen=True)
+class HookedConfig(StackConfig):
+    """Sizes of the language model, and of the tower in `vision`."""
+
+    d_vocab: int
+    family: str
+    vision: StackConfig | None
+
+
+@dataclass(frozen=True)
+class GenerationOutput:
+    """What a model generated.
+
+    Attributes:
+        text: One string per sample, special tokens left out.
+        tokens: (batch, new) ids; after the end of a sample, padding.
+        logits: (batch, new, vocab), or None unless asked for.
+        batch: The prompts with the generated tokens behind them as role `answer`, to run again in one pass; None for
+            raw inputs, whose tokens have no names.
+    """
+
+    text: list[str]
+    tokens: Int[Tensor, "b new"]
+    logits: Float[Tensor, "b new vocab"] | None
+    batch: Batch | None
+
+
+class HookedMM:
+    """A transformers vision-language model as a uniform hooked interface.
+
+    Args:
+        hf_model: A loaded transformers model, PEFT-wrapped or not. It is used as it is, and left as it is.
+        processor: Its processor. Without one, `prepare` is not available, but plain mappings of the model's forward
+            tensors are taken wherever a batch is.
+
+    Raises:
+        UnsupportedModelError: If the architecture is not recognised.
+    """
+
+    def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
+        self.hf_model, self.processor = hf_model, processor
+        self.structure = structure = resolve(hf_model)
+        self._points = list_hook_points(structure)
+        aliases = {
+            structure.text.layers: "blocks",
+            structure.final_norm: "ln_final",
+            structure.embed: "embed",
+            structure.unembed: "unembed",
+        }
+        if structure.projector:
+            aliases[structure.projector] = "projector"
+        if structure.vision:
+            aliases[structure.vision.layers] = "vision_blocks"
+        self._runner = Runner(hf_model, self._points, aliases)
+        self._active: list[HookSpec] = []
+
+        def sizes(stack: Any) -> dict[str, int]:
+            return {name: getattr(stack, name) for name in StackConfig.__dataclass_fields__}
+
+        self.cfg = HookedConfig(
+            **sizes(structure.text),
+            d_vocab=hf_model.get_output_embeddings().weight.shape[0],
+            family=structure.family,
+            vision=StackConfig(**sizes(structure.vision)) if structure.vision else None,
+        )
+
+    @classmethod
+    def from_pretrained(
+        cls, model_id: str | Path, *, dtype: str | torch.dtype = "auto", device_map: Any = None, **options: Any
+    ) -> HookedMM:
+        """Load a model and its processor from the hub or from a folder.
+
+        Args:
+            model_id: Hub id or folder.
+            dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
+            device_map: As in transformers; `"auto"` lets accelerate place the layers.
+            options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
+        """
+        shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
+        model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
+        model.requires_grad_(False)
+        return cls(model.eval(), AutoProcessor.from_pretrained(model_id, **shared))
+
+    @classmethod
+    def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32") -> HookedMM:
+        """A small trained model that ships with the package: `"llava"`.
+
+        Raises:
+            BadInputError: For a name that does not exist.
+        """
+        return cls.from_pretrained(small_model_path(name), dtype=dtype)
+
+    def __repr__(self) -> str:
+        return (
+            f"HookedMM({type(self.hf_model).__name__}, {self.cfg.n_layers} layers x {self.cfg.d_model}, "
+            f"{len(self._points)} hook points)"
+        )
+
+    @property
+    def hook_names(self) -> list[str]:
+        """Every hook point, in execution order."""
+        return list(self._points)
+
+    @property
+    def hook_points(self) -> dict[str, HookPoint]:
+        """Every hook point by name, with what it means and where it lies."""
+        return dict(self._points)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the first weights are."""
+        return next(self.hf_model.parameters()).device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The weights' dtype."""
+        return next(self.hf_model.parameters()).dtype
+
+    @property
+    def tokenizer(self) -> Any:
+        """The processor's tokenizer."""
+        if self.processor is None:
+            raise BadInputError("this HookedMM was made without a processor; give one: HookedMM(hf_model, processor)")
+        return self.processor.tokenizer
+
+    def prepare(
+        self,
+        images: Sequence[SampleImages] | Image.Image | str | Path | None,
+        text: Sequence[str] | str,
+        answers: Sequence[str | None] | None = None,
+        answer_prefix: str | Sequence[str | None] | None = None,
+        *,
+        template: bool = True,
+        padding_side: str = "left",
+    ) -> Batch:
+        """Make a padded batch: one prompt per sample in the model's chat template, with roles and modalities.
+
+        Args:
+            images: One entry per sample: a PIL image, a path, a list of those, or None. A single image, or None for
+                all, may be given as it is.
+            text: What the user says, one string per sample (or one string for every sample). An image token in the
+                text says where its image goes; without any, images come first.
+            answers: The assistant's answer per sample, put behind the prompt with role `answer` (teacher forcing).
+            answer_prefix: The beginning of the answer, from which generation goes on; put before `answers`.
+            template: False takes each text as the whole prompt, image tokens included.
+            padding_side: `"left"` (needed for generation) or `"right"`.
+
+        Returns:
+            The batch; `batch.modality` and `batch.role` are (batch, pos).
+
+        Raises:
+            BadInputError: If counts differ, a picture is missing or broken, a prompt is empty, or the number of image
+                tokens does not fit; it names the sample.
+        """
+        _ = self.tokenizer  # refuses a model without a processor
+        if padding_side not in ("left", "right"):
+            raise BadInputError(f"padding_side={padding_side!r}; it must be 'left' or 'right'")
+        pictures = [images] if isinstance(images, Image.Image | str | Path) else images
+        if isinstance(text, str):
+            text = [text] * (1 if pictures is None else len(pictures))
+        if pictures is None:
+            pictures = [None] * len(text)
+        prefixes = [answer_prefix] * len(text) if answer_prefix is None or isinstance(answer_prefix, str) else answer_prefix
+        answers = [None] * len(text) if answers is None else answers
+        counts = {"images": len(pictures), "text": len(text), "answers": len(answers), "answer_prefix": len(prefixes)}
+        if not len(text) or len(set(counts.values())) > 1:
+            raise BadInputError(f"a batch needs the same number of each, at least one; got {counts}")
+        said = [
+            " ".join(part.strip() for part in (prefix, answer) if part is not None) if prefix is not None else answer
+            for prefix, answer in zip(prefixes, answers, strict=True)
+        ]
+        return prepare(
+            self.processor,
+            self.structure,
+            list(pictures),
+            list(text),
+            said,
+            template=template,
+            padding_side=padding_side,
+            dtype=self.dtype,
+        )
+
+    def _batch(self, batch: BatchLike) -> Batch:
+        return batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure.image_token_id)
+
+    def run_with_cache(
+        self, batch: BatchLike, names_filter: NamesFilter = None, stop_at_layer: int | None = None
+    ) -> tuple[Float[Tensor, "b p vocab"] | None, ActivationCache]:
+        """One forward pass, and what happened inside.
+
+        Args:
+            batch: From `prepare`, or a mapping of the model's own forward tensors.
+            names_filter: Which hook points to keep: a name, a glob, a list of those, a callable; None keeps all.
+            stop_at_layer: Stop before this layer of the language model (negative counts from the end): the rest is
+                not computed, and the logits are None.
+
+        Returns:
+            The logits, and the cache. Values are those after active hooks.
+
+        Raises:
+            UnknownHookError: If a name matches nothing; the nearest are offered.
+        """
+        made = self._batch(batch)
+        logits, saved = self._runner.forward(made, names_filter, self._active, save=True, stop_at_layer=stop_at_layer)
+        return logits, ActivationCache(saved, made, self._points)
+
+    def run_with_hooks(
+        self, batch: BatchLike, fwd_hooks: Sequence[HookSpec] = (), stop_at_layer: int | None = None
+    ) -> Float[Tensor, "b p vocab"] | None:
+        """One forward pass with functions at hook points; the logits.
+
+        Args:
+            batch: From `prepare`, or a mapping of the model's own forward tensors.
+            fwd_hooks: Pairs (name or names_filter, function); a function is called as `fn(value, hook)` and returns
+                the value that shall go on, or None to leave it.
+            stop_at_layer: As in `run_with_cache`.
+        """
+        specs = [*self._active, *fwd_hooks]
+        return self._runner.forward(self._batch(batch), (), specs, stop_at_layer=stop_at_layer)[0]
+
+    @contextmanager
+    def hooks(self, fwd_hooks: Sequence[HookSpec]) -> Iterator[HookedMM]:
+        """While open, these functions run in every forward pass and generation; undone at the end, whatever happens."""
+        before = self._active
+        self._active = [*before, *fwd_hooks]
+        try:
+            yield self
+        finally:
+            self._active = before
+
+    def generate(
+        self, batch: BatchLike, max_new_tokens: int = 20, *, return_logits: bool = False, **options: Any
+    ) -> GenerationOutput:
+        """Generate answers, batched, with the active hooks at work in every step.
+
+        Args:
+            batch: Prompts padded on the left.
+            max_new_tokens: At most so many tokens.
+            return_logits: Also return the logits of every step.
+            options: As in transformers' `generate` (`do_sample`, `num_beams`, ...); greedy unless said otherwise.
+
+        Raises:
+            BadInputError: If a prompt is padded on the right.
+        """
+        made = self._batch(batch)
+        lengths = made.inputs["attention_mask"][:, -1]
+        if bool((lengths == 0).any()):
+            row = int((lengths == 0).nonzero()[0])
+            raise BadInputError("is padded on the right; prepare with padding_side='left' to generate", row)
+        options = {
+            "do_sample": False,
+            **options,
+            "max_new_tokens": max_new_tokens,
+            "return_dict_in_generate": True,
+            "output_logits": return_logits,
+        }
+        result = self._runner.generate(made, self._active, options)
+        tokens = result.sequences[:, made.input_ids.shape[1] :].cpu()
+        logits = torch.stack(result.logits, dim=1) if return_logits else None
+        if self.processor is None:
+            return GenerationOutput([], tokens, logits, None)
+        text = [line.strip() for line in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
+        extended = None
+        if made.tokens and tokens.shape[0] == len(made):
+            names = [self.tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
+            extended = made.extend(tokens, self._until_end(tokens), names)
+        return GenerationOutput(text, tokens, logits, extended)
+
+    def _until_end(self, tokens: Int[Tensor, "b new"]) -> Tensor:
+        """Generated tokens up to and with the first end-of-sequence token; what follows is padding."""
+        ends = self.hf_model.generation_config.eos_token_id
+        if ends is None:
+            return torch.ones_like(tokens, dtype=torch.bool)
+        is_end = torch.isin(tokens, torch.as_tensor(ends))
+        return (is_end.cumsum(dim=1) - is_end.long()) == 0
+
+    def trace(self, batch: BatchLike, **options: Any) -> Any:
+        """A plain nnsight trace on the batch: `with model.trace(batch): ...`; modules are reached by our aliases.
+
+        `model.blocks[3].output`, `model.vision_blocks`, `model.projector`, `model.embed`, `model.ln_final` and
+        `model.unembed` are nnsight envoys; keep values with `nnsight.save(value)`.
+        """
+        return self._runner.nnsight.trace(**self._batch(batch).inputs, **options)
+
+    @property
+    def nnsight(self) -> Any:
+        """The wrapped model as nnsight sees it."""
+        return self._runner.nnsight
+
+    def __getattr__(self, name: str) -> Any:
+        if name in ("blocks", "vision_blocks", "projector", "embed", "ln_final", "unembed"):
+            return getattr(self._runner.nnsight, name)
+        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+
+    def to_logits(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+        """The logit lens: unembed(final norm(resid)), for residual-stream values of any layer."""
+        modules = self.hf_model.get_submodule
+        with torch.no_grad():
+            weight = modules(self.structure.unembed).weight
+            return modules(self.structure.unembed)(modules(self.structure.final_norm)(resid.to(weight)))

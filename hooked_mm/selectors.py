@@ -1,0 +1,111 @@
+"""Which positions represent a sample: the token of interest, the last prompt token, a mean over image or answer.
+
+A selector turns a batch into picks; a pick is one row of the activation store: the mean over its positions.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_mm.batch import Batch
+from hooked_mm.errors import BadInputError
+from hooked_mm.words import check_words, find_words
+
+
+@dataclass(frozen=True)
+class Pick:
+    """One representation to keep: the positions of a sample it is the mean of, and the word it stands for, if any."""
+
+    sample: int
+    positions: tuple[int, ...]
+    word: str | None = None
+
+
+class Selector(Protocol):
+    """Chooses the positions whose representations are kept."""
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        """The picks of a batch; a sample may have none or several."""
+
+    def describe(self) -> dict[str, Any]:
+        """What the store writes down about it."""
+
+
+@dataclass(frozen=True)
+class _Described:
+    def describe(self) -> dict[str, Any]:
+        """The selector's name and settings."""
+        return {"selector": type(self).__name__, **self.__dict__}
+
+
+@dataclass(frozen=True)
+class TokenOfInterest(_Described):
+    """Whole words of the answer, given or generated.
+
+    Attributes:
+        words: The words or phrases.
+        where: `"predicts"`: the position that predicts the word's first sub-token (where the model decides to say it);
+            `"at"`: its last sub-token (where the model has read it).
+        occurrences: `"all"`, or only the `"first"` of the words in each answer.
+    """
+
+    words: tuple[str, ...]
+    where: Literal["predicts", "at"] = "predicts"
+    occurrences: Literal["all", "first"] = "all"
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        check_words(tokenizer, self.words)
+        if self.where not in ("predicts", "at"):
+            raise BadInputError(f"where={self.where!r}; it must be 'predicts' or 'at'")
+        picks = []
+        answer = batch.mask(role="answer")
+        for sample in range(len(batch)):
+            positions = answer[sample].nonzero()[:, 0].tolist()
+            ids = batch.input_ids[sample, positions].tolist()
+            found = find_words(tokenizer, ids, self.words) if ids else []
+            for match in found[:1] if self.occurrences == "first" else found:
+                position = positions[match.start] - 1 if self.where == "predicts" else positions[match.stop - 1]
+                picks.append(Pick(sample, (position,), match.word))
+        return picks
+
+
+@dataclass(frozen=True)
+class LastPrompt(_Described):
+    """The last token of the prompt, from which the answer's first token is predicted."""
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        return [Pick(sample, (int(position),)) for sample, position in enumerate(batch.last_prompt())]
+
+
+@dataclass(frozen=True)
+class MeanOver(_Described):
+    """The mean over all positions of a modality or role, for instance `MeanOver(modality="image")`."""
+
+    modality: str | None = None
+    role: str | None = None
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        chosen = batch.mask(self.modality, self.role)
+        rows = [tuple(row.nonzero()[:, 0].tolist()) for row in chosen]
+        return [Pick(sample, positions) for sample, positions in enumerate(rows) if positions]
+
+
+@dataclass
+class Picked:
+    """Representations of picks: `values[hook]` (n, d), row i being `picks[i]`."""
+
+    picks: list[Pick]
+    values: dict[str, Float[Tensor, "n d"]] = field(default_factory=dict)
+
+
+def gather(value: Float[Tensor, "b p d"], picks: list[Pick]) -> Float[Tensor, "n d"]:
+    """The mean of each pick's positions, (n, d), accumulated in float32 and returned in the value's dtype."""
+    if not picks:
+        return value.new_zeros(0, *value.shape[2:])
+    rows = [value[pick.sample, list(pick.positions)].float().mean(0) for pick in picks]
+    return torch.stack(rows).to(value.dtype)
