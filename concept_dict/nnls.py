@@ -11,6 +11,9 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
+RIDGE = 1e-7
+"""Added to the diagonal of C C^T, relative to its largest entry: the precision of float32."""
+
 ROWS = 4096
 """Rows solved together; bounds the (rows, k, k) systems in memory."""
 
@@ -33,8 +36,8 @@ def nonnegative_least_squares(cross: Float[Tensor, "n k"], gram: Float[Tensor, "
 def _solve(cross: Tensor, gram: Tensor) -> Tensor:
     k = gram.shape[0]
     usable = gram.diagonal() > 0
-    # Far below rounding of float32 inputs; makes the systems regular when concepts coincide.
-    gram = gram + torch.eye(k, dtype=gram.dtype, device=gram.device) * 1e-12 * gram.diagonal().max().clamp_min(1e-300)
+    # Where concepts nearly cancel, the smallest of the solutions that float32 can't tell apart, not an arbitrary huge one.
+    gram = gram + torch.eye(k, dtype=gram.dtype, device=gram.device) * RIDGE * gram.diagonal().max().clamp_min(1e-300)
     scale = cross.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
     tolerance = 1e-12 * scale
     passive = torch.zeros(cross.shape, dtype=torch.bool, device=cross.device)

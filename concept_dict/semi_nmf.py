@@ -1,15 +1,24 @@
-"""Semi-nonnegative matrix factorisation: min ||Z - A C||_F^2 over A >= 0 and any C.
+"""Semi-nonnegative matrix factorisation: Z ~ A C with A >= 0 and concepts of any sign.
 
-Ding, Li, Jordan, "Convex and Semi-Nonnegative Matrix Factorizations" (2010), eq. 9; their X ~ F G^T has samples in
-columns, so their F is our C transposed and their G our A. Alternates between
+Minimises
 
-- C: the least-squares optimum, C = (A^T A)^+ A^T Z;
-- A: hierarchical alternating least squares (HALS): column by column, with all else fixed, the non-negative optimum
-  a_k = max(0, a_k + (Z c_k - A C c_k) / ||c_k||^2).
+    ||Z - A C||_F^2 + 2 lambda sum(A)      over A >= 0, ||c_k|| = 1,      lambda = alpha * rms row norm of Z.
 
-Both steps are exact minimisers of their block, so the objective never rises. One alternation needs of the rows only the
-sums A^T Z (k, d) and A^T A (k, k). Ding's multiplicative updates need not even reach a stationary point once an entry is
-zero, which HALS does.
+`alpha=0` is the objective of Ding, Li, Jordan, "Convex and Semi-Nonnegative Matrix Factorizations" (2010), eq. 9 (their
+X ~ F G^T has samples in columns: F is our C transposed, G our A), whose scale is free and fixed here by unit concepts.
+That objective alone does not say which concepts: on centred rows any concepts with a positive combination near zero
+reproduce a whole (k - 1)-dimensional subspace, all activations large and rising together, and a good optimiser ends
+there, near PCA in disguise. The small price `alpha` on activations picks, among factorisations that fit about equally
+well, the one with few and small activations, whose concepts can be told apart.
+
+Alternates between
+
+- A: hierarchical alternating least squares (HALS), a_k = max(0, a_k + (Z c_k - A C c_k - lambda) / ||c_k||^2);
+- C: for alpha = 0 the least-squares optimum (A^T A)^+ A^T Z; else concept by concept the optimum within the unit ball
+  (Mairal et al., "Online learning for matrix factorization and sparse coding", 2010, algorithm 2);
+- concepts scaled to norm 1, activations in return.
+
+No step can raise the objective. One alternation needs of the rows only the sums A^T Z (k, d) and A^T A (k, k).
 """
 
 from __future__ import annotations
@@ -27,7 +36,7 @@ from concept_dict.kmeans import KMeans
 from concept_dict.nnls import nonnegative_least_squares
 from hooked_mm.errors import BadInputError
 
-Init = Literal["auto", "kmeans", "svd"]
+Init = Literal["kmeans", "svd"]
 
 
 def hals_activations(
@@ -36,21 +45,42 @@ def hals_activations(
     """Improve A by coordinate descent.
 
     Args:
-        cross: Z C^T.
+        cross: Z C^T - lambda.
         gram: C C^T.
         start: A to start from, non-negative.
         sweeps: Passes over the columns.
 
     Returns:
-        A (n, k), non-negative; ||Z - A C||^2 is no higher than at `start`.
+        A (n, k), non-negative; the objective is no higher than at `start`.
     """
     # Columns of A are updated one after the other; as rows of a transposed copy they are contiguous.
     active, wanted = start.T.contiguous(), cross.T.contiguous()
+    diagonal = gram.diagonal().tolist()
     for _ in range(sweeps):
-        for k in range(len(active)):
-            if float(gram[k, k]) > 0:
-                active[k] = (active[k] + (wanted[k] - gram[k] @ active) / gram[k, k]).clamp_min_(0)
+        for k, size in enumerate(diagonal):
+            if size > 0:
+                active[k] = (active[k] + (wanted[k] - gram[k] @ active) / size).clamp_min_(0)
     return active.T.contiguous()
+
+
+def ball_concepts(
+    gram: Float[Tensor, "k k"], cross: Float[Tensor, "k d"], start: Float[Tensor, "k d"], sweeps: int
+) -> Float[Tensor, "k d"]:
+    """Improve C by block coordinate descent within the unit ball.
+
+    Args:
+        gram: A^T A.
+        cross: A^T Z.
+        start: C to start from.
+        sweeps: Passes over the concepts.
+    """
+    concepts = start.clone()
+    for _ in range(sweeps):
+        for k, size in enumerate(gram.diagonal().tolist()):
+            if size > 0:
+                wanted = concepts[k] + (cross[k] - gram[k] @ concepts) / size
+                concepts[k] = wanted / wanted.norm().clamp_min(1)
+    return concepts
 
 
 class SemiNMF(Decomposition):
@@ -58,16 +88,16 @@ class SemiNMF(Decomposition):
 
     Args:
         n_components: Number of concepts k.
-        init: `"kmeans"` (Ding's: cluster indicators plus 0.2), `"svd"` (both signs of the leading singular vectors), or
-            `"auto"`: a few alternations from each, then on from the better.
+        alpha: Price of activations, relative to the rows' root mean square norm; 0 is Ding's objective.
+        init: Where concepts start: `"kmeans"` centres (as Ding), or `"svd"`: both signs of the leading singular vectors.
         center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
         max_iter: Alternations at most.
-        tol: Stop when the objective falls by less than this share of itself over one alternation. Far below the
-            default, concepts begin to cancel each other for ever smaller gains.
+        tol: Stop when the objective falls by less than this share of itself over one alternation.
         random_state: Seed of the k-means start.
 
     Attributes (after `fit`), besides those of `Decomposition`:
-        objective_history_: ||Z - mean - A C||_F^2 at the start, after each alternation, and with the final activations.
+        objective_history_: The objective at the start, after each alternation, and with the final activations.
+        penalty_: lambda.
         converged_: Whether `tol` was reached.
         n_dead_: Concepts that no row of X activates.
     """
@@ -76,13 +106,15 @@ class SemiNMF(Decomposition):
         self,
         n_components: int = 20,
         *,
-        init: Init = "auto",
+        alpha: float = 0.01,
+        init: Init = "kmeans",
         center: bool = True,
         max_iter: int = 300,
         tol: float = 1e-5,
         random_state: int | None = 0,
     ) -> None:
         self.n_components = n_components
+        self.alpha = alpha
         self.init = init
         self.center = center
         self.max_iter = max_iter
@@ -98,99 +130,101 @@ class SemiNMF(Decomposition):
         """Find C for rows X (n, d), and return their activations A (n, k)."""
         rows = as_rows(X)
         self._check_k(self.n_components, rows)
-        if self.init not in ("auto", "kmeans", "svd"):
-            raise BadInputError(f"init={self.init!r}; it must be 'auto', 'kmeans' or 'svd'")
+        if self.init not in ("kmeans", "svd"):
+            raise BadInputError(f"init={self.init!r}; it must be 'kmeans' or 'svd'")
+        if self.alpha < 0:
+            raise BadInputError(f"alpha={self.alpha}; it must not be negative")
         self._set_mean(rows)
         size = sum(float(chunk.double().square().sum()) for _, chunk in self._chunks(rows))
-        names = ("kmeans", "svd") if self.init == "auto" else (self.init,)
-        runs = [self._alternate(rows, self._start(rows, name), size, 10 if len(names) > 1 else 0) for name in names]
-        start, history = min(runs, key=lambda run: run[1][-1])
-        activations, history = self._alternate(rows, start, size, self.max_iter, history)
+        self.penalty_ = self.alpha * (size / len(rows)) ** 0.5
+        self.components_ = self._start(rows)
+        activations = self.transform(rows)
+        history = [self._objective(rows, activations, size)]
+        self.converged_, self.n_iter_ = False, 0
+        for _ in tqdm(range(self.max_iter), desc="semi-NMF", delay=2, leave=False):
+            activations = self._step(rows, activations)
+            history.append(self._objective(rows, activations, size))
+            self.n_iter_ += 1
+            if history[-2] - history[-1] <= self.tol * history[-1]:
+                self.converged_ = True
+                break
         # The last activations are those of `transform`: the exact optimum for the final concepts.
         activations = self.transform(rows)
-        cross = sum(activations[part].double().T @ chunk.double() for part, chunk in self._chunks(rows))
-        history.append(self._objective(size, activations, self.components_, cross))
+        history.append(self._objective(rows, activations, size))
         self.objective_history_ = history
-        self.n_iter_ = len(history) - 2
-        self.converged_ = history[-3] - history[-2] <= self.tol * history[-2]
-        self.reconstruction_err_ = history[-1] ** 0.5
+        self.reconstruction_err_ = max(0.0, history[-1] - 2 * self.penalty_ * float(activations.double().sum())) ** 0.5
         self.n_dead_ = int((activations.amax(dim=0) == 0).sum())
         return activations
 
-    def _start(self, rows: Tensor, name: str) -> Float[Tensor, "n k"]:
+    def _start(self, rows: Tensor) -> Float[Tensor, "k d"]:
         k = self.n_components
-        if name == "kmeans":
-            labels = KMeans(k, center=self.center, n_init=1, max_iter=30, random_state=self.random_state).fit(rows).labels_
-            return torch.nn.functional.one_hot(labels, k).float() + 0.2
-        # The right singular vectors from the (d, d) sums; each gives a concept for either sign.
+        if self.init == "kmeans":
+            start = KMeans(k, center=self.center, n_init=1, max_iter=30, random_state=self.random_state)
+            return start.fit(rows).components_
+        # Right singular vectors from the (d, d) sums, each with either sign: no more than 2 d concepts can be had.
         gram = torch.zeros(rows.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
         for _, chunk in self._chunks(rows):
             gram += chunk.double().T @ chunk.double()
-        directions = torch.linalg.eigh(gram).eigenvectors.flip(1)[:, : (k + 1) // 2].float()
-        parts = []
-        for _, chunk in self._chunks(rows):
-            scores = chunk @ directions
-            parts.append(torch.stack([scores.clamp_min(0), (-scores).clamp_min(0)], dim=2).flatten(1)[:, :k])
-        start = torch.cat(parts)
-        # With more concepts than 2 d singular directions the rest starts constant, to be told apart by the updates.
-        missing = k - start.shape[1]
-        return torch.cat([start, start.mean() * torch.rand(len(start), missing, device=start.device)], 1) if missing else start
+        directions = torch.linalg.eigh(gram).eigenvectors.T.flip(0).float()
+        if k > 2 * len(directions):
+            raise BadInputError(f"init='svd' gives at most {2 * len(directions)} concepts for rows of this width; use 'kmeans'")
+        return torch.stack([directions, -directions], dim=1).flatten(0, 1)[:k].clone()
 
-    def _concepts(self, rows: Tensor, activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The optimal C of unit rows, A rescaled to match, and A^T Z of the rescaled A (float64)."""
-        k = activations.shape[1]
-        gram = (activations.double().T @ activations.double()) if len(activations) else torch.zeros(k, k)
-        cross = torch.zeros(k, rows.shape[1], dtype=torch.float64, device=rows.device)
+    def _sums(self, rows: Tensor, activations: Tensor) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:
+        """A^T A and A^T Z in float64: all that the concepts need to know of the rows."""
+        wide = activations.double()
+        cross = torch.zeros(wide.shape[1], rows.shape[1], dtype=torch.float64, device=rows.device)
         for part, chunk in self._chunks(rows):
-            cross += activations[part].double().T @ chunk.double()
-        concepts = torch.linalg.pinv(gram, hermitian=True) @ cross
-        norms = concepts.norm(dim=1)
-        alive = norms > 0
-        scale = torch.where(alive, norms, torch.ones_like(norms))
-        return (concepts / scale[:, None]).float(), (activations * scale).float(), cross * scale[:, None]
+            cross += wide[part].T @ chunk.double()
+        return wide.T @ wide, cross
 
-    def _alternate(
-        self, rows: Tensor, activations: Tensor, size: float, iterations: int, history: list[float] | None = None
-    ) -> tuple[Tensor, list[float]]:
-        """Alternate from A; the new A and the objective after each step."""
-        concepts, activations, cross = self._concepts(rows, activations)
-        history = list(history) if history else [self._objective(size, activations, concepts, cross)]
-        self.components_ = concepts
-        for _ in tqdm(range(iterations), desc="semi-NMF", delay=2, leave=False):
-            gram = concepts @ concepts.T
-            for part, chunk in self._chunks(rows):
-                activations[part] = hals_activations(chunk @ concepts.T, gram, activations[part], sweeps=3)
-            activations = self._revive(rows, activations, concepts)
-            concepts, activations, cross = self._concepts(rows, activations)
-            history.append(self._objective(size, activations, concepts, cross))
-            self.components_ = concepts
-            if history[-2] - history[-1] <= self.tol * history[-1]:
-                break
-        return activations, history
+    def _step(self, rows: Tensor, activations: Tensor) -> Float[Tensor, "n k"]:
+        """One alternation: new activations and, in `components_`, new concepts of norm 1."""
+        concepts = self.components_
+        gram = concepts @ concepts.T
+        for part, chunk in self._chunks(rows):
+            cross = chunk @ concepts.T - self.penalty_
+            activations[part] = hals_activations(cross, gram, activations[part], sweeps=3)
+        activations = self._revive(rows, activations)
+        inner, cross = self._sums(rows, activations)
+        if self.alpha:
+            wide = ball_concepts(inner, cross, concepts.double(), sweeps=3)
+        else:
+            wide = torch.linalg.pinv(inner, rtol=1e-12, hermitian=True) @ cross
+        norms = wide.norm(dim=1)
+        scale = torch.where(norms > 0, norms, torch.ones_like(norms))
+        self.components_ = (wide / scale[:, None]).float()
+        return (activations * scale).float()
 
-    def _revive(self, rows: Tensor, activations: Tensor, concepts: Tensor) -> Tensor:
-        """Give a concept that no row uses to the row that is worst represented, which lowers the objective."""
+    def _revive(self, rows: Tensor, activations: Tensor) -> Tensor:
+        """Give a concept that no row uses to a row that is badly represented, and no other one to that row."""
         dead = (activations.amax(dim=0) <= 0).nonzero()[:, 0].tolist()
         if not dead:
             return activations
-        errors = torch.empty(len(rows), device=rows.device)
+        gain, sizes = torch.empty(len(rows), device=rows.device), torch.empty(len(rows), device=rows.device)
         for part, chunk in self._chunks(rows):
-            errors[part] = (chunk - activations[part] @ concepts).square().sum(1)
-        for concept, row in zip(dead, errors.topk(len(dead)).indices.tolist(), strict=True):
-            # The row keeps no other concept, so its own one, solved next, represents it without error.
-            activations[row] = 0
-            activations[row, concept] = 1
+            error = (chunk - activations[part] @ self.components_).square().sum(1)
+            sizes[part] = chunk.norm(dim=1)
+            # The row's own concept represents it without error, at the price of its size instead of its activations'.
+            gain[part] = error - 2 * self.penalty_ * (sizes[part] - activations[part].sum(1))
+        best = gain.topk(len(dead))
+        for concept, row, won in zip(dead, best.indices.tolist(), best.values.tolist(), strict=True):
+            if won > 0:
+                activations[row] = 0
+                activations[row, concept] = sizes[row]
+                self.components_[concept] = (rows[row].float() - self.mean_) / sizes[row]
         return activations
 
-    @staticmethod
-    def _objective(size: float, activations: Tensor, concepts: Tensor, cross: Tensor) -> float:
-        """||Z - A C||^2 = ||Z||^2 - 2 <A^T Z, C> + <A^T A, C C^T>, in float64."""
-        gram = activations.double().T @ activations.double()
-        wide = concepts.double()
-        return max(0.0, size - 2 * float((cross * wide).sum()) + float((gram * (wide @ wide.T)).sum()))
+    def _objective(self, rows: Tensor, activations: Tensor, size: float) -> float:
+        """||Z||^2 - 2 <A^T Z, C> + <A^T A, C C^T> + 2 lambda sum(A), in float64."""
+        gram, cross = self._sums(rows, activations)
+        wide = self.components_.double()
+        fit = size - 2 * float((cross * wide).sum()) + float((gram * (wide @ wide.T)).sum())
+        return max(0.0, fit) + 2 * self.penalty_ * float(activations.double().sum())
 
     def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
-        """Activations of rows X (n, d): non-negative least squares on the fitted concepts."""
+        """Activations of rows X (n, d): the exact optimum of the objective for the fitted concepts, row by row."""
         rows = self._rows_to_transform(X)
         gram = self.components_ @ self.components_.T
-        return torch.cat([nonnegative_least_squares(chunk @ self.components_.T, gram) for _, chunk in self._chunks(rows)])
+        parts = [chunk @ self.components_.T - self.penalty_ for _, chunk in self._chunks(rows)]
+        return torch.cat([nonnegative_least_squares(part, gram) for part in parts])
