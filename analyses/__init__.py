@@ -1,0 +1,1 @@
+"""Analyses of a hooked vision-language model: geometry, lenses, attention, attribution, causality."""

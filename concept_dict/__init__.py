@@ -1,0 +1,1 @@
+"""Concept dictionaries: decompositions Z ~ A C of representations, their grounding and their scores."""

@@ -78,7 +78,9 @@ class Decomposition(TransformerMixin, BaseEstimator):
         self._check_fitted()
         rows = as_rows(values)
         if rows.shape[1] != self.components_.shape[1]:
-            raise BadInputError(f"rows have width {rows.shape[1]}, the concepts {self.components_.shape[1]}; they must agree")
+            raise BadInputError(
+                f"rows have width {rows.shape[1]}, the concepts {self.components_.shape[1]}; they must agree"
+            )
         return rows
 
     def _chunks(self, rows: Tensor) -> Iterator[tuple[slice, Float[Tensor, "m d"]]]:

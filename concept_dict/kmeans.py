@@ -110,8 +110,9 @@ class KMeans(Decomposition):
     def _lloyd(self, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, float, int, int]:
         previous, empty = float("inf"), 0
         labels, distances = self._assign(rows, centres)
-        bar = tqdm(range(1, self.max_iter + 1), desc="k-means", delay=2, leave=False)
-        for step in bar:
+        steps = 0
+        for _ in tqdm(range(self.max_iter), desc="k-means", delay=2, leave=False):
+            steps += 1
             sums = torch.zeros(centres.shape, dtype=torch.float64, device=rows.device)
             for part, chunk in self._chunks(rows):
                 sums.index_add_(0, labels[part], chunk.double())
@@ -127,7 +128,7 @@ class KMeans(Decomposition):
             if previous - inertia <= self.tol * inertia and bool((counts > 0).all()):
                 break
             previous = inertia
-        return centres, labels, inertia, step, empty
+        return centres, labels, inertia, steps, empty
 
     def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
         """Activations of rows X (n, d), as `activation` says."""

@@ -98,7 +98,9 @@ def match_facts(
     fact, chosen, held_out = _choose(scores, truth, held_scores, held_truth)
     rng = np.random.default_rng(seed)
     chance = [
-        _choose(scores, truth[rng.permutation(len(truth))], held_scores, held_truth[rng.permutation(len(held_truth))])[2]
+        _choose(scores, truth[rng.permutation(len(truth))], held_scores, held_truth[rng.permutation(len(held_truth))])[
+            2
+        ]
         for _ in range(shuffles)
     ]
     return Match(fact, chosen, held_out, np.mean(chance, axis=0))

@@ -1,8 +1,8 @@
 """Non-negative least squares for many right-hand sides at once, exact to rounding.
 
 min ||z - a C||^2 over a >= 0, by block principal pivoting (Kim & Park, "Fast nonnegative matrix factorization: an
-active-set-like method and comparisons", 2011, algorithm 2), which needs only Z C^T and C C^T. Each row is solved by
-itself, so its answer depends neither on its companions nor on a starting point, unlike coordinate descent stopped early.
+active-set-like method and comparisons", 2011, algorithm 2), which needs only Z C^T and C C^T. Each row is solved alone,
+so its answer depends neither on its companions nor on a starting point, unlike coordinate descent stopped early.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def nonnegative_least_squares(cross: Float[Tensor, "n k"], gram: Float[Tensor, "
 def _solve(cross: Tensor, gram: Tensor) -> Tensor:
     k = gram.shape[0]
     usable = gram.diagonal() > 0
-    # Where concepts nearly cancel, the smallest of the solutions that float32 can't tell apart, not an arbitrary huge one.
+    # Where concepts nearly cancel: the smallest of the solutions that float32 can't tell apart, not a huge one.
     gram = gram + torch.eye(k, dtype=gram.dtype, device=gram.device) * RIDGE * gram.diagonal().max().clamp_min(1e-300)
     scale = cross.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
     tolerance = 1e-12 * scale

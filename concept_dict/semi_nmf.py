@@ -89,7 +89,7 @@ class SemiNMF(Decomposition):
     Args:
         n_components: Number of concepts k.
         alpha: Price of activations, relative to the rows' root mean square norm; 0 is Ding's objective.
-        init: Where concepts start: `"kmeans"` centres (as Ding), or `"svd"`: both signs of the leading singular vectors.
+        init: Where concepts start: `"kmeans"` centres (as Ding), or `"svd"`, both signs of leading singular vectors.
         center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
         max_iter: Alternations at most.
         tol: Stop when the objective falls by less than this share of itself over one alternation.
@@ -167,7 +167,9 @@ class SemiNMF(Decomposition):
             gram += chunk.double().T @ chunk.double()
         directions = torch.linalg.eigh(gram).eigenvectors.T.flip(0).float()
         if k > 2 * len(directions):
-            raise BadInputError(f"init='svd' gives at most {2 * len(directions)} concepts for rows of this width; use 'kmeans'")
+            raise BadInputError(
+                f"init='svd' gives at most {2 * len(directions)} concepts for rows of this width; use 'kmeans'"
+            )
         return torch.stack([directions, -directions], dim=1).flatten(0, 1)[:k].clone()
 
     def _sums(self, rows: Tensor, activations: Tensor) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:

@@ -45,7 +45,7 @@ def parse_role(value: str | Role) -> Role:
     return _parse(Role, value)
 
 
-def _parse(kind: type, value: Any) -> Any:
+def _parse(kind: type[IntEnum], value: Any) -> Any:
     if isinstance(value, kind):
         return value
     names = [member.name.lower() for member in kind]
@@ -95,8 +95,8 @@ class Batch:
             wanted = parse_role(role)
             if bool((self.role == Role.UNKNOWN).any()) and wanted != Role.UNKNOWN:
                 raise BadInputError(
-                    f"role {wanted.name.lower()!r} was asked for, but this batch was made from raw tensors, so roles are "
-                    "unknown; make it with model.prepare(...)"
+                    f"role {wanted.name.lower()!r} was asked for, but this batch was made from raw tensors, so "
+                    "roles are unknown; make it with model.prepare(...)"
                 )
             chosen = chosen & (self.role == wanted)
         if sample is not None:
@@ -163,8 +163,8 @@ def batch_from_inputs(inputs: Mapping[str, Any], image_token_id: int | None) -> 
     if ids is None or ids.ndim != 2:
         shape = None if ids is None else tuple(ids.shape)
         raise BadInputError(
-            f"a batch needs 'input_ids' of shape (batch, pos); got {shape} among {sorted(inputs)}. Use the output of the "
-            "model's processor, or model.prepare(images=..., text=...)"
+            f"a batch needs 'input_ids' of shape (batch, pos); got {shape} among {sorted(inputs)}. Use the output "
+            "of the model's processor, or model.prepare(images=..., text=...)"
         )
     mask = tensors.setdefault("attention_mask", torch.ones_like(ids))
     image = ids == image_token_id if image_token_id is not None else torch.zeros_like(ids, dtype=torch.bool)

@@ -73,7 +73,9 @@ class Extractor(lightning.LightningModule):
             raise BadInputError(f"{foreign[0]!r} is not a (batch, pos, d) point of the language model; choose others")
         layers = [points[name].layer for name in self.hook_names]
         # Blocks above the deepest one asked for need not run.
-        deepest = None if any(layer is None for layer in layers) else max(layer for layer in layers if layer is not None)
+        deepest = (
+            None if any(layer is None for layer in layers) else max(layer for layer in layers if layer is not None)
+        )
         self._stop = None if deepest is None else deepest + 1
 
     def made_by(self) -> dict[str, Any]:
@@ -110,7 +112,8 @@ class Extractor(lightning.LightningModule):
     def predict_step(self, loaded: Loaded) -> Extracted:
         """Representations of one batch."""
         samples, pictures, skipped = list(loaded.samples), list(loaded.pictures), list(loaded.skipped)
-        batch, answers = None, []
+        batch: Batch | None = None
+        answers: list[str | None] = []
         while samples and batch is None:
             try:
                 batch, answers = self._batch(samples, pictures)
@@ -160,9 +163,7 @@ class _Writer(BasePredictionWriter):
         super().__init__("batch")
         self.writer = writer
 
-    def write_on_batch_end(
-        self, trainer: Any, module: Any, prediction: Extracted, *_: Any
-    ) -> None:
+    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Extracted, *_: Any) -> None:
         self.writer.add(prediction.values, prediction.rows, prediction.samples, prediction.skipped)
 
 
@@ -201,14 +202,14 @@ def extract(
     writer = StoreWriter(path, extractor.made_by(), resume=resume, rows_per_part=4096)
     done = writer.done()
     left = data.without(done)
-    trainer = quiet_trainer(
-        **{"accelerator": "cpu", "devices": 1, **trainer_options, "callbacks": [_Writer(writer)]}
-    )
+    trainer = quiet_trainer(**{"accelerator": "cpu", "devices": 1, **trainer_options, "callbacks": [_Writer(writer)]})
     if len(left.dataset):  # type: ignore[arg-type]
         trainer.predict(extractor, left, return_predictions=False)
     store = writer.close()
     if store.skipped.num_rows:
         reasons = Counter(store.skipped.column("reason").to_pylist())
         lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons.most_common(5))
-        print(f"{store.skipped.num_rows} of {store.skipped.num_rows + store.samples.num_rows} samples skipped:\n{lines}")
+        print(
+            f"{store.skipped.num_rows} of {store.skipped.num_rows + store.samples.num_rows} samples skipped:\n{lines}"
+        )
     return store

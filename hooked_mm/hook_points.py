@@ -46,7 +46,7 @@ class _Row:
     in_place: bool = False
 
 
-# In execution order within a block; shapes in the meaning are (batch, pos, ...), in the vision tower (image, patch, ...).
+# In execution order within a block; shapes are (batch, pos, ...), in the vision tower (image, patch, ...).
 BLOCK_ROWS: tuple[_Row, ...] = (
     _Row("hook_resid_pre", "block", "input", "residual stream before the block (b, p, d)"),
     _Row("ln1.hook_out", "ln1", "output", "first norm, after its gain (b, p, d)"),
@@ -85,11 +85,17 @@ def list_hook_points(structure: Structure) -> dict[str, HookPoint]:
     points: list[HookPoint] = []
     if vision := structure.vision:
         first = f"{vision.layers}.0"
-        points.append(HookPoint("vision.hook_embed", first, "input", "vision", None, "what enters tower block 0 (n, p, d)"))
+        points.append(
+            HookPoint("vision.hook_embed", first, "input", "vision", None, "what enters tower block 0 (n, p, d)")
+        )
         points += _block_points("vision.", "vision", vision)
     if path := structure.projector:
-        points.append(HookPoint("projector.hook_in", path, "input", "projector", None, "selected patch features (n, p, d)"))
-        points.append(HookPoint("projector.hook_out", path, "output", "projector", None, "image tokens (n, p, d_model)"))
+        points.append(
+            HookPoint("projector.hook_in", path, "input", "projector", None, "selected patch features (n, p, d)")
+        )
+        points.append(
+            HookPoint("projector.hook_out", path, "output", "projector", None, "image tokens (n, p, d_model)")
+        )
     text = structure.text
     first = f"{text.layers}.0"
     points.append(
@@ -97,7 +103,9 @@ def list_hook_points(structure: Structure) -> dict[str, HookPoint]:
     )
     points += _block_points("", "text", text)
     points.append(
-        HookPoint("ln_final.hook_out", structure.final_norm, "output", "text", None, "final norm, after its gain (b, p, d)")
+        HookPoint(
+            "ln_final.hook_out", structure.final_norm, "output", "text", None, "final norm, after its gain (b, p, d)"
+        )
     )
     points.append(HookPoint("hook_logits", structure.unembed, "output", "text", None, "logits (b, p, vocab)"))
     return {point.name: point for point in points}

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
-from torch import Tensor, nn
+from torch import Tensor
 from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hooked_mm.batch import Batch, batch_from_inputs
@@ -80,7 +80,7 @@ class HookedMM:
         UnsupportedModelError: If the architecture is not recognised.
     """
 
-    def __init__(self, hf_model: nn.Module, processor: Any = None) -> None:
+    def __init__(self, hf_model: Any, processor: Any = None) -> None:
         self.hf_model, self.processor = hf_model, processor
         self.structure = structure = resolve(hf_model)
         self._points = list_hook_points(structure)
@@ -203,7 +203,9 @@ class HookedMM:
             text = [text] * (1 if pictures is None else len(pictures))
         if pictures is None:
             pictures = [None] * len(text)
-        prefixes = [answer_prefix] * len(text) if answer_prefix is None or isinstance(answer_prefix, str) else answer_prefix
+        prefixes = (
+            [answer_prefix] * len(text) if answer_prefix is None or isinstance(answer_prefix, str) else answer_prefix
+        )
         answers = [None] * len(text) if answers is None else answers
         counts = {"images": len(pictures), "text": len(text), "answers": len(answers), "answer_prefix": len(prefixes)}
         if not len(text) or len(set(counts.values())) > 1:

@@ -62,8 +62,8 @@ def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
     count = text.count(image_token)
     if count not in (0, images):
         raise BadInputError(
-            f"the text has {count} image tokens {image_token!r} for {images} images: {text!r}. Write one per image, or none "
-            "to have the images placed before the text"
+            f"the text has {count} image tokens {image_token!r} for {images} images: {text!r}. Write one per image, "
+            "or none to have the images placed before the text"
         )
     if not text.replace(image_token, "").strip():
         raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
@@ -105,8 +105,8 @@ def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> 
         count = text.count(token)
         if count != images:
             raise BadInputError(
-                f"the text has {count} image tokens {token!r} for {images} images: {text!r}. With template=False the text is "
-                "taken as it stands: write one image token per image"
+                f"the text has {count} image tokens {token!r} for {images} images: {text!r}. With template=False the "
+                "text is taken as it stands: write one image token per image"
             )
         if not text.replace(token, "").strip():
             raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
@@ -114,14 +114,15 @@ def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> 
     messages = _message(text, images, token)
     if not getattr(processor, "chat_template", None):
         raise BadInputError(
-            "this processor has no chat template; give the whole prompt yourself with template=False, image tokens included"
+            "this processor has no chat template; give the whole prompt yourself with template=False, image tokens "
+            "included"
         )
     rendered = processor.apply_chat_template(_marked(messages), add_generation_prompt=True, tokenize=False)
     pieces = rendered.split(_MARK)
     if rendered.replace(_MARK, "").count(token) != images:
         raise BadInputError(
-            f"the chat template wrote {rendered.count(token)} image tokens for {images} images; it may not support images. "
-            "Give the whole prompt yourself with template=False"
+            f"the chat template wrote {rendered.count(token)} image tokens for {images} images; it may not support "
+            "images. Give the whole prompt yourself with template=False"
         )
     return [(piece, Role.QUESTION if index % 2 else Role.TEMPLATE) for index, piece in enumerate(pieces) if piece]
 
@@ -226,7 +227,9 @@ def prepare(
         prompts.append("".join(piece for piece, _ in pieces))
         plains.append(token_roles(tokenizer, pieces, add_special_tokens=add_special))
     if len(specials) > 1:
-        raise BadInputError(f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way")
+        raise BadInputError(
+            f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way"
+        )
     nested = [sample for sample in pictures if sample]
     encoded = processor(
         text=prompts,

@@ -85,9 +85,7 @@ class Runner:
     def _available(self, batch: Batch) -> list[str]:
         return [n for n, p in self.points.items() if batch.has_images or p.stream == "text"]
 
-    def _plan(
-        self, batch: Batch, names_filter: NamesFilter, hooks: Sequence[HookSpec], *, save: bool
-    ) -> list[_Visit]:
+    def _plan(self, batch: Batch, names_filter: NamesFilter, hooks: Sequence[HookSpec], *, save: bool) -> list[_Visit]:
         available = self._available(batch)
         visits: dict[str, _Visit] = {}
 
@@ -182,12 +180,12 @@ class Runner:
         kept = [v for v in visits if self._order[v.point.name] < limit and v.point.module != stop.module]
         late = [v.point.name for v in visits if v not in kept]
         if late and (named or not kept):
-            raise BadInputError(f"{late[0]!r} is not reached when stopping at {stop.name!r}; stop later or leave it out")
+            raise BadInputError(
+                f"{late[0]!r} is not reached when stopping at {stop.name!r}; stop later or leave it out"
+            )
         return kept
 
-    def generate(
-        self, batch: Batch, hooks: Sequence[HookSpec], options: dict[str, Any]
-    ) -> Any:
+    def generate(self, batch: Batch, hooks: Sequence[HookSpec], options: dict[str, Any]) -> Any:
         """`generate` of the wrapped model with functions at hook points in every step; its own result."""
         visits = self._plan(batch, (), hooks, save=False)
         # The tower and projector run in the prefill alone. A worker that waited for them in a later step would end

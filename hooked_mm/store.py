@@ -86,8 +86,8 @@ class StoreWriter:
         if old != self.made_by:
             changed = sorted(key for key in {*old, *self.made_by} if old.get(key) != self.made_by.get(key))
             raise StoreError(
-                f"the store {str(self.path)!r} was made otherwise ({', '.join(changed)} differ), so it can't be continued; "
-                "use the same settings or another path"
+                f"the store {str(self.path)!r} was made otherwise ({', '.join(changed)} differ), so it can't be "
+                "continued; use the same settings or another path"
             )
 
     def done(self) -> set[str]:
@@ -130,7 +130,9 @@ class StoreWriter:
         tensors = {hook: torch.cat(values).contiguous() for hook, values in self._tensors.items()}
         save_file(tensors, aside / "activations.safetensors")
         pq.write_table(pa.Table.from_pylist(self._rows, schema=_ROW_SCHEMA), aside / "rows.parquet")
-        samples = pa.Table.from_pylist(self._samples) if self._samples else pa.table({"sample": pa.array([], pa.string())})
+        samples = (
+            pa.Table.from_pylist(self._samples) if self._samples else pa.table({"sample": pa.array([], pa.string())})
+        )
         pq.write_table(samples, aside / "samples.parquet")
         pq.write_table(pa.Table.from_pylist(self._skipped, schema=_SKIPPED_SCHEMA), aside / "skipped.parquet")
         os.replace(aside, self.path / "parts" / f"{self._part:05d}")
@@ -178,7 +180,11 @@ def _part_dirs(path: Path) -> list[Path]:
 
 def _read_table(parts: list[Path], name: str, columns: list[str] | None = None) -> pa.Table:
     tables = [pq.read_table(part / f"{name}.parquet", columns=columns) for part in parts]
-    return pa.concat_tables(tables, promote_options="permissive") if tables else pa.table({"sample": pa.array([], pa.string())})
+    return (
+        pa.concat_tables(tables, promote_options="permissive")
+        if tables
+        else pa.table({"sample": pa.array([], pa.string())})
+    )
 
 
 class ActivationStore:
@@ -216,8 +222,8 @@ class ActivationStore:
         manifest = _read_manifest(folder)
         if not manifest["complete"] and not partial:
             raise StoreError(
-                f"the store {str(folder)!r} is unfinished ({len(_part_dirs(folder))} parts written): run the extraction again "
-                "to resume it, or open it with partial=True"
+                f"the store {str(folder)!r} is unfinished ({len(_part_dirs(folder))} parts written): run the "
+                "extraction again to resume it, or open it with partial=True"
             )
         return cls(folder, manifest)
 
@@ -251,7 +257,9 @@ class ActivationStore:
             UnknownHookError: If the store does not hold the hook.
         """
         if hook not in self.hooks:
-            raise UnknownHookError(f"the store does not hold {hook!r}{nearest(hook, self.hooks)}; it holds {self.hooks}")
+            raise UnknownHookError(
+                f"the store does not hold {hook!r}{nearest(hook, self.hooks)}; it holds {self.hooks}"
+            )
         pieces = []
         for file in self._files:
             with safe_open(file, framework="pt") as tensors:

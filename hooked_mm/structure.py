@@ -86,8 +86,8 @@ def _stack(paths: dict[int, str], owner: nn.Module, config: Any, what: str) -> S
     name = _first(owner, LAYER_LIST_NAMES)
     if name is None:
         raise UnsupportedModelError(
-            f"no layers found in the {what} {type(owner).__name__}: none of its attributes {', '.join(LAYER_LIST_NAMES)} "
-            "exists. Add the name to hooked_mm/structure.py."
+            f"no layers found in the {what} {type(owner).__name__}: none of the attributes "
+            f"{', '.join(LAYER_LIST_NAMES)} exists. Add the name to hooked_mm/structure.py."
         )
     layers = _get(owner, name)
     found = {role: _first(layers[0], names) for role, names in PART_NAMES.items()}
@@ -111,7 +111,7 @@ def _stack(paths: dict[int, str], owner: nn.Module, config: Any, what: str) -> S
     )
 
 
-def resolve(model: nn.Module) -> Structure:
+def resolve(model: Any) -> Structure:
     """Find the parts of a loaded transformers model (PEFT-wrapped too).
 
     Raises:
@@ -119,7 +119,7 @@ def resolve(model: nn.Module) -> Structure:
     """
     # PEFT keeps the transformers model inside; its modules are found by identity, so the paths stay those of `model`.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
-    config = getattr(inner, "config", None)
+    config: Any = getattr(inner, "config", None)
     family = getattr(config, "model_type", type(model).__name__)
     if family not in FAMILIES:
         raise UnsupportedModelError(

@@ -33,7 +33,9 @@ def token_ends(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[int]]:
     ends, last = [], 0
     for count in range(1, len(ids) + 1):
         prefix = tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
-        same = next((i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text)))
+        same = next(
+            (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text))
+        )
         last = max(last, same)
         ends.append(last)
     return text, ends
@@ -64,7 +66,9 @@ def find_words(tokenizer: Any, ids: Sequence[int], words: Iterable[str]) -> list
     canonical = {" ".join(word.lower().split()): word for word in words}
     found = []
     for match in word_pattern(words).finditer(text):
-        covered = [i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < match.end() and b > match.start()]
+        covered = [
+            i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < match.end() and b > match.start()
+        ]
         # A token of white space alone ("▁" before a digit) is no part of the word.
         while covered and not text[starts[covered[0]] : ends[covered[0]]].strip():
             covered.pop(0)
@@ -83,6 +87,6 @@ def check_words(tokenizer: Any, words: Iterable[str]) -> None:
         ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
         if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
             raise UnknownWordError(
-                f"the tokenizer can't make the word {word!r} (it contains the unknown token), so the model can never say "
-                "it; choose a word of its vocabulary"
+                f"the tokenizer can't make the word {word!r} (it contains the unknown token), so the model can never "
+                "say it; choose a word of its vocabulary"
             )

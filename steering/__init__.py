@@ -1,0 +1,1 @@
+"""Steering: vectors, their application during generation, and an evaluation one can trust."""

@@ -45,8 +45,14 @@ OUTLINES: dict[str, Callable[[Grid, Grid], Bool[np.ndarray, "h w"]]] = {
 # place -> (base colour, brightness pattern in about -1..1 over pixel coordinates). Backgrounds are muted and of middle
 # brightness, so that every object colour stands out in every place.
 PLACE_PAINT: dict[str, tuple[tuple[int, int, int], Paint]] = {
-    "beach": ((176, 160, 128), lambda x, y, r: np.where(y > 0.55 * y.max() + 2 * np.sin(x / 4 + r.uniform(0, 6)), 0.7, -0.7)),
-    "city": ((128, 122, 122), lambda x, y, r: np.where((y % 6 < 1) | ((x + 5 * (y // 6 % 2) + r.integers(9)) % 10 < 1), 1, -0.2)),
+    "beach": (
+        (176, 160, 128),
+        lambda x, y, r: np.where(y > 0.55 * y.max() + 2 * np.sin(x / 4 + r.uniform(0, 6)), 0.7, -0.7),
+    ),
+    "city": (
+        (128, 122, 122),
+        lambda x, y, r: np.where((y % 6 < 1) | ((x + 5 * (y // 6 % 2) + r.integers(9)) % 10 < 1), 1, -0.2),
+    ),
     "desert": ((172, 144, 104), lambda x, y, r: np.sin((x + y) / 2.2 + 1.2 * np.sin(x / 7) + r.uniform(0, 6))),
     "forest": ((88, 112, 84), lambda x, y, r: np.sin(x * 1.3 + r.uniform(0, 6)) + 0.4 * np.sin(y / 3)),
     "sea": ((92, 124, 150), lambda x, y, r: np.sin(y * 1.1 + 0.8 * np.sin(x / 3 + r.uniform(0, 6)))),

@@ -83,7 +83,9 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
         Question("shape at", f"what shape is at the {item.position} ?", item.shape),
         Question("place", "what place is this ?", scene.place),
         Question("count", "how many objects are there ?", COUNTS[len(scene.objects) - 1]),
-        Question("is there a shape", f"is there a {item.shape if yes_shape else pick(absent_shapes)} ?", _yes(yes_shape)),
+        Question(
+            "is there a shape", f"is there a {item.shape if yes_shape else pick(absent_shapes)} ?", _yes(yes_shape)
+        ),
         Question(
             "is there a colour",
             f"is there a {item.colour if yes_colour else pick(absent_colours)} object ?",

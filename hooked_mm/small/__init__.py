@@ -16,5 +16,7 @@ def small_model_path(name: str) -> Path:
         BadInputError: For a name that does not exist.
     """
     if name not in SMALL_MODELS:
-        raise BadInputError(f"no small model {name!r}{nearest(name, SMALL_MODELS)}; there are: {', '.join(SMALL_MODELS)}")
+        raise BadInputError(
+            f"no small model {name!r}{nearest(name, SMALL_MODELS)}; there are: {', '.join(SMALL_MODELS)}"
+        )
     return Path(__file__).parent / name

@@ -12,7 +12,7 @@ from PIL import Image
 from tqdm import tqdm
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.data import SceneDataset, picture
+from hooked_mm.scenes.dataset import SceneDataset, picture
 from hooked_mm.scenes.language import CAPTION_PROMPT, QUESTION_TYPES, caption, caption_slots, questions
 
 
@@ -51,7 +51,9 @@ def slot_accuracy(said: str, true: str) -> dict[str, float]:
     }
 
 
-def _answers(model: HookedMM, images: Sequence[Image.Image], prompts: Sequence[str], length: int, what: str) -> list[str]:
+def _answers(
+    model: HookedMM, images: Sequence[Image.Image], prompts: Sequence[str], length: int, what: str
+) -> list[str]:
     said: list[str] = []
     step = 128
     for start in tqdm(range(0, len(prompts), step), desc=what, unit="batch"):
@@ -84,7 +86,8 @@ def evaluate(folder: str | Path, scenes: int = 1000, seed: int = 0) -> Evaluatio
         scenes=scenes,
         questions=right(0, "questions"),
         caption_attributes={
-            name: float(np.mean([slot[name] for slot in slots])) for name in ("shapes", "colours", "sizes", "positions", "places")
+            name: float(np.mean([slot[name] for slot in slots]))
+            for name in ("shapes", "colours", "sizes", "positions", "places")
         },
         exact_captions=float(np.mean([a == b for a, b in zip(said, truth, strict=True)])),
         wrong_image=float(np.mean(list(right(1, "wrong images").values()))),

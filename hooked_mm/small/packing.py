@@ -112,10 +112,10 @@ class Packer:
         weights = np.zeros(shape, np.float32)
         positions = np.zeros(shape, np.int64)
         segments = np.full(shape, -1, np.int64)
-        for row, texts in enumerate(rows):
+        for row, encoded in enumerate(rows):
             start = len(prefix)
             ids[row, :start], positions[row, :start], segments[row, :start] = prefix, np.arange(start), 0
-            for segment, (prompt, answer, weight) in enumerate(texts, start=1):
+            for segment, (prompt, answer, weight) in enumerate(encoded, start=1):
                 span = slice(start, start + len(prompt) + len(answer))
                 ids[row, span] = prompt + answer
                 positions[row, span] = len(prefix) + np.arange(len(prompt) + len(answer))
@@ -129,7 +129,10 @@ class Packer:
         # A padded query still attends to itself: a row of the mask that is empty would make softmax undefined.
         mask = (same & causal) | np.eye(length, dtype=bool)
         return Packed(
-            *(torch.from_numpy(array) for array in (ids, labels, weights, positions)),
+            ids=torch.from_numpy(ids),
+            labels=torch.from_numpy(labels),
+            weights=torch.from_numpy(weights),
+            positions=torch.from_numpy(positions),
             mask=torch.from_numpy(mask[:, None]),
             image_slice=slice(len(head), len(prefix)),
         )

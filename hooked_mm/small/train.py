@@ -18,6 +18,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import lightning
 import numpy as np
@@ -74,7 +75,7 @@ class Stage(lightning.LightningModule):
 class TowerStage(Stage):
     """Dense labels per patch, on what the projector will see of the tower."""
 
-    def __init__(self, model: nn.Module, pool: ScenePool, steps: int) -> None:
+    def __init__(self, model: Any, pool: ScenePool, steps: int) -> None:
         super().__init__(pool, steps)
         self.tower = model.model.vision_tower
         width = model.config.vision_config.hidden_size
@@ -97,7 +98,7 @@ class AlignmentStage(Stage):
 
     temperature = 0.1
 
-    def __init__(self, model: nn.Module, pool: ScenePool, steps: int, vocabulary: dict[str, int]) -> None:
+    def __init__(self, model: Any, pool: ScenePool, steps: int, vocabulary: dict[str, int]) -> None:
         super().__init__(pool, steps)
         self.tower, self.projector = model.model.vision_tower, model.model.multi_modal_projector
         self.embedding = model.get_input_embeddings()
@@ -124,7 +125,7 @@ class AlignmentStage(Stage):
 class LanguageStage(Stage):
     """Captions and questions, packed behind the image."""
 
-    def __init__(self, model: nn.Module, pool: ScenePool, steps: int, packer: Packer) -> None:
+    def __init__(self, model: Any, pool: ScenePool, steps: int, packer: Packer) -> None:
         super().__init__(pool, steps)
         self.model, self.packer = model, packer
 
@@ -141,7 +142,7 @@ class LanguageStage(Stage):
         return loss
 
 
-def packed_logits(model: nn.Module, packed: Packed, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+def packed_logits(model: Any, packed: Packed, images: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (targets, vocab), labels and weights at the positions that have a target."""
     core = model.model
     features = torch.stack(core.get_image_features(images).pooler_output)
@@ -156,7 +157,7 @@ def packed_logits(model: nn.Module, packed: Packed, images: Tensor) -> tuple[Ten
     return model.lm_head(hidden[kept]), packed.labels[kept], packed.weights[kept]
 
 
-def mimetic_keys(model: nn.Module, scale: float = 1.4) -> None:
+def mimetic_keys(model: Any, scale: float = 1.4) -> None:
     """k_proj = scale * q_proj in every decoder layer (Trockman & Kolter 2023, in spirit)."""
     with torch.no_grad():
         for layer in model.model.language_model.layers:

@@ -91,4 +91,5 @@ class ScenesDataModule(SampleDataModule):
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
-        super().__init__(SceneDataset(size, task, split, seed), batch_size, num_workers)
+        self.scenes = SceneDataset(size, task, split, seed)
+        super().__init__(self.scenes, batch_size, num_workers)

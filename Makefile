@@ -1,0 +1,53 @@
+# `make demo` and `make test` set up everything they need in .venv; nothing else has to be installed.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+# Tests run in one process per core; threads of their own would only get in each other's way.
+export OMP_NUM_THREADS ?= 1
+export TOKENIZERS_PARALLELISM ?= false
+export HF_HUB_OFFLINE ?= 1
+
+.PHONY: help demo test test-slow check format pictures clean
+
+help:
+	@echo "make demo       concepts of a shipped small model, in two minutes"
+	@echo "make test       lint, types and the test suite"
+	@echo "make test-slow  the rest of the suite: wheel in an empty environment, training, big sweeps"
+	@echo "make format     rewrite the code in the house's format"
+	@echo "make pictures   the README's pictures (needs /usr/bin/chromium)"
+
+$(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable .
+	@touch $@
+
+$(VENV)/.installed-tests: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
+	# A rival to measure against. Without its dependencies, which are vision models and their CUDA libraries.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete
+	@touch $@
+
+demo: $(VENV)/.installed
+	OMP_NUM_THREADS= $(BIN)/hooked-mm demo --output runs/demo
+
+check: $(VENV)/.installed-tests
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+test: check
+	$(BIN)/pytest -n auto -m "not slow"
+
+test-slow: $(VENV)/.installed-tests
+	$(BIN)/pytest -n auto -m slow
+
+format: $(VENV)/.installed-tests
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+pictures: $(VENV)/.installed-tests
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pictures]"
+	$(BIN)/python docs/make_pictures.py
+
+clean:
+	rm -rf $(VENV) runs build dist *.egg-info

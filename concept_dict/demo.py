@@ -1,0 +1,191 @@
+"""The whole path on a model that ships with the package: pictures to named concepts, in two minutes.
+
+Scenes -> captions by the model -> representations of attribute words -> semi-NMF -> words, pictures and a score against
+the scenes' truth -> TensorBoard, HTML, JSON.
+"""
+
+from __future__ import annotations
+
+import shutil
+import time
+import warnings
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from jsonargparse import auto_cli
+
+from concept_dict.cards import CardSample, ConceptCard, Report, write_html, write_json, write_tensorboard
+from concept_dict.dictionary import ConceptDictionary
+from concept_dict.grounding import top_samples, top_words
+from concept_dict.metrics import Match, fact_table, match_facts, pool_samples, random_concepts
+from concept_dict.semi_nmf import SemiNMF
+from hooked_mm.errors import BadInputError
+from hooked_mm.extraction import Extractor, extract
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.dataset import ScenesDataModule, picture
+from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.scenes.world import all_facts
+from hooked_mm.selectors import TokenOfInterest
+from hooked_mm.store import ActivationStore
+
+CLASSES = ("shapes", "colours", "sizes", "positions", "places")
+MADE_HERE = ("activations", "held_out", "tensorboard", "dictionary", "report.html", "report.json")
+
+
+@dataclass(frozen=True)
+class _Scored:
+    """Pooled activations of the fitting samples, and the match of concepts to facts."""
+
+    pooled: np.ndarray
+    match: Match
+    random: Match
+
+
+def _clear(folder: Path) -> None:
+    """Remove what an earlier demo left, and nothing else."""
+    for name in MADE_HERE:
+        target = folder / name
+        if target.is_dir():
+            shutil.rmtree(target)
+        elif target.exists():
+            target.unlink()
+
+
+def _truth(store: ActivationStore) -> np.ndarray:
+    return fact_table(store.samples.column("facts").to_pylist(), all_facts())
+
+
+def _score(dictionary: ConceptDictionary, fitted: ActivationStore, held: ActivationStore, seed: int) -> _Scored:
+    def pooled(store: ActivationStore, activations: object) -> np.ndarray:
+        return pool_samples(activations, store.row_samples(), store.samples.num_rows)  # type: ignore[arg-type]
+
+    hook, truth, held_truth = dictionary.hook, _truth(fitted), _truth(held)
+    rows, held_rows = fitted.activations(hook), held.activations(hook)
+    scores, held_scores = pooled(fitted, dictionary.transform(rows)), pooled(held, dictionary.transform(held_rows))
+    match = match_facts(scores, truth, held_scores, held_truth, seed=seed)
+    directions = random_concepts(len(dictionary.concepts), dictionary.concepts.shape[1], seed)
+    mean = dictionary.decomposition.mean_
+    random = match_facts(
+        pooled(fitted, ((rows.float() - mean) @ directions.T).clamp_min(0)),
+        truth,
+        pooled(held, ((held_rows.float() - mean) @ directions.T).clamp_min(0)),
+        held_truth,
+        seed=seed,
+    )
+    return _Scored(scores, match, random)
+
+
+def print_table(cards: Sequence[ConceptCard], random: Match) -> None:
+    """Concept, words, best fact, held-out AUROC, shuffled labels; then the means beside a random dictionary."""
+    words = [", ".join(word.text for word in card.words[:4]) for card in cards]
+    width = max(map(len, words))
+    print(f"\n{'concept':>7}  {'top words':<{width}}  {'best-matching fact':<22}  held-out AUROC  shuffled labels")
+    for card, text in zip(cards, words, strict=True):
+        print(
+            f"{card.index:>7}  {text:<{width}}  {card.fact or '':<22}  {card.held_out:>14.3f}  {card.shuffled:>15.3f}"
+        )
+    found = len({card.fact for card in cards})
+    held, shuffled = np.mean([card.held_out for card in cards]), np.mean([card.shuffled for card in cards])
+    print(f"{'mean':>7}  {'':<{width}}  {f'{found} different facts':<22}  {held:>14.3f}  {shuffled:>15.3f}")
+    found = len(set(random.fact.tolist()))
+    print(
+        f"{'random':>7}  {'(random directions instead)':<{width}}  {f'{found} different facts':<22}  "
+        f"{random.held_out.mean():>14.3f}  {random.shuffled.mean():>15.3f}"
+    )
+
+
+def demo(
+    model: str = "llava",
+    output: Path = Path("runs/demo"),
+    samples: int = 800,
+    held_out: int = 400,
+    n_components: int = 26,
+    layer: int = -1,
+    batch_size: int = 100,
+    seed: int = 0,
+) -> None:
+    """Learn and ground concepts of a shipped small model on scenes, and say where to look.
+
+    Args:
+        model: Name of a small model.
+        output: Folder for the results; an earlier demo's are replaced.
+        samples: Scenes to learn from.
+        held_out: Other scenes to score on.
+        n_components: Number of concepts.
+        layer: Layer whose residual stream is read (`resid_post`); negative counts from the end.
+        batch_size: Scenes per batch.
+        seed: Seed of the scenes and of the decomposition.
+    """
+    started = time.monotonic()
+    # What nnsight and Lightning warn of here concerns neither the demo nor its reader.
+    warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
+    hooked = HookedMM.small(model)
+    n_layers = hooked.cfg.n_layers
+    if not -n_layers <= layer < n_layers:
+        raise BadInputError(f"layer={layer} is outside this model's {n_layers} layers")
+    hook = f"blocks.{layer % n_layers}.hook_resid_post"
+    words = tuple(word for name in CLASSES for word in WORD_CLASSES[name])
+    print(f"1. {hooked}")
+    _clear(output)
+    print(f"2. captions of {samples} scenes and of {held_out} held out; {hook} where an attribute word is predicted")
+    extractor = Extractor(hooked, hook, TokenOfInterest(words, where="predicts"))
+    data = ScenesDataModule(samples, "caption", "test", seed, batch_size)
+    fitted = extract(extractor, data, output / "activations")
+    held_data = ScenesDataModule(held_out, "caption", "test", seed + 1, batch_size)
+    held = extract(extractor, held_data, output / "held_out")
+    print(f"3. semi-NMF of {len(fitted)} representations into {n_components} concepts")
+    decomposition = SemiNMF(n_components, random_state=seed).fit(fitted.activations(hook))
+    dictionary = ConceptDictionary(decomposition, hook, fitted.made_by)
+    dictionary.save(output / "dictionary")
+    print("4. grounding: words, pictures, and the scenes' truth")
+    scored = _score(dictionary, fitted, held, seed)
+    names, texts = all_facts(), fitted.samples.column("text").to_pylist()
+    cards = []
+    for index, (found, rows) in enumerate(
+        zip(top_words(hooked, dictionary.concepts), top_samples(scored.pooled, 12), strict=True)
+    ):
+        shown = [
+            CardSample(picture(data.scenes.scene(row)), texts[row], float(scored.pooled[row, index])) for row in rows
+        ]
+        match = scored.match
+        cards.append(
+            ConceptCard(
+                index,
+                found,
+                shown,
+                scored.pooled[:, index],
+                names[match.fact[index]],
+                float(match.held_out[index]),
+                float(match.shuffled[index]),
+            )
+        )
+    report = Report(
+        f"Concepts of the small {model}",
+        [
+            ("model", repr(hooked)),
+            ("representations", f"{len(fitted)} at {hook}, where a caption's attribute words are predicted"),
+            (
+                "decomposition",
+                f"{decomposition}, {decomposition.n_iter_} iterations, {decomposition.n_dead_} dead concepts",
+            ),
+            ("scenes", f"{samples} to learn and choose the best fact, {held_out} others for the AUROC"),
+        ],
+        cards,
+    )
+    write_tensorboard(report, output / "tensorboard")
+    write_html(report, output / "report.html")
+    write_json(report, output / "report.json")
+    print_table(cards, scored.random)
+    print(
+        f"\nDone in {time.monotonic() - started:.0f} s. Look at\n"
+        f"  {output / 'report.html'}   (words, pictures and scores of every concept; open it in a browser)\n"
+        f"  tensorboard --logdir {output / 'tensorboard'}   (then http://localhost:6006)\n"
+        f"  {output / 'activations'}, {output / 'dictionary'}   (to go on with in Python)"
+    )
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Command line of the demo."""
+    auto_cli(demo, args=None if argv is None else list(argv), prog="hooked-mm demo", as_positional=False)

@@ -1,0 +1,77 @@
+"""What a concept means: the words it decodes to, and the samples that activate it most."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from jaxtyping import Float
+from torch import Tensor
+
+from hooked_mm.hooked import HookedMM
+
+STOPWORDS = frozenset(
+    """a an and are as at be but by for from had has have he her his i in into is it its of on or she so that the their
+    them they this to was we were which with you your""".split()
+)
+"""Words that say nothing about a concept."""
+
+
+@dataclass(frozen=True)
+class Word:
+    """A word a concept decodes to, with its probability under the model's own unembedding."""
+
+    text: str
+    probability: float
+
+
+def is_whole_word(tokenizer: Any, token: int) -> bool:
+    """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word after a space."""
+    text = tokenizer.decode([token]).strip()
+    return text.isalpha() and tokenizer(f" {text}", add_special_tokens=False)["input_ids"] == [token]
+
+
+def top_words(
+    model: HookedMM,
+    concepts: Float[Tensor, "k d"],
+    count: int = 5,
+    stopwords: Collection[str] = STOPWORDS,
+    candidates: int = 100,
+) -> list[list[Word]]:
+    """The words each concept decodes to: softmax(unembed(final norm(c_k))), most probable first.
+
+    Tokens that are not whole words, stopwords and repetitions (in another case) are left out; probabilities are those
+    over the whole vocabulary.
+
+    Args:
+        model: Whose final norm and unembedding to use.
+        concepts: C (k, d), directions in the residual stream.
+        count: Words per concept.
+        stopwords: Words to leave out, lower case.
+        candidates: Most probable tokens to look through.
+    """
+    # Concepts have norm 1; a norm's epsilon is meant for entries of size 1.
+    scaled = concepts.to(model.device) * concepts.shape[1] ** 0.5
+    probabilities = model.to_logits(scaled).float().softmax(dim=-1).cpu()
+    best = probabilities.topk(min(candidates, probabilities.shape[1]), dim=-1)
+    found = []
+    for values, tokens in zip(best.values.tolist(), best.indices.tolist(), strict=True):
+        words: dict[str, Word] = {}
+        for value, token in zip(values, tokens, strict=True):
+            text = model.tokenizer.decode([token]).strip()
+            key = text.lower()
+            if key in words or key in stopwords or not is_whole_word(model.tokenizer, token):
+                continue
+            words[key] = Word(text, value)
+            if len(words) == count:
+                break
+        found.append(list(words.values()))
+    return found
+
+
+def top_samples(pooled: Float[np.ndarray, "samples k"], count: int) -> list[list[int]]:
+    """Per concept, the samples that activate it most, strongest first; only those that activate it at all."""
+    order = np.argsort(-pooled, axis=0, kind="stable")[:count]
+    return [[int(row) for row in order[:, k] if pooled[row, k] > 0] for k in range(pooled.shape[1])]
