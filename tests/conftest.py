@@ -1,0 +1,45 @@
+"""What most tests need: the small LLaVA, loaded once, and pictures with known truth."""
+
+from __future__ import annotations
+
+import os
+
+# Before torch is imported: tests run in one process per core.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from PIL import Image
+
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.dataset import SceneDataset, picture
+from hooked_mm.scenes.world import Scene
+
+torch.set_num_threads(1)
+# Forward passes take as long as the machine is slow; a failing example must be the same everywhere.
+settings.register_profile(
+    "house", deadline=None, max_examples=12, derandomize=True, suppress_health_check=list(HealthCheck)
+)
+settings.load_profile("house")
+
+
+@pytest.fixture(scope="session")
+def llava() -> HookedMM:
+    """The shipped small LLaVA, float32."""
+    return HookedMM.small("llava")
+
+
+@pytest.fixture(scope="session")
+def scenes() -> list[Scene]:
+    """Twenty-four scenes of the test split."""
+    data = SceneDataset(24, split="test", seed=7)
+    return [data.scene(index) for index in range(len(data))]
+
+
+@pytest.fixture(scope="session")
+def images(scenes: list[Scene]) -> list[Image.Image]:
+    """Their pictures."""
+    return [picture(item) for item in scenes]
