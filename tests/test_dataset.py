@@ -1,0 +1,136 @@
+"""Scenes as samples: random access, splits that share nothing, and the truth in the columns."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from PIL import Image
+
+from hooked_mm.errors import BadInputError
+from hooked_mm.scenes.dataset import SPLIT_SEEDS, SceneDataset, ScenesDataModule, Task, picture
+from hooked_mm.scenes.language import CAPTION_PROMPT, QUESTION_TYPES
+from hooked_mm.scenes.world import scene
+
+
+def pixels(image: object) -> bytes:
+    """A sample's picture as bytes."""
+    assert isinstance(image, Image.Image)
+    return image.tobytes()
+
+
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=6), st.sampled_from(["caption", "question"]))
+def test_random_access_equals_sequential(order: list[int], task: Task) -> None:
+    """Samples do not depend on which were asked for before."""
+    one_by_one = list(map(SceneDataset(12, task, seed=3).__getitem__, range(12)))
+    data = SceneDataset(12, task, seed=3)
+    for index in order:
+        got, expected = data[index], one_by_one[index]
+        assert (got.id, got.text, got.answer, got.columns) == (
+            expected.id,
+            expected.text,
+            expected.answer,
+            expected.columns,
+        )
+        assert pixels(got.images) == pixels(expected.images)
+
+
+def test_the_size_changes_nothing_but_the_end() -> None:
+    """A larger data set begins with the smaller one."""
+    small, large = SceneDataset(3), SceneDataset(300)
+    assert [small.scene(i) for i in range(3)] == [large.scene(i) for i in range(3)]
+
+
+def test_splits_and_seeds_share_no_scene() -> None:
+    """Scenes of two splits, or of two seeds of a split, are different scenes."""
+    sets = [SceneDataset(150, split=split, seed=seed) for split in SPLIT_SEEDS for seed in (0, 1, 999)]
+    seen = [data.scene(index) for data in sets for index in range(len(data))]
+    assert len(set(seen)) == len(seen)
+    ids = [name for data in sets for name in data.ids()]
+    assert len(set(ids)) == len(ids)
+
+
+def test_seed_ranges_of_splits_do_not_meet() -> None:
+    """Every seed 0 to 999 of every split is a generator seed of its own."""
+    seeds = [first + seed for first in SPLIT_SEEDS.values() for seed in range(1000)]
+    assert len(set(seeds)) == len(seeds)
+
+
+def test_ids_are_those_of_the_samples() -> None:
+    """`ids()`, which renders nothing, agrees with the samples."""
+    data = SceneDataset(5, split="validation", seed=8)
+    assert data.ids() == [data[index].id for index in range(5)]
+    assert len(data) == 5
+
+
+def test_iteration_ends() -> None:
+    """Beyond the last sample there is an IndexError, so that `for sample in data` ends."""
+    data = SceneDataset(3)
+    assert len(list(data)) == 3
+    for index in (3, -1):
+        with pytest.raises(IndexError):
+            data[index]
+
+
+def test_caption_samples_hold_the_truth() -> None:
+    """Columns repeat the scene's attributes in order; text and answer are the prompt and a sentence naming them all."""
+    data = SceneDataset(20, seed=2)
+    for index in range(20):
+        sample, item = data[index], scene(3002, index)
+        assert sample.text == CAPTION_PROMPT
+        assert sample.columns["question_type"] == "caption"
+        for name in ("shape", "colour", "size", "position"):
+            values = [getattr(o, name) for o in item.objects]
+            assert sample.columns[name] == values
+            assert sample.answer is not None
+            assert all(value in sample.answer for value in values)
+        assert sample.columns["place"] == item.place
+        assert set(sample.columns["facts"]) == item.facts()
+        assert pixels(sample.images) == picture(item).tobytes()
+
+
+def test_question_samples_draw_from_every_type() -> None:
+    """Over 300 scenes each type is asked; where the answer is an attribute it stands in the columns."""
+    kinds = []
+    data = SceneDataset(300, "question", "train")
+    for index in range(300):
+        sample = data[index]
+        kinds.append(sample.columns["question_type"])
+        if kinds[-1] in ("colour", "shape", "size"):
+            assert sample.answer in sample.columns[kinds[-1]]
+        if kinds[-1] == "place":
+            assert sample.answer == sample.columns["place"]
+    assert set(kinds) == set(QUESTION_TYPES)
+
+
+def test_picture_is_the_rendered_scene() -> None:
+    """An RGB picture of the scene's size."""
+    image = picture(scene(1, 1))
+    assert (image.mode, image.size) == ("RGB", (48, 48))
+    assert np.asarray(image).std() > 5
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [({"split": "tests"}, "tests"), ({"seed": 1000}, "1000"), ({"seed": -1}, "-1"), ({"task": "captions"}, "captions")],
+)
+def test_bad_arguments_are_refused(options: dict, named: str) -> None:
+    """The error names the value."""
+    with pytest.raises(BadInputError, match=named):
+        SceneDataset(3, **options)
+
+
+def test_share_of_two_objects_is_passed_on() -> None:
+    """`two_objects=0` gives scenes of one object."""
+    data = SceneDataset(30, two_objects=0.0)
+    assert {len(data.scene(index).objects) for index in range(30)} == {1}
+
+
+def test_data_module_hands_out_every_scene_once() -> None:
+    """Batches of the data module, put together, are the data set in order."""
+    module = ScenesDataModule(size=7, seed=4, batch_size=3)
+    batches = list(module.predict_dataloader())
+    assert [len(batch.samples) for batch in batches] == [3, 3, 1]
+    assert [sample.id for batch in batches for sample in batch.samples] == SceneDataset(7, seed=4).ids()
+    assert module.ids() == SceneDataset(7, seed=4).ids()
