@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import shutil
 import time
-import warnings
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -119,8 +118,6 @@ def demo(
         seed: Seed of the scenes and of the decomposition.
     """
     started = time.monotonic()
-    # What nnsight and Lightning warn of here concerns neither the demo nor its reader.
-    warnings.filterwarnings("ignore", message=".*overridden `transfer_batch_to_device`.*")
     hooked = HookedMM.small(model)
     n_layers = hooked.cfg.n_layers
     if not -n_layers <= layer < n_layers:

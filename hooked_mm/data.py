@@ -85,6 +85,10 @@ class SampleDataModule(lightning.LightningDataModule):
         left = [index for index, name in enumerate(ids) if name not in done]
         return SampleDataModule(Subset(self.dataset, left), self.batch_size, self.num_workers)  # type: ignore[arg-type]
 
+    def transfer_batch_to_device(self, batch: Loaded, device: Any, dataloader_idx: int) -> Loaded:
+        """Pictures and texts stay where they are; `HookedMM` places its own inputs."""
+        return batch
+
     def predict_dataloader(self) -> DataLoader:
         return DataLoader(
             self.dataset,  # type: ignore[arg-type]

@@ -104,10 +104,6 @@ class Extractor(lightning.LightningModule):
             raise BadInputError("has no answer, but given answers were asked for", answers.index(None))
         return self.model.prepare(pictures, text, answers if self.answer == "given" else None), answers
 
-    def transfer_batch_to_device(self, batch: Loaded, device: torch.device, dataloader_idx: int) -> Loaded:
-        """Pictures and texts stay where they are; `HookedMM` places its own inputs."""
-        return batch
-
     @torch.no_grad()
     def predict_step(self, loaded: Loaded) -> Extracted:
         """Representations of one batch."""

@@ -42,7 +42,8 @@ def test_listed_points_fire_and_equal_raw_hooks_bit_for_bit(
     ours: tuple[Tensor, dict[str, Tensor]], raw: tuple[Tensor, dict[str, Tensor]]
 ) -> None:
     """Reading 142 points at once gives what a raw hook reads one at a time."""
-    assert list(ours[1]) and set(ours[1]) == set(raw[1])
+    assert list(ours[1])
+    assert set(ours[1]) == set(raw[1])
     different = [name for name, value in raw[1].items() if not torch.equal(value, ours[1][name])]
     assert not different
 

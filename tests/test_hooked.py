@@ -53,7 +53,9 @@ def test_the_same_sample_alone_and_padded_within_1e_5_absolute(llava: HookedMM, 
     """The plain statement, for ordinary questions about one picture each, on either side."""
     text = ["what colour is the circle ?", "what place is this ?", CAPTION_PROMPT, "where is the star ?"]
     for side in ("left", "right"):
-        _, together = llava.run_with_cache(llava.prepare(images[:4], text, padding_side=side), "blocks.*.hook_resid_post")
+        _, together = llava.run_with_cache(
+            llava.prepare(images[:4], text, padding_side=side), "blocks.*.hook_resid_post"
+        )
         for row in range(4):
             _, alone = llava.run_with_cache(llava.prepare([images[row]], [text[row]]), "blocks.*.hook_resid_post")
             difference = together.stack("resid_post", sample=row) - alone.stack("resid_post")
@@ -126,11 +128,15 @@ def test_hooks_end_with_their_block(llava: HookedMM, images: list[Image.Image]) 
     def note(name: str) -> tuple:
         return ("blocks.0.hook_resid_post", lambda value, hook: calls.append(name))
 
-    with pytest.raises(KeyError), llava.hooks([note("outer")]):
-        with llava.hooks([note("inner")]):
-            llava.run_with_hooks(batch, [note("here")])
-        llava.run_with_cache(batch, "hook_embed")
-        raise KeyError
+    def nested() -> None:
+        with llava.hooks([note("outer")]):
+            with llava.hooks([note("inner")]):
+                llava.run_with_hooks(batch, [note("here")])
+            llava.run_with_cache(batch, "hook_embed")
+            raise KeyError
+
+    with pytest.raises(KeyError):
+        nested()
     llava.generate(batch, 1)
     assert calls == ["outer", "inner", "here", "outer"]
 

@@ -60,7 +60,9 @@ def test_writing_resid_mid_moves_the_stream_and_not_only_the_mlp(llava: HookedMM
     assert torch.equal(cache["blocks.2.hook_resid_post"], new + cache["blocks.2.hook_mlp_out"])
 
 
-@given(layer=st.integers(0, 5), sample=st.integers(0, 3), point=st.sampled_from(["resid_pre", "resid_mid", "resid_post"]))
+@given(
+    layer=st.integers(0, 5), sample=st.integers(0, 3), point=st.sampled_from(["resid_pre", "resid_mid", "resid_post"])
+)
 def test_a_write_at_image_positions_changes_nothing_before_them(
     llava: HookedMM, batch: Batch, layer: int, sample: int, point: str
 ) -> None:
@@ -74,7 +76,8 @@ def test_a_write_at_image_positions_changes_nothing_before_them(
     plain, before = llava.run_with_cache(batch, "blocks.*.hook_resid_post")
     with llava.hooks([(f"blocks.{layer}.hook_{point}", change)]):
         logits, after = llava.run_with_cache(batch, "blocks.*.hook_resid_post")
-    assert plain is not None and logits is not None
+    assert plain is not None
+    assert logits is not None
     others = [row for row in range(4) if row != sample]
     for old, new in [*((before[name], after[name]) for name in before), (plain, logits)]:
         assert torch.equal(old[sample, :first], new[sample, :first])
@@ -131,7 +134,8 @@ def test_a_wrong_shape_is_refused_and_leaves_nothing_behind(llava: HookedMM, bat
     with pytest.raises(ZeroDivisionError), llava.hooks([("blocks.0.hook_mlp_out", lambda value, hook: 1 / 0)]):
         llava.generate(batch, 3)
     again = llava.run_with_hooks(batch)
-    assert plain is not None and again is not None
+    assert plain is not None
+    assert again is not None
     assert torch.equal(plain, again)
 
 

@@ -60,7 +60,9 @@ def test_llavas_with_other_decoders_and_towers(text: type, vision: type) -> None
         assert torch.equal(logits, hf_model(**inputs).logits)
     assert set(cache) == set(hooked.hook_names)
     assert cache["blocks.1.attn.hook_k"].shape == (1, 19, 2, 8)
-    assert torch.equal(cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_mlp_out"], cache["blocks.1.hook_resid_post"])
+    assert torch.equal(
+        cache["blocks.1.hook_resid_mid"] + cache["blocks.1.hook_mlp_out"], cache["blocks.1.hook_resid_post"]
+    )
     assert torch.equal(cache["hook_embed"][0, 1:17], cache["projector.hook_out"][0])
     assert torch.equal(cache["projector.hook_in"][0], cache["vision.blocks.0.hook_resid_post"][0, -16:])
 

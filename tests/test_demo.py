@@ -1,0 +1,109 @@
+"""The demo: what it prints is measured, what it writes is there, and concepts are better than chance."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from sklearn.metrics import roc_auc_score
+
+from concept_dict.demo import main
+from concept_dict.dictionary import ConceptDictionary
+from concept_dict.metrics import pool_samples
+from hooked_mm.errors import BadInputError
+from hooked_mm.store import ActivationStore
+
+
+@pytest.fixture(scope="module")
+def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A demo on few scenes."""
+    folder = tmp_path_factory.mktemp("demo")
+    main(["--output", str(folder), "--samples", "200", "--held_out", "120", "--n_components", "20"])
+    return folder
+
+
+def test_the_scores_are_those_of_scikit_learn_on_the_held_out_scenes(made: Path) -> None:
+    """Recomputed from the files alone: dictionary, held-out store, and the facts in its table."""
+    report = json.loads((made / "report.json").read_text())
+    dictionary = ConceptDictionary.load(made / "dictionary")
+    held = ActivationStore.open(made / "held_out")
+    activations = dictionary.transform(held.activations(dictionary.hook))
+    facts = held.samples.column("facts").to_pylist()
+    pooled = pool_samples(activations, held.row_samples(), len(facts))
+    for card in report["concepts"]:
+        truth = [card["fact"] in found for found in facts]
+        expected = roc_auc_score(truth, pooled[:, card["concept"]])
+        assert card["held_out_auroc"] == pytest.approx(expected, abs=1e-9)
+
+
+def test_concepts_match_the_truth_and_chance_does_not(made: Path) -> None:
+    """On average far above the shuffled labels, and most attributes are found."""
+    concepts = json.loads((made / "report.json").read_text())["concepts"]
+    assert np.mean([card["held_out_auroc"] for card in concepts]) > 0.85
+    assert abs(np.mean([card["shuffled_auroc"] for card in concepts]) - 0.5) < 0.05
+    assert len({card["fact"] for card in concepts}) >= 12
+    # The first word of a colour's or shape's concept is that colour or shape, in most cases.
+    named = [
+        card for card in concepts if card["fact"].split("=")[0] in ("colour", "shape") and card["held_out_auroc"] > 0.98
+    ]
+    assert len(named) >= 5
+    assert np.mean([card["words"][0]["text"] == card["fact"].split("=")[1] for card in named]) > 0.7
+
+
+def test_everything_is_written(made: Path) -> None:
+    """Stores, dictionary, TensorBoard, page and JSON, and nothing else."""
+    assert {path.name for path in made.iterdir()} == {
+        "activations",
+        "held_out",
+        "dictionary",
+        "tensorboard",
+        "report.html",
+        "report.json",
+    }
+    assert ActivationStore.open(made / "activations").samples.num_rows == 200
+    page = (made / "report.html").read_text()
+    assert page.count("<section") == 20
+    assert page.count("data:image/png") > 100
+
+
+def test_the_table_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
+    """One line per concept with its words, fact and two scores; a second run replaces the first; the end says where."""
+    (tmp_path / "mine.txt").write_text("keep me")
+    arguments = [
+        "--output",
+        str(tmp_path),
+        "--samples",
+        "80",
+        "--held_out",
+        "60",
+        "--n_components",
+        "6",
+        "--layer",
+        "4",
+    ]
+    main(arguments)
+    main(arguments)
+    text = capsys.readouterr().out
+    lines = re.findall(r"^ +(\d+)  .*\w+=[\w ]+? +(\d\.\d{3}) +(\d\.\d{3})$", text, re.MULTILINE)
+    assert [int(line[0]) for line in lines] == [*range(6), *range(6)]
+    assert lines[:6] == lines[6:], "the same seed gives the same table"
+    assert "blocks.4.hook_resid_post" in text
+    assert f"tensorboard --logdir {tmp_path / 'tensorboard'}" in text
+    assert (tmp_path / "mine.txt").read_text() == "keep me"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "reason"),
+    [
+        (["--layer", "6"], "layer=6 is outside this model's 6 layers"),
+        (["--model", "lava"], "no small model 'lava'; nearest: llava"),
+    ],
+)
+def test_bad_arguments(tmp_path: Path, arguments: list[str], reason: str) -> None:
+    """Refused before anything is written."""
+    with pytest.raises(BadInputError, match=reason):
+        main(["--output", str(tmp_path / "new"), *arguments])
+    assert not (tmp_path / "new").exists()

@@ -1,0 +1,93 @@
+"""The README is true: its Python runs, its commands run, its links and pictures exist."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parent.parent
+README = (ROOT / "README.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The fenced blocks of a language, in order."""
+    return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
+
+
+def test_the_python_runs_as_it_stands(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
+) -> None:
+    """All blocks in one session, as a reader would; shapes in comments are the real ones; concepts name colours."""
+    monkeypatch.chdir(tmp_path)
+    names: dict = {}
+    first, second = blocks("python")
+    exec(first, names)
+    shown = [line.split("#") for line in first.splitlines() if ".shape" in line]
+    assert len(shown) == 2
+    for expression, comment in shown:
+        shape = eval(expression.strip(), names)
+        numbers = [int(number) for number in re.findall(r"\d+", comment)]
+        assert [shape[0], shape[-1]] == [numbers[0], numbers[-1]]
+    said = re.search(r"\['(.*)'\] instead of \['(.*)'\]", capsys.readouterr().out)
+    assert said is not None
+    assert said[2] == names["scene"].columns["place"] != said[1]
+    exec(second, names)
+    words = set(re.findall(r"^\['(\w+)'", capsys.readouterr().out, re.MULTILINE))
+    colours = {"red", "green", "blue", "yellow", "purple", "orange", "white", "black"}
+    assert len(words & colours) >= 5
+
+
+def test_the_program_runs_as_the_readme_calls_it(tmp_path: Path) -> None:
+    """`hooked-mm demo` with the README's own arguments writes what the next command reads."""
+    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
+    assert commands
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands:
+        done = subprocess.run(
+            f"{command} --samples 60 --held_out 60",
+            shell=True,
+            cwd=tmp_path,
+            env=environment,
+            capture_output=True,
+            text=True,
+        )
+        assert done.returncode == 0, done.stderr
+    boards = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("tensorboard")]
+    for line in boards:
+        assert list((tmp_path / line.split("--logdir ")[1]).glob("events.out.tfevents*"))
+
+
+def test_make_knows_the_targets() -> None:
+    """Every `make TARGET` of the README is one."""
+    targets = [line.split()[1] for block in blocks("bash") for line in block.splitlines() if line.startswith("make ")]
+    assert targets[:2] == ["demo", "test"]
+    for target in targets:
+        done = subprocess.run(["make", "--dry-run", target], cwd=ROOT, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+
+
+def test_links_and_pictures_exist() -> None:
+    """Every relative link leads somewhere."""
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", README) if "://" not in link]
+    assert len(links) > 10
+    assert not [link for link in links if not (ROOT / link).exists()]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs the git repository")
+def test_make_demo_in_a_fresh_clone(tmp_path: Path) -> None:
+    """As a newcomer: clone, `make demo`, and the table is there; nothing else typed, no environment inherited."""
+    clone = tmp_path / "hooked-mm"
+    subprocess.run(["git", "clone", "--quiet", str(ROOT), str(clone)], check=True)
+    clean = {key: value for key, value in os.environ.items() if key not in ("VIRTUAL_ENV", "PYTHONPATH", "MAKEFLAGS")}
+    clean["PATH"] = ":".join(p for p in clean["PATH"].split(":") if not p.startswith(str(ROOT)))
+    done = subprocess.run(["make", "demo"], cwd=clone, env=clean, capture_output=True, text=True)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "held-out AUROC" in done.stdout
+    assert (clone / "runs" / "demo" / "report.html").is_file()
