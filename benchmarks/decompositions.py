@@ -91,9 +91,9 @@ def main() -> None:
     if rival is not None:
         groups["semi-NMF"]["overcomplete"] = rival
     print(
-        f"{date.today()}, {platform.processor() or platform.machine()}, {options.threads} thread(s), Python "
-        f"{platform.python_version()}, torch {version('torch')}, scikit-learn {version('scikit-learn')}; k {options.k}, "
-        f"medians of {options.repeats}\n"
+        f"{date.today()}, {platform.processor() or platform.machine()}, {options.threads} thread(s), "
+        f"Python {platform.python_version()}, torch {version('torch')}, scikit-learn {version('scikit-learn')}; "
+        f"k = {options.k}, medians of {options.repeats}\n"
     )
     print("| rows | method | seconds | time / ours | relative error |\n|---|---|---|---|---|")
     for size in options.sizes:

@@ -86,6 +86,12 @@ class Batch:
         """Whether the vision tower will run."""
         return "pixel_values" in self.inputs
 
+    def to(self, device: str | torch.device) -> Batch:
+        """The same batch with its tensors on another device."""
+        inputs = {name: value.to(device) for name, value in self.inputs.items()}
+        modality, role, owner = (value.to(device) for value in (self.modality, self.role, self.image_sample))
+        return replace(self, inputs=inputs, modality=modality, role=role, image_sample=owner)
+
     def mask(
         self, modality: str | Modality | None = None, role: str | Role | None = None, sample: int | None = None
     ) -> Bool[Tensor, "b p"]:
@@ -179,7 +185,7 @@ def image_owner(image: Bool[Tensor, "b p"], images: int) -> Int[Tensor, " images
     """Which sample each image belongs to, when every image takes the same number of positions."""
     total = int(image.sum())
     if not images:
-        return torch.zeros(0, dtype=torch.long)
+        return torch.zeros(0, dtype=torch.long, device=image.device)
     if total % images:
         raise BadInputError(
             f"{total} image positions can't be shared equally by {images} images; each image token of the text must "

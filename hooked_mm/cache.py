@@ -63,11 +63,13 @@ class ActivationCache(Mapping[str, Tensor]):
     ) -> tuple[Bool[Tensor, "n p"], Int[Tensor, " n"]]:
         """Which (row, position) are chosen, and the sample each row belongs to."""
         if self._points[name].stream == "text":
-            return self.batch.mask(modality, role, sample), torch.arange(len(self.batch))
+            return self.batch.mask(modality, role, sample), torch.arange(
+                len(self.batch), device=self.batch.modality.device
+            )
         owner = self.batch.image_sample
         if role is not None:
             raise BadInputError(f"{name!r} holds image patches, which have no role; leave role={role!r} out")
-        keep = torch.ones(self[name].shape[:2], dtype=torch.bool)
+        keep = torch.ones(self[name].shape[:2], dtype=torch.bool, device=owner.device)
         if modality is not None and parse_modality(modality) != Modality.IMAGE:
             keep[:] = False
         if sample is not None:

@@ -189,7 +189,7 @@ class HookedMM:
             padding_side: `"left"` (needed for generation) or `"right"`.
 
         Returns:
-            The batch; `batch.modality` and `batch.role` are (batch, pos).
+            The batch, on the model's device; `batch.modality` and `batch.role` are (batch, pos).
 
         Raises:
             BadInputError: If counts differ, a picture is missing or broken, a prompt is empty, or the number of image
@@ -214,7 +214,7 @@ class HookedMM:
             " ".join(part.strip() for part in (prefix, answer) if part is not None) if prefix is not None else answer
             for prefix, answer in zip(prefixes, answers, strict=True)
         ]
-        return prepare(
+        made = prepare(
             self.processor,
             self.structure,
             list(pictures),
@@ -224,6 +224,7 @@ class HookedMM:
             padding_side=padding_side,
             dtype=self.dtype,
         )
+        return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
         return batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure.image_token_id)
@@ -300,7 +301,7 @@ class HookedMM:
             "output_logits": return_logits,
         }
         result = self._runner.generate(made, self._active, options)
-        tokens = result.sequences[:, made.input_ids.shape[1] :].cpu()
+        tokens = result.sequences[:, made.input_ids.shape[1] :].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
         if self.processor is None:
             return GenerationOutput([], tokens, logits, None)
@@ -316,7 +317,7 @@ class HookedMM:
         ends = self.hf_model.generation_config.eos_token_id
         if ends is None:
             return torch.ones_like(tokens, dtype=torch.bool)
-        is_end = torch.isin(tokens, torch.as_tensor(ends))
+        is_end = torch.isin(tokens, torch.as_tensor(ends, device=tokens.device))
         return (is_end.cumsum(dim=1) - is_end.long()) == 0
 
     def trace(self, batch: BatchLike, **options: Any) -> Any:

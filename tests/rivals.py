@@ -8,7 +8,9 @@ import sys
 import types
 from typing import Any
 
+import numpy as np
 import pytest
+from sklearn.cluster import KMeans
 
 
 def overcomplete_semi_nmf() -> Any:
@@ -25,3 +27,22 @@ def overcomplete_semi_nmf() -> Any:
     if "overcomplete" not in sys.modules:
         pytest.skip("overcomplete is not installed: pip install --no-deps overcomplete")
     return importlib.import_module("overcomplete.optimization").SemiNMF
+
+
+def ding_objective(rows: np.ndarray, k: int, steps: int = 200) -> float:
+    """||X - F G^T||^2 after the multiplicative updates of Ding, Li, Jordan (2010), in float64.
+
+    As in the paper samples are columns of X, and G starts at k-means labels plus 0.2.
+    """
+
+    def above(values: np.ndarray) -> np.ndarray:
+        return (np.abs(values) + values) / 2
+
+    x = rows.T
+    g = np.eye(k)[KMeans(k, n_init=4, random_state=0).fit_predict(rows)] + 0.2
+    for _ in range(steps):
+        f = x @ g @ np.linalg.pinv(g.T @ g)
+        cross, inner = x.T @ f, f.T @ f
+        g *= np.sqrt((above(cross) + g @ above(-inner)) / (above(-cross) + g @ above(inner)))
+    f = x @ g @ np.linalg.pinv(g.T @ g)
+    return float(((x - f @ g.T) ** 2).sum())

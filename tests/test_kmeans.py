@@ -80,7 +80,7 @@ def test_takes_the_steps_of_scikit_learn(seed: int) -> None:
 
 @pytest.mark.parametrize("center", [True, False])
 def test_planted_blobs_are_found(center: bool) -> None:
-    """Every start alone finds well separated blobs: k-means++ draws one row of each, which a uniform draw seldom does."""
+    """Any one start finds well separated blobs: k-means++ draws a row of each, as a uniform draw seldom does."""
     for seed in range(10):
         rows, truth = _blobs(apart=300.0, each=10, seed=seed)
         fitted = KMeans(6, n_init=1, center=center, random_state=seed).fit(rows)

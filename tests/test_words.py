@@ -14,7 +14,7 @@ from transformers import PreTrainedTokenizerFast
 
 from hooked_mm.errors import BadInputError, UnknownWordError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.words import WordMatch, check_words, find_words, token_ends, word_pattern
+from hooked_mm.words import WordMatch, check_words, find_words, word_pattern
 
 CORPUS = ["no one is at the top left of a big red ring", "a cat in the sea has no hat", "the star is on top and so on"]
 
@@ -198,16 +198,13 @@ def test_words_keep_the_form_they_were_asked_in() -> None:
     assert [match.word for match in find_words(tokenizer, ids, (word for word in ["snow"]))] == ["snow"]
 
 
-@given(KINDS, st.text(max_size=12))
-def test_every_character_ends_in_some_token(kind: str, text: str) -> None:
-    """Ends never decrease and the last one is the end of the decoded text, for any text at all."""
+@given(KINDS, st.text(max_size=12), st.text(max_size=12))
+def test_a_word_is_found_among_any_characters(kind: str, before: str, after: str) -> None:
+    """Whatever else is in a text, emoji, controls and all scripts, a word between spaces is found with its tokens."""
     tokenizer = TOKENIZERS[kind]()
-    ids = encode(tokenizer, text)
-    decoded, ends = token_ends(tokenizer, ids)
-    assert decoded == tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    assert len(ends) == len(ids)
-    assert ends == sorted(ends)
-    assert (ends[-1] if ends else 0) == len(decoded)
+    ids = encode(tokenizer, f"{before} triangle {after}")
+    found = find_words(tokenizer, ids, ["triangle"])
+    assert [spelled(tokenizer, ids[match.start : match.stop]).strip() for match in found] == [b"triangle"]
 
 
 @pytest.mark.parametrize("words", [[], [""], ["  "], ["red", ""]])

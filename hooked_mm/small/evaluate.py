@@ -115,6 +115,7 @@ truth is known, without downloading anything. It knows nothing else.
 
 ```python
 from hooked_mm import HookedMM
+
 model = HookedMM.small("{folder.name}")
 ```
 
