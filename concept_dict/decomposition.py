@@ -87,7 +87,9 @@ class Decomposition(TransformerMixin, BaseEstimator):
         """Float32 rows minus the mean, chunk by chunk."""
         for start in range(0, len(rows), CHUNK):
             part = slice(start, min(start + CHUNK, len(rows)))
-            yield part, rows[part].float() - self.mean_
+            chunk = rows[part].float()
+            # Where nothing is to be subtracted, float32 rows are used as they are, without a copy.
+            yield part, chunk - self.mean_ if self.center else chunk
 
     def _set_mean(self, rows: Tensor) -> None:
         if self.center:
@@ -97,6 +99,11 @@ class Decomposition(TransformerMixin, BaseEstimator):
             self.mean_ = (total / len(rows)).float()
         else:
             self.mean_ = torch.zeros(rows.shape[1], device=rows.device)
+
+    def _check_at_least_one(self, *names: str) -> None:
+        for name in names:
+            if getattr(self, name) < 1:
+                raise BadInputError(f"{name}={getattr(self, name)}; it must be at least 1")
 
     def _check_k(self, k: int, rows: Tensor) -> None:
         if not 1 <= k <= len(rows):

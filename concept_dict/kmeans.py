@@ -1,4 +1,4 @@
-"""k-means by Lloyd's algorithm with k-means++ starts (Arthur & Vassilvitskii 2007).
+"""k-means by Lloyd's algorithm with greedy k-means++ starts (Arthur & Vassilvitskii 2007, section 7).
 
 Minimises sum_i min_k ||z_i - m_k||^2. As a dictionary: concept k is the direction of centre m_k.
 """
@@ -71,6 +71,7 @@ class KMeans(Decomposition):
         self._check_k(self.n_components, rows)
         if self.activation not in ("one_hot", "inverse_distance", "cosine"):
             raise BadInputError(f"activation={self.activation!r}; it must be 'one_hot', 'inverse_distance' or 'cosine'")
+        self._check_at_least_one("n_init", "max_iter")
         self._set_mean(rows)
         random = generator(self.random_state, rows.device)
         best = float("inf")
@@ -86,19 +87,23 @@ class KMeans(Decomposition):
         return self
 
     def _start(self, rows: Tensor, random: torch.Generator) -> Float[Tensor, "k d"]:
-        """k-means++: each further centre is a row drawn in proportion to its squared distance from those before."""
+        """Greedy k-means++: of a few rows drawn in proportion to their squared distance, the one that helps most."""
+        trials = 2 + int(np.log(self.n_components))
         first = int(torch.randint(len(rows), (1,), generator=random, device=rows.device))
-        centres = [rows[first].float() - self.mean_]
-        nearest = torch.full((len(rows),), float("inf"), device=rows.device)
+        centres = rows[first][None].float() - self.mean_
+        nearest = self._distances(rows, centres)[:, 0]
         for _ in range(1, self.n_components):
-            for part, chunk in self._chunks(rows):
-                nearest[part] = torch.minimum(nearest[part], squared_distances(chunk, centres[-1][None])[:, 0])
             # Cumulative sums instead of multinomial, which takes at most 2^24 rows.
             total = nearest.double().cumsum(0)
-            drawn = torch.rand(1, generator=random, device=rows.device, dtype=torch.float64) * total[-1]
-            row = int(torch.searchsorted(total, drawn).clamp_max(len(rows) - 1))
-            centres.append(rows[row].float() - self.mean_)
-        return torch.stack(centres)
+            drawn = torch.rand(trials, generator=random, device=rows.device, dtype=torch.float64) * total[-1]
+            tried = rows[torch.searchsorted(total, drawn).clamp_max(len(rows) - 1)].float() - self.mean_
+            left = torch.minimum(nearest[:, None], self._distances(rows, tried))
+            best = int(left.double().sum(dim=0).argmin())
+            nearest, centres = left[:, best], torch.cat([centres, tried[best][None]])
+        return centres
+
+    def _distances(self, rows: Tensor, centres: Tensor) -> Float[Tensor, "n m"]:
+        return torch.cat([squared_distances(chunk, centres) for _, chunk in self._chunks(rows)])
 
     def _assign(self, rows: Tensor, centres: Tensor) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
         labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)

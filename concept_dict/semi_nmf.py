@@ -132,6 +132,7 @@ class SemiNMF(Decomposition):
         self._check_k(self.n_components, rows)
         if self.init not in ("kmeans", "svd"):
             raise BadInputError(f"init={self.init!r}; it must be 'kmeans' or 'svd'")
+        self._check_at_least_one("max_iter")
         if self.alpha < 0:
             raise BadInputError(f"alpha={self.alpha}; it must not be negative")
         self._set_mean(rows)
@@ -139,18 +140,18 @@ class SemiNMF(Decomposition):
         self.penalty_ = self.alpha * (size / len(rows)) ** 0.5
         self.components_ = self._start(rows)
         activations = self.transform(rows)
-        history = [self._objective(rows, activations, size)]
+        history = [self._objective(activations, *self._sums(rows, activations), size)]
         self.converged_, self.n_iter_ = False, 0
         for _ in tqdm(range(self.max_iter), desc="semi-NMF", delay=2, leave=False):
-            activations = self._step(rows, activations)
-            history.append(self._objective(rows, activations, size))
+            activations, inner, cross = self._step(rows, activations)
+            history.append(self._objective(activations, inner, cross, size))
             self.n_iter_ += 1
             if history[-2] - history[-1] <= self.tol * history[-1]:
                 self.converged_ = True
                 break
         # The last activations are those of `transform`: the exact optimum for the final concepts.
         activations = self.transform(rows)
-        history.append(self._objective(rows, activations, size))
+        history.append(self._objective(activations, *self._sums(rows, activations), size))
         self.objective_history_ = history
         self.reconstruction_err_ = max(0.0, history[-1] - 2 * self.penalty_ * float(activations.double().sum())) ** 0.5
         self.n_dead_ = int((activations.amax(dim=0) == 0).sum())
@@ -180,8 +181,8 @@ class SemiNMF(Decomposition):
             cross += wide[part].T @ chunk.double()
         return wide.T @ wide, cross
 
-    def _step(self, rows: Tensor, activations: Tensor) -> Float[Tensor, "n k"]:
-        """One alternation: new activations and, in `components_`, new concepts of norm 1."""
+    def _step(self, rows: Tensor, activations: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """One alternation: new activations with their sums and, in `components_`, new concepts of norm 1."""
         concepts = self.components_
         gram = concepts @ concepts.T
         for part, chunk in self._chunks(rows):
@@ -196,7 +197,7 @@ class SemiNMF(Decomposition):
         norms = wide.norm(dim=1)
         scale = torch.where(norms > 0, norms, torch.ones_like(norms))
         self.components_ = (wide / scale[:, None]).float()
-        return (activations * scale).float()
+        return (activations * scale).float(), inner * scale[:, None] * scale, cross * scale[:, None]
 
     def _revive(self, rows: Tensor, activations: Tensor) -> Tensor:
         """Give a concept that no row uses to a row that is badly represented, and no other one to that row."""
@@ -217,16 +218,16 @@ class SemiNMF(Decomposition):
                 self.components_[concept] = (rows[row].float() - self.mean_) / sizes[row]
         return activations
 
-    def _objective(self, rows: Tensor, activations: Tensor, size: float) -> float:
-        """||Z||^2 - 2 <A^T Z, C> + <A^T A, C C^T> + 2 lambda sum(A), in float64."""
-        gram, cross = self._sums(rows, activations)
+    def _objective(self, activations: Tensor, inner: Tensor, cross: Tensor, size: float) -> float:
+        """||Z||^2 - 2 <A^T Z, C> + <A^T A, C C^T> + 2 lambda sum(A), in float64, from the sums over rows."""
         wide = self.components_.double()
-        fit = size - 2 * float((cross * wide).sum()) + float((gram * (wide @ wide.T)).sum())
+        fit = size - 2 * float((cross * wide).sum()) + float((inner * (wide @ wide.T)).sum())
         return max(0.0, fit) + 2 * self.penalty_ * float(activations.double().sum())
 
     def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
         """Activations of rows X (n, d): the exact optimum of the objective for the fitted concepts, row by row."""
         rows = self._rows_to_transform(X)
-        gram = self.components_ @ self.components_.T
-        parts = [chunk @ self.components_.T - self.penalty_ for _, chunk in self._chunks(rows)]
-        return torch.cat([nonnegative_least_squares(part, gram) for part in parts])
+        # In float64: where concepts nearly cancel, rounding of the products would be magnified in the activations.
+        wide = self.components_.double()
+        parts = [chunk.double() @ wide.T - self.penalty_ for _, chunk in self._chunks(rows)]
+        return torch.cat([nonnegative_least_squares(part, wide @ wide.T) for part in parts])

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 import hooked_mm.cli as cli
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnknownHookError
 
 HEAVY = ("torch", "transformers", "lightning", "nnsight", "numpy", "pyarrow", "sklearn")
 
@@ -106,6 +106,7 @@ def boom(argv: list[str]) -> None:
     """A command that ends as its first argument says."""
     errors: dict[str, BaseException] = {
         "input": BadInputError("the picture is upside down; turn it", 3),
+        "hook": UnknownHookError("no hook 'x'; nearest: y"),
         "stop": KeyboardInterrupt(),
         "bug": ZeroDivisionError("a bug"),
         "exit": SystemExit(7),
@@ -115,7 +116,11 @@ def boom(argv: list[str]) -> None:
 
 @pytest.mark.parametrize(
     ("how", "status", "message"),
-    [("input", 2, "hooked-mm boom: sample 3: the picture is upside down; turn it"), ("stop", 130, "interrupted")],
+    [
+        ("input", 2, "hooked-mm boom: sample 3: the picture is upside down; turn it"),
+        ("hook", 2, "hooked-mm boom: no hook 'x'; nearest: y\n"),
+        ("stop", 130, "interrupted"),
+    ],
 )
 def test_bad_input_and_interruption(
     how: str, status: int, message: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]

@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from safetensors import safe_open
+from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from concept_dict.decomposition import Decomposition
@@ -32,7 +33,7 @@ METHODS = {
 
 
 def _saved(method: str, folder: Path) -> ConceptDictionary:
-    made = ConceptDictionary(METHODS[method].fit(ROWS), HOOK, MADE_BY)
+    made = ConceptDictionary(clone(METHODS[method]).fit(ROWS), HOOK, MADE_BY)
     assert made.save(folder) == folder
     return made
 

@@ -163,6 +163,7 @@ def test_phrases(kind: str) -> None:
     found = check(kind, "at the top left of Top  Left", ["top left", "left"], ["top left", "top left"])
     assert all(match.stop - match.start >= 2 for match in found)
     check(kind, "left of the top left", ["left", "top left"], ["left", "top left"])
+    check(kind, "on top of the top left", ["top", "top left"], ["top", "top left"])
     check(kind, "a t-shirt and a shirt", ["t-shirt", "shirt"], ["t-shirt", "shirt"])
 
 
@@ -223,7 +224,7 @@ def test_characters_with_a_meaning_in_patterns_stand_for_themselves() -> None:
 def test_words_the_model_cannot_say_are_refused_by_name(llava: HookedMM) -> None:
     """Words outside the shipped vocabulary are refused and named; those inside, in any case, are accepted."""
     check_words(llava.tokenizer, ["red", "Red", "top left", "triangle"])
-    for words in (["elephant"], ["red", "elephant"], ["red elephant"]):
+    for words in (["elephant"], ["red", "elephant"], ["red elephant"], [""], ["red", " "]):
         with pytest.raises(UnknownWordError, match=words[-1]):
             check_words(llava.tokenizer, words)
     check_words(TOKENIZERS["byte-level"](), ["elephant", "école"])
