@@ -5,6 +5,7 @@ The same cards go to TensorBoard, to a static HTML page and to JSON.
 
 from __future__ import annotations
 
+import html
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -63,10 +64,10 @@ class Report:
 
 
 def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is."""
-    for mark in "\\`*_{}[]<>#|":
+    """Text that Markdown shows as it is, in a table too: one line, marks escaped, HTML and table bars as entities."""
+    for mark in "\\`*_{}[]()#+-.!":
         text = text.replace(mark, f"\\{mark}")
-    return text.replace("\n", " ")
+    return " ".join(html.escape(text, quote=False).replace("|", "&#124;").split())
 
 
 def _number(value: float | None) -> str:

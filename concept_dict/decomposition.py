@@ -67,15 +67,16 @@ class Decomposition(TransformerMixin, BaseEstimator):
 
     def inverse_transform(self, activations: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Rows from activations: A C + mean."""
-        self._check_fitted()
+        self.check_fitted()
         return activations @ self.components_ + self.mean_
 
-    def _check_fitted(self) -> None:
+    def check_fitted(self) -> None:
+        """Raise scikit-learn's `NotFittedError` before `fit`."""
         if not hasattr(self, "components_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
 
     def _rows_to_transform(self, values: Tensor | np.ndarray) -> Tensor:
-        self._check_fitted()
+        self.check_fitted()
         rows = as_rows(values)
         if rows.shape[1] != self.components_.shape[1]:
             raise BadInputError(

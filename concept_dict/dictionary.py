@@ -48,10 +48,15 @@ class ConceptDictionary:
         return self.decomposition.transform(rows)
 
     def save(self, path: str | Path) -> Path:
-        """Write `dictionary.safetensors` and `dictionary.json` into a folder, made if needed."""
+        """Write `dictionary.safetensors` and `dictionary.json` into a folder, made if needed.
+
+        Raises:
+            NotFittedError: If there is nothing to save yet.
+        """
+        fitted = self.decomposition
+        fitted.check_fitted()
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        fitted = self.decomposition
         tensors = {name: getattr(fitted, name).contiguous().cpu() for name in FITTED if hasattr(fitted, name)}
         save_file(tensors, folder / "dictionary.safetensors")
         numbers = {

@@ -28,9 +28,13 @@ class Word:
 
 
 def is_whole_word(tokenizer: Any, token: int) -> bool:
-    """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word after a space."""
+    """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word in a text."""
     text = tokenizer.decode([token]).strip()
-    return text.isalpha() and tokenizer(f" {text}", add_special_tokens=False)["input_ids"] == [token]
+    if not text.isalpha():
+        return False
+    # Behind itself, since some tokenizers put a space of their own before a text and some do not.
+    once = tokenizer(text, add_special_tokens=False)["input_ids"]
+    return tokenizer(f"{text} {text}", add_special_tokens=False)["input_ids"] == [*once, token]
 
 
 def top_words(

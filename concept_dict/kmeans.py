@@ -81,7 +81,6 @@ class KMeans(Decomposition):
                 best, self.labels_, self.n_iter_, self.n_empty_ = inertia, labels, steps, empty
                 kept = centres
         self.inertia_, self.reconstruction_err_ = best, best**0.5
-        self._centred = kept
         self.cluster_centers_ = kept + self.mean_
         self.components_ = kept / kept.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
         return self
@@ -138,15 +137,16 @@ class KMeans(Decomposition):
     def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
         """Activations of rows X (n, d), as `activation` says."""
         rows = self._rows_to_transform(X)
+        centred = self.cluster_centers_ - self.mean_
         out = torch.zeros(len(rows), len(self.components_), device=rows.device)
         for part, chunk in self._chunks(rows):
             if self.activation == "cosine":
                 out[part] = torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
                 continue
-            distances = squared_distances(chunk, self._centred)
+            distances = squared_distances(chunk, centred)
             if self.activation == "inverse_distance":
                 out[part] = 1 / (1 + distances.sqrt())
             else:
                 label = distances.argmin(dim=1, keepdim=True)
-                out[part] = out[part].scatter(1, label, self._centred.norm(dim=1)[label])
+                out[part] = out[part].scatter(1, label, centred.norm(dim=1)[label])
         return out

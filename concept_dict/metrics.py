@@ -23,9 +23,9 @@ def pool_samples(
     activations: Float[Tensor, "n k"], samples: Int[np.ndarray, " n"], count: int
 ) -> Float[np.ndarray, "samples k"]:
     """Each concept's largest activation over the rows of a sample; 0 for a sample without rows."""
-    pooled = np.zeros((count, activations.shape[1]), np.float32)
+    pooled = np.full((count, activations.shape[1]), -np.inf, np.float32)
     np.maximum.at(pooled, samples, activations.cpu().numpy())
-    return pooled
+    return np.where(np.isneginf(pooled), 0, pooled)
 
 
 def fact_table(facts: Sequence[Sequence[str]], names: Sequence[str]) -> Bool[np.ndarray, "samples facts"]:

@@ -24,7 +24,10 @@ def commands() -> dict[str, EntryPoint]:
 
 def summary(entry: EntryPoint) -> str:
     """The first line of the docstring of the command's module, read without importing it."""
-    spec = find_spec(entry.module)
+    try:
+        spec = find_spec(entry.module)
+    except ModuleNotFoundError:
+        spec = None
     if spec is None or spec.origin is None:
         return f"(its module {entry.module} is not installed)"
     with open(spec.origin, encoding="utf-8") as source:

@@ -72,6 +72,10 @@ class SampleDataModule(lightning.LightningDataModule):
             return self.dataset.ids()
         return [self.dataset[index].id for index in range(len(self.dataset))]  # type: ignore[arg-type]
 
+    def describe(self) -> dict[str, Any]:
+        """What a store's manifest says of the data; a store is only continued with the same."""
+        return {"name": type(self).__name__, "samples": len(self.ids())}
+
     def without(self, done: set[str]) -> SampleDataModule:
         """The same data module without the samples whose ids are given.
 

@@ -21,15 +21,17 @@ from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
 from PIL import Image
 from torch import Tensor
 
-from hooked_mm.batch import Batch, Modality, Role
+from hooked_mm.batch import Batch, Modality, Role, count_positions
 from hooked_mm.data import Loaded, Sample, SampleDataModule
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, StoreError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import match_names
 from hooked_mm.selectors import Selector, gather
 from hooked_mm.store import ActivationStore, StoreWriter
 
 AnswerSource = Literal["generated", "given", "none"]
+OWN_COLUMNS = ("sample", "image", "prompt", "text", "answer")
+"""What the store itself says of a sample; a data set's own columns must be called otherwise."""
 
 
 @dataclass(frozen=True)
@@ -108,6 +110,9 @@ class Extractor(lightning.LightningModule):
     def predict_step(self, loaded: Loaded) -> Extracted:
         """Representations of one batch."""
         samples, pictures, skipped = list(loaded.samples), list(loaded.pictures), list(loaded.skipped)
+        clashing = sorted({name for sample in samples for name in sample.columns} & set(OWN_COLUMNS))
+        if clashing:
+            raise BadInputError(f"the data set's columns {clashing} are names of the store's own; rename them")
         batch: Batch | None = None
         answers: list[str | None] = []
         while samples and batch is None:
@@ -123,11 +128,13 @@ class Extractor(lightning.LightningModule):
         picks = self.selector(batch, self.model.tokenizer)
         _, cache = self.model.run_with_cache(batch, self.hook_names, stop_at_layer=self._stop)
         modality, role = batch.modality.tolist(), batch.role.tolist()
+        # As the sample counts its own tokens, whatever padding its companions bring.
+        position = count_positions(batch.inputs["attention_mask"]).tolist()
         rows = [
             {
                 "sample": samples[pick.sample].id,
                 # A mean has no one position.
-                "position": pick.positions[0] if len(pick.positions) == 1 else None,
+                "position": position[pick.sample][pick.positions[0]] if len(pick.positions) == 1 else None,
                 "modality": Modality(modality[pick.sample][pick.positions[-1]]).name.lower(),
                 "role": Role(role[pick.sample][pick.positions[-1]]).name.lower(),
                 "word": pick.word,
@@ -193,14 +200,26 @@ def extract(
         trainer_options: For `lightning.Trainer`.
 
     Raises:
-        StoreError: If the directory can't be used.
+        StoreError: If the directory can't be used, or the run ended early (the store can then be resumed).
     """
-    writer = StoreWriter(path, extractor.made_by(), resume=resume, rows_per_part=4096)
-    done = writer.done()
-    left = data.without(done)
+    ids = data.ids()
+    data.without(set())  # refuses repeated ids before anything is written
+    made_by = {**extractor.made_by(), "data": data.describe()}
+    writer = StoreWriter(path, made_by, resume=resume, rows_per_shard=4096)
+    left = data.without(writer.done())
     trainer = quiet_trainer(**{"accelerator": "cpu", "devices": 1, **trainer_options, "callbacks": [_Writer(writer)]})
-    if len(left.dataset):  # type: ignore[arg-type]
-        trainer.predict(extractor, left, return_predictions=False)
+    try:
+        if len(left.dataset):  # type: ignore[arg-type]
+            trainer.predict(extractor, left, return_predictions=False)
+    finally:
+        # Whatever ended the run, what it has done is kept.
+        writer.flush()
+    missing = len(ids) - len(writer.done())
+    if missing:
+        raise StoreError(
+            f"the run ended with {missing} of {len(ids)} samples left; {str(path)!r} keeps the others: run it again "
+            "with resume=True"
+        )
     store = writer.close()
     if store.skipped.num_rows:
         reasons = Counter(store.skipped.column("reason").to_pylist())

@@ -11,8 +11,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image, ImageOps, UnidentifiedImageError
 
 from hooked_mm.batch import Batch, Modality, Role, count_positions, image_owner
 from hooked_mm.errors import BadInputError
@@ -33,7 +34,7 @@ def load_image(source: ImageSource) -> Image.Image:
         BadInputError: If the file is missing, not an image, or truncated.
     """
     if isinstance(source, Image.Image):
-        return source.convert("RGB")
+        return _upright_rgb(source)
     if not isinstance(source, str | os.PathLike):
         raise BadInputError(f"an image must be a PIL image or a path, not {type(source).__name__}")
     path = Path(source)
@@ -41,11 +42,23 @@ def load_image(source: ImageSource) -> Image.Image:
         raise BadInputError(f"image {str(path)!r} does not exist; check the path")
     try:
         with Image.open(path) as picture:
-            return picture.convert("RGB")
+            return _upright_rgb(picture)
     except UnidentifiedImageError as error:
         raise BadInputError(f"{str(path)!r} is not an image that Pillow can read") from error
     except (OSError, SyntaxError) as error:
         raise BadInputError(f"image {str(path)!r} is broken ({error}); replace the file") from error
+
+
+def _upright_rgb(picture: Image.Image) -> Image.Image:
+    """As a person sees it: turned as its EXIF data says, 16-bit grey scaled to 8 bits instead of cut off."""
+    if picture.mode.startswith("I;16"):
+        grey = np.asarray(picture).astype(np.uint32) // 257
+        return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
+    if picture.mode in ("I", "F"):
+        raise BadInputError(
+            f"the picture has mode {picture.mode!r}, whose range of brightness is not known; convert it to 8 or 16 bits"
+        )
+    return ImageOps.exif_transpose(picture).convert("RGB")
 
 
 def load_images(source: SampleImages) -> list[Image.Image]:

@@ -62,6 +62,8 @@ class TokenOfInterest(_Described):
         check_words(tokenizer, self.words)
         if self.where not in ("predicts", "at"):
             raise BadInputError(f"where={self.where!r}; it must be 'predicts' or 'at'")
+        if self.occurrences not in ("all", "first"):
+            raise BadInputError(f"occurrences={self.occurrences!r}; it must be 'all' or 'first'")
         picks = []
         answer = batch.mask(role="answer")
         for sample in range(len(batch)):

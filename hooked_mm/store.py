@@ -2,14 +2,16 @@
 
 A store is a directory:
 
-    manifest.json                      how it was made; `complete` says whether the run that made it ended
-    parts/00000/activations.safetensors  one tensor per hook, (rows, d)
-    parts/00000/rows.parquet           row -> sample, position, modality, role, word
-    parts/00000/samples.parquet        sample -> prompt, text and every column the data set brings
-    parts/00000/skipped.parquet        samples that could not be used, with the reason
+    manifest.json                         how it was made; once the run that made it ended, what belongs to it
+    shards/00000/activations.safetensors  one tensor per hook, (rows, d)
+    shards/00000/rows.parquet             row -> sample, position, modality, role, word
+    shards/00000/samples.parquet          sample -> prompt, text and every column the data set brings
+    shards/00000/skipped.parquet          samples that could not be used, with the reason
 
-A part is written aside and renamed into place, so it is there wholly or not at all; a store whose run was cut off keeps
-all its finished parts and is continued with `StoreWriter(..., resume=True)`.
+`position` counts a sample's own tokens, padding not among them; a mean over positions has none.
+
+A shard is written aside and renamed into place, so it is there wholly or not at all; a store whose run was cut off
+keeps all its finished shards and is continued with `StoreWriter(..., resume=True)`.
 """
 
 from __future__ import annotations
@@ -43,37 +45,38 @@ def _write_json(path: Path, content: Mapping[str, Any]) -> None:
 
 
 class StoreWriter:
-    """Writes a store part by part.
+    """Writes a store shard by shard.
 
     Args:
         path: The store's directory; made if needed.
         made_by: What the manifest shall say about its making (model, hooks, selector, seed, ...).
         resume: Go on with an unfinished store of the same making.
-        rows_per_part: A part is written as soon as it has so many rows.
+        rows_per_shard: A shard is written as soon as it has so many rows.
 
     Raises:
         StoreError: If the directory holds something else, a finished store, or one made otherwise.
     """
 
     def __init__(
-        self, path: str | Path, made_by: Mapping[str, Any], *, resume: bool = False, rows_per_part: int = 65_536
+        self, path: str | Path, made_by: Mapping[str, Any], *, resume: bool = False, rows_per_shard: int = 65_536
     ) -> None:
-        self.path, self.rows_per_part = Path(path), rows_per_part
+        self.path, self.rows_per_shard = Path(path), rows_per_shard
         self.made_by = json.loads(json.dumps(dict(made_by), default=str))
         self._tensors: dict[str, list[Tensor]] = {}
+        self._hooks: set[str] | None = None
         self._rows: list[dict[str, Any]] = []
         self._samples: list[dict[str, Any]] = []
         self._skipped: list[dict[str, str]] = []
-        parts = self.path / "parts"
-        if parts.exists() or (self.path / "manifest.json").exists():
+        shards = self.path / "shards"
+        if shards.exists() or (self.path / "manifest.json").exists():
             self._check_resumable(resume)
         elif self.path.exists() and any(self.path.iterdir()):
             raise StoreError(f"{str(self.path)!r} is a folder with other things in it; choose an empty or new one")
-        parts.mkdir(parents=True, exist_ok=True)
-        # What a cut-off run left half-written was never part of the store.
-        for leftover in parts.glob(".*"):
+        shards.mkdir(parents=True, exist_ok=True)
+        # What a cut-off run left half-written was never shard of the store.
+        for leftover in shards.glob(".*"):
             shutil.rmtree(leftover)
-        self._part = len(list(parts.iterdir()))
+        self._shard = len(list(shards.iterdir()))
         _write_json(self.path / "manifest.json", {"format": FORMAT, "complete": False, "made_by": self.made_by})
 
     def _check_resumable(self, resume: bool) -> None:
@@ -91,9 +94,9 @@ class StoreWriter:
             )
 
     def done(self) -> set[str]:
-        """Ids of the samples that finished parts already hold or have skipped."""
-        parts = _part_dirs(self.path)
-        tables = [_read_table(parts, "samples", ["sample"]), _read_table(parts, "skipped", ["sample"])]
+        """Ids of the samples that finished shards already hold or have skipped."""
+        shards = _shard_dirs(self.path)
+        tables = [_read_table(shards, "samples", ["sample"]), _read_table(shards, "skipped", ["sample"])]
         return {value for table in tables for value in table.column("sample").to_pylist()}
 
     def add(
@@ -111,38 +114,58 @@ class StoreWriter:
             samples: Per sample at least `sample` (id); further columns as the data set has them.
             skipped: `sample` and `reason` of samples that could not be used.
         """
+        self._check_aligned(values, rows, samples)
         for hook, value in values.items():
-            if len(value) != len(rows):
-                raise StoreError(f"{hook!r} has {len(value)} values for {len(rows)} rows; give one per row")
             self._tensors.setdefault(hook, []).append(value.detach().cpu())
         self._rows += [{name: row.get(name) for name in ROW_COLUMNS} for row in rows]
         self._samples += [dict(sample) for sample in samples]
         self._skipped += [dict(entry) for entry in skipped]
-        if len(self._rows) >= self.rows_per_part:
+        if len(self._rows) >= self.rows_per_shard:
             self.flush()
 
+    def _check_aligned(
+        self, values: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]
+    ) -> None:
+        for hook, value in values.items():
+            if len(value) != len(rows):
+                raise StoreError(f"{hook!r} has {len(value)} values for {len(rows)} rows; give one per row")
+        if rows and self._hooks is None:
+            self._hooks = set(values)
+        if rows and (not values or set(values) != self._hooks):
+            raise StoreError(f"rows came with values of {sorted(values)}; every row needs {sorted(self._hooks or ())}")
+        known = {sample["sample"] for sample in samples}
+        lost = next((row["sample"] for row in rows if row["sample"] not in known), None)
+        if lost is not None:
+            raise StoreError(f"a row belongs to sample {lost!r}, which did not come with it; add both in one call")
+
     def flush(self) -> None:
-        """Write what was added as a part of its own."""
+        """Write what was added as a shard of its own."""
         if not (self._samples or self._skipped):
             return
-        aside = self.path / "parts" / f".{self._part:05d}"
+        aside = self.path / "shards" / f".{self._shard:05d}"
         aside.mkdir()
-        tensors = {hook: torch.cat(values).contiguous() for hook, values in self._tensors.items()}
+        tensors = {hook: torch.cat(values).contiguous() for hook, values in self._tensors.items() if self._rows}
         save_file(tensors, aside / "activations.safetensors")
         pq.write_table(pa.Table.from_pylist(self._rows, schema=_ROW_SCHEMA), aside / "rows.parquet")
-        samples = (
-            pa.Table.from_pylist(self._samples) if self._samples else pa.table({"sample": pa.array([], pa.string())})
-        )
+        # Samples may bring different columns; what one lacks is null.
+        columns = list(dict.fromkeys(["sample", *(name for sample in self._samples for name in sample)]))
+        complete = [{name: sample.get(name) for name in columns} for sample in self._samples]
+        samples = pa.Table.from_pylist(complete) if complete else _SAMPLE_SCHEMA.empty_table()
         pq.write_table(samples, aside / "samples.parquet")
         pq.write_table(pa.Table.from_pylist(self._skipped, schema=_SKIPPED_SCHEMA), aside / "skipped.parquet")
-        os.replace(aside, self.path / "parts" / f"{self._part:05d}")
-        self._part += 1
+        os.replace(aside, self.path / "shards" / f"{self._shard:05d}")
+        self._shard += 1
         self._tensors, self._rows, self._samples, self._skipped = {}, [], [], []
 
     def close(self) -> ActivationStore:
-        """Write the last part, mark the store complete and open it."""
+        """Write the last shard, mark the store complete and open it."""
         self.flush()
-        _write_json(self.path / "manifest.json", {"format": FORMAT, "complete": True, "made_by": self.made_by})
+        # What belongs to the store, so that one that was copied by half is noticed.
+        files = {
+            str(f.relative_to(self.path)): f.stat().st_size for d in _shard_dirs(self.path) for f in sorted(d.iterdir())
+        }
+        content = {"format": FORMAT, "complete": True, "made_by": self.made_by, "files": files}
+        _write_json(self.path / "manifest.json", content)
         return ActivationStore.open(self.path)
 
 
@@ -155,6 +178,7 @@ _ROW_SCHEMA = pa.schema(
         ("word", pa.string()),
     ]
 )
+_SAMPLE_SCHEMA = pa.schema([("sample", pa.string())])
 _SKIPPED_SCHEMA = pa.schema([("sample", pa.string()), ("reason", pa.string())])
 
 
@@ -174,17 +198,29 @@ def _read_manifest(path: Path) -> dict[str, Any]:
     return manifest
 
 
-def _part_dirs(path: Path) -> list[Path]:
-    return sorted(part for part in (path / "parts").iterdir() if not part.name.startswith("."))
+def _shard_dirs(path: Path) -> list[Path]:
+    folder = path / "shards"
+    if not folder.is_dir():
+        raise StoreError(f"the store {str(path)!r} has no folder 'shards'; copy it again, whole, or make it again")
+    return sorted(shard for shard in folder.iterdir() if not shard.name.startswith("."))
 
 
-def _read_table(parts: list[Path], name: str, columns: list[str] | None = None) -> pa.Table:
-    tables = [pq.read_table(part / f"{name}.parquet", columns=columns) for part in parts]
-    return (
-        pa.concat_tables(tables, promote_options="permissive")
-        if tables
-        else pa.table({"sample": pa.array([], pa.string())})
-    )
+def _check_files(path: Path, files: Mapping[str, int]) -> None:
+    for name, size in files.items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != size:
+            found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
+            raise StoreError(
+                f"the store {str(path)!r} is damaged: {name} should have {size} bytes, there is {found}; copy it "
+                "again, whole, or make it again"
+            )
+
+
+def _read_table(shards: list[Path], name: str, columns: list[str] | None = None) -> pa.Table:
+    tables = [pq.read_table(shard / f"{name}.parquet", columns=columns) for shard in shards]
+    schema = {"rows": _ROW_SCHEMA, "samples": _SAMPLE_SCHEMA, "skipped": _SKIPPED_SCHEMA}[name]
+    empty = schema.empty_table().select(columns or schema.names)
+    return pa.concat_tables([*tables, empty], promote_options="permissive")
 
 
 class ActivationStore:
@@ -200,11 +236,11 @@ class ActivationStore:
 
     def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
         self.path, self.made_by = path, manifest["made_by"]
-        parts = _part_dirs(path)
-        self._files = [part / "activations.safetensors" for part in parts]
-        self.rows = _read_table(parts, "rows")
-        self.samples = _read_table(parts, "samples")
-        self.skipped = _read_table(parts, "skipped")
+        shards = _shard_dirs(path)
+        self._files = [shard / "activations.safetensors" for shard in shards]
+        self.rows = _read_table(shards, "rows")
+        self.samples = _read_table(shards, "samples")
+        self.skipped = _read_table(shards, "skipped")
         self.hooks: list[str] = sorted({key for file in self._files for key in _keys(file)})
 
     @classmethod
@@ -216,15 +252,16 @@ class ActivationStore:
             partial: Open an unfinished one as far as it goes.
 
         Raises:
-            StoreError: If it is not a store, or unfinished.
+            StoreError: If it is not a store, unfinished, or damaged.
         """
         folder = Path(path)
         manifest = _read_manifest(folder)
         if not manifest["complete"] and not partial:
             raise StoreError(
-                f"the store {str(folder)!r} is unfinished ({len(_part_dirs(folder))} parts written): run the "
+                f"the store {str(folder)!r} is unfinished ({len(_shard_dirs(folder))} shards written): run the "
                 "extraction again to resume it, or open it with partial=True"
             )
+        _check_files(folder, manifest.get("files", {}))
         return cls(folder, manifest)
 
     @classmethod

@@ -23,33 +23,39 @@ class WordMatch:
     stop: int
 
 
-def token_ends(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[int]]:
-    """The decoded text and, per token, where its characters end in it.
+def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int, int]]]:
+    """The decoded text and, per token, the characters (start, stop) it spells or helps to spell.
 
     By decoding growing prefixes, which is right for every tokenizer: a token's text may depend on what precedes it, and
-    one character may take several tokens (a prefix then decodes to a replacement character, which is not counted).
+    one character may take several tokens. A prefix that ends within a character decodes to a replacement character
+    there; each of that character's tokens counts as spelling it.
     """
     text = tokenizer.decode(ids, clean_up_tokenization_spaces=False)
-    ends, last = [], 0
+    spans, last = [], 0
     for count in range(1, len(ids) + 1):
         prefix = tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
         same = next(
             (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text))
         )
-        last = max(last, same)
-        ends.append(last)
-    return text, ends
+        whole = max(last, same)
+        spans.append((last, whole + 1 if len(prefix) > same else whole))
+        last = whole
+    return text, spans
 
 
 def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
-    """A pattern for any of the words as whole words: case ignored, inner white space free, longest first.
+    """A pattern with a group for each word, as a whole word: case ignored, inner white space free, longest first.
 
     Hyphens and apostrophes belong to words ("t-shirt" has no "shirt"), as a decimal mark belongs to a number.
     """
-    ordered = sorted({word.strip().lower() for word in words}, key=len, reverse=True)
-    if not ordered or not all(ordered):
-        raise BadInputError(f"words of interest must be non-empty; got {list(words)!r}")
-    options = "|".join(r"\s+".join(re.escape(part) for part in word.split()) for word in ordered)
+    asked = list(words)
+    if not asked or not all(word.strip() for word in asked):
+        raise BadInputError(f"words of interest must be non-empty; got {asked!r}")
+    # Group names carry the order in which the words were asked for through their sorting by length.
+    by_length = sorted(enumerate(asked), key=lambda item: len(" ".join(item[1].split())), reverse=True)
+    options = "|".join(
+        f"(?P<word{index}>" + r"\s+".join(re.escape(part) for part in word.split()) + ")" for index, word in by_length
+    )
     return re.compile(rf"(?<![\w'’-])(?<!\d[.,])(?:{options})(?![\w'’-])(?![.,]\d)", re.IGNORECASE)
 
 
@@ -61,18 +67,15 @@ def find_words(tokenizer: Any, ids: Sequence[int], words: Iterable[str]) -> list
         ids: Token ids, for instance of an answer.
         words: Words or phrases; case and a leading space do not matter.
     """
-    text, ends = token_ends(tokenizer, list(ids))
-    starts = [0, *ends[:-1]]
-    canonical = {" ".join(word.lower().split()): word for word in words}
+    asked = list(words)
+    text, spans = token_spans(tokenizer, list(ids))
     found = []
-    for match in word_pattern(words).finditer(text):
-        covered = [
-            i for i, (a, b) in enumerate(zip(starts, ends, strict=True)) if a < match.end() and b > match.start()
-        ]
+    for match in word_pattern(asked).finditer(text):
+        covered = [i for i, (start, stop) in enumerate(spans) if start < match.end() and stop > match.start()]
         # A token of white space alone ("▁" before a digit) is no part of the word.
-        while covered and not text[starts[covered[0]] : ends[covered[0]]].strip():
+        while covered and not text[slice(*spans[covered[0]])].strip():
             covered.pop(0)
-        word = canonical[" ".join(match.group().lower().split())]
+        word = asked[int((match.lastgroup or "word0").removeprefix("word"))]
         found.append(WordMatch(word, covered[0], covered[-1] + 1))
     return found
 

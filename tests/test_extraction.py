@@ -132,7 +132,12 @@ def test_values_are_those_that_plain_hooks_see(llava: HookedMM, good: list[Sampl
 
 
 def test_bad_samples_are_listed_and_change_nothing(
-    llava: HookedMM, good: list[Sample], bad: dict[str, Sample], store: ActivationStore, tmp_path: Path, capsys: Any
+    llava: HookedMM,
+    good: list[Sample],
+    bad: dict[str, Sample],
+    store: ActivationStore,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
 ) -> None:
     """Each bad sample is listed once with its reason, the count is printed, and the rest is as without them."""
     mixed = [*good]
@@ -150,7 +155,7 @@ def test_bad_samples_are_listed_and_change_nothing(
 
 
 def test_nothing_is_printed_where_nothing_was_skipped(
-    llava: HookedMM, good: list[Sample], tmp_path: Path, capsys: Any
+    llava: HookedMM, good: list[Sample], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """A run without losses does not speak of any."""
     run(llava, good[:2], tmp_path / "s")
@@ -221,7 +226,7 @@ class Watched(list):
 def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Stores written in parts of two rows; an interruption's signal settings are put back."""
     handler = signal.getsignal(signal.SIGINT)
-    monkeypatch.setattr(module, "StoreWriter", lambda *a, **k: StoreWriter(*a, **{**k, "rows_per_part": 2}))
+    monkeypatch.setattr(module, "StoreWriter", lambda *a, **k: StoreWriter(*a, **{**k, "rows_per_shard": 2}))
     yield
     signal.signal(signal.SIGINT, handler)
 

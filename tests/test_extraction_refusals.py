@@ -124,7 +124,8 @@ def test_other_settings_are_not_mixed_into_a_store(
 ) -> None:
     """Another selector, other hooks or other answers do not continue a store; what differs is named."""
     first: dict[str, Any] = {"hooks": HOOKS, "selector": LastPrompt(), "answer": "none"}
-    StoreWriter(tmp_path / "s", Extractor(llava, **first).made_by())
+    data = SampleDataModule(samples)
+    StoreWriter(tmp_path / "s", {**Extractor(llava, **first).made_by(), "data": data.describe()})
     with pytest.raises(StoreError, match=named):
         extract(Extractor(llava, **{**first, **settings}), SampleDataModule(samples), tmp_path / "s", resume=True)
     assert len(extract(Extractor(llava, **first), SampleDataModule(samples), tmp_path / "s", resume=True)) == 5

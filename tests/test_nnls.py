@@ -116,23 +116,27 @@ def test_concepts_of_zero_norm_stay_silent() -> None:
 
 @given(n=st.integers(1, 30), block=st.integers(1, 12), dependent=st.booleans(), seed=SEEDS)
 def test_a_row_is_solved_alone(n: int, block: int, dependent: bool, seed: int) -> None:
-    """The answer of a row depends neither on companions, nor on order, nor on how many are solved together."""
+    """The answer of a row depends neither on companions of any size, nor on order, nor on how many go together."""
     rng = np.random.default_rng(seed)
     concepts = rng.standard_normal((9, 6 if dependent else 20))
-    rows = rng.standard_normal((n, concepts.shape[1]))
-    together = _solve(rows, concepts)
+    # Beside a large row a small one is no rounding error.
+    sizes = 10.0 ** rng.uniform(-9, 9, (n, 1))
+    rows = rng.standard_normal((n, concepts.shape[1])) * sizes
+    alone = np.vstack([_solve(row[None], concepts) for row in rows]) / sizes
     order = rng.permutation(n)
     with mock.patch.object(module, "ROWS", block):
-        shuffled = _solve(rows[order], concepts)
-    np.testing.assert_allclose(shuffled, together[order], rtol=1e-6, atol=1e-6 * max(1.0, together.max()))
+        shuffled = _solve(rows[order], concepts) / sizes[order]
+    for found in (_solve(rows, concepts)[order] / sizes[order], shuffled):
+        np.testing.assert_allclose(found, alone[order], rtol=1e-6, atol=1e-6 * max(1.0, alone.max()))
 
 
-@given(power=st.integers(-30, 30), seed=SEEDS)
-def test_scale_passes_through(power: int, seed: int) -> None:
-    """Rows times a power of two have their activations times that power, exactly."""
+@given(power=st.integers(-30, 30), length=st.integers(-10, 10), dependent=st.booleans(), seed=SEEDS)
+def test_scale_passes_through(power: int, length: int, dependent: bool, seed: int) -> None:
+    """Rows times a power of two have activations times that power, concepts times one the inverse, exactly."""
     rng = np.random.default_rng(seed)
-    concepts, rows = rng.standard_normal((6, 9)), rng.standard_normal((8, 9))
-    np.testing.assert_array_equal(_solve(rows * 2.0**power, concepts), _solve(rows, concepts) * 2.0**power)
+    concepts, rows = rng.standard_normal((6, 4 if dependent else 9)), rng.standard_normal((8, 4 if dependent else 9))
+    found = _solve(rows * 2.0**power, concepts * 2.0**length)
+    np.testing.assert_array_equal(found, _solve(rows, concepts) * 2.0 ** (power - length))
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32, torch.float64])

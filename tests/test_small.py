@@ -56,5 +56,12 @@ def test_the_path_is_a_folder_of_the_package() -> None:
     """Where `from_pretrained` finds everything it needs."""
     folder = small_model_path("llava")
     assert isinstance(folder, Path)
-    needed = {"config.json", "generation_config.json", "processor_config.json", "tokenizer.json", "chat_template.jinja", "README.md"}
+    needed = {
+        "config.json",
+        "generation_config.json",
+        "processor_config.json",
+        "tokenizer.json",
+        "chat_template.jinja",
+        "README.md",
+    }
     assert needed <= {path.name for path in folder.iterdir()}

@@ -58,11 +58,11 @@ def write(path: Path, numbers: range, **options: Any) -> ActivationStore:
     return writer.close()
 
 
-@pytest.mark.parametrize("rows_per_part", [1, 4, 1000])
-def test_round_trip(tmp_path: Path, rows_per_part: int) -> None:
+@pytest.mark.parametrize("rows_per_shard", [1, 4, 1000])
+def test_round_trip(tmp_path: Path, rows_per_shard: int) -> None:
     """Values, dtypes, rows and samples come back in order, however many parts they lie in."""
-    store = write(tmp_path / "store", range(9), rows_per_part=rows_per_part)
-    assert len(list((tmp_path / "store" / "parts").iterdir())) == {1: 6, 4: 2, 1000: 1}[rows_per_part]
+    store = write(tmp_path / "store", range(9), rows_per_shard=rows_per_shard)
+    assert len(list((tmp_path / "store" / "shards").iterdir())) == {1: 6, 4: 2, 1000: 1}[rows_per_shard]
     store = ActivationStore.open(tmp_path / "store")
     expected = [sample(number) for number in range(9)]
     for hook, dtype in (("a", torch.float32), ("b", torch.bfloat16)):
@@ -79,10 +79,10 @@ def test_round_trip(tmp_path: Path, rows_per_part: int) -> None:
 
 @given(st.lists(st.integers(0, 30), unique=True, min_size=1, max_size=12), st.integers(1, 9))
 def test_row_samples_point_at_their_sample(
-    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], rows_per_part: int
+    tmp_path_factory: pytest.TempPathFactory, numbers: list[int], rows_per_shard: int
 ) -> None:
     """For every row the index leads to the sample that the row names, across parts."""
-    writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", {}, rows_per_part=rows_per_part)
+    writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", {}, rows_per_shard=rows_per_shard)
     for number in numbers:
         writer.add(**sample(number))
     store = writer.close()
@@ -121,13 +121,13 @@ def test_from_arrays_takes_numpy(tmp_path: Path) -> None:
 
 def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     """Other programs can read it: JSON, Parquet and safetensors under the documented names, no pickle anywhere."""
-    write(tmp_path / "store", range(5), rows_per_part=4)
+    write(tmp_path / "store", range(5), rows_per_shard=4)
     files = [path for path in (tmp_path / "store").rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".json", ".parquet", ".safetensors"}
     heads = {path: path.read_bytes()[:4] for path in files}
     for path, head in heads.items():
         assert not head.startswith((b"\x80", b"PK", b"\x93NUM")), f"{path} looks like a pickle, a zip or an npy file"
-    part = tmp_path / "store" / "parts" / "00000"
+    part = tmp_path / "store" / "shards" / "00000"
     assert sorted(path.name for path in part.iterdir()) == [
         "activations.safetensors",
         "rows.parquet",
@@ -155,14 +155,14 @@ def test_skipped_samples_are_listed(tmp_path: Path) -> None:
 
 def test_resuming_after_a_kill_between_parts(tmp_path: Path) -> None:
     """A run cut off after some parts keeps them, byte for byte, and ends with the rows of an uninterrupted run."""
-    whole = write(tmp_path / "whole", range(12), rows_per_part=3)
-    writer = StoreWriter(tmp_path / "cut", MADE_BY, rows_per_part=3)
+    whole = write(tmp_path / "whole", range(12), rows_per_shard=3)
+    writer = StoreWriter(tmp_path / "cut", MADE_BY, rows_per_shard=3)
     for number in range(7):
         writer.add(**sample(number))
     del writer  # what was added since the last part is lost
-    before = {path: path.read_bytes() for path in (tmp_path / "cut" / "parts").rglob("*") if path.is_file()}
+    before = {path: path.read_bytes() for path in (tmp_path / "cut" / "shards").rglob("*") if path.is_file()}
     assert before
-    resumed = write(tmp_path / "cut", range(12), resume=True, rows_per_part=3)
+    resumed = write(tmp_path / "cut", range(12), resume=True, rows_per_shard=3)
     assert all(path.read_bytes() == content for path, content in before.items())
     assert contents(resumed) == contents(whole)
     assert sorted(resumed.samples.column("sample").to_pylist()) == sorted(whole.samples.column("sample").to_pylist())
@@ -170,18 +170,18 @@ def test_resuming_after_a_kill_between_parts(tmp_path: Path) -> None:
 
 def test_resuming_after_a_kill_within_a_part(tmp_path: Path) -> None:
     """A half-written part is never read, and thrown away on resuming."""
-    whole = write(tmp_path / "whole", range(9), rows_per_part=3)
-    writer = StoreWriter(tmp_path / "cut", MADE_BY, rows_per_part=3)
+    whole = write(tmp_path / "whole", range(9), rows_per_shard=3)
+    writer = StoreWriter(tmp_path / "cut", MADE_BY, rows_per_shard=3)
     for number in range(3):
         writer.add(**sample(number))
-    aside = tmp_path / "cut" / "parts" / ".00001"
-    shutil.copytree(tmp_path / "cut" / "parts" / "00000", aside)
+    aside = tmp_path / "cut" / "shards" / ".00001"
+    shutil.copytree(tmp_path / "cut" / "shards" / "00000", aside)
     (aside / "rows.parquet").unlink()
     (aside / "activations.safetensors").write_bytes(b"half")
     partial = ActivationStore.open(tmp_path / "cut", partial=True)
     assert partial.samples.column("sample").to_pylist() == ["s0", "s1", "s2"]
     assert contents(partial) <= contents(whole)
-    assert contents(write(tmp_path / "cut", range(9), resume=True, rows_per_part=3)) == contents(whole)
+    assert contents(write(tmp_path / "cut", range(9), resume=True, rows_per_shard=3)) == contents(whole)
     assert not aside.exists()
 
 
@@ -197,7 +197,7 @@ KILLED = """
             print("writing", flush=True)
             time.sleep(100)
     module.pq.write_table = slow
-    writer = module.StoreWriter({path!r}, MADE_BY, rows_per_part=3)
+    writer = module.StoreWriter({path!r}, MADE_BY, rows_per_shard=3)
     for number in range(12):
         writer.add(**sample(number))
 """
@@ -211,11 +211,11 @@ def test_resuming_after_sigkill(tmp_path: Path) -> None:
         assert process.stdout.readline() == "writing\n"
         process.send_signal(signal.SIGKILL)
     assert process.returncode == -signal.SIGKILL
-    with pytest.raises(StoreError, match="2 parts"):
+    with pytest.raises(StoreError, match="2 shards"):
         ActivationStore.open(tmp_path / "cut")
     assert len(contents(ActivationStore.open(tmp_path / "cut", partial=True))) == 6
-    whole = write(tmp_path / "whole", range(12), rows_per_part=3)
-    assert contents(write(tmp_path / "cut", range(12), resume=True, rows_per_part=3)) == contents(whole)
+    whole = write(tmp_path / "whole", range(12), rows_per_shard=3)
+    assert contents(write(tmp_path / "cut", range(12), resume=True, rows_per_shard=3)) == contents(whole)
 
 
 def test_columns_that_only_some_samples_have(tmp_path: Path) -> None:

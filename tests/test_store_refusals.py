@@ -28,7 +28,7 @@ def unfinished(path: Path, made_by: Mapping[str, Any] = MADE_BY) -> None:
 def test_what_is_not_a_finished_store_of_ours_is_refused(tmp_path: Path) -> None:
     """Unfinished, finished, foreign and missing folders: each is refused in its own words, and left as it was."""
     unfinished(tmp_path / "half")
-    with pytest.raises(StoreError, match=r"unfinished \(1 parts written\)"):
+    with pytest.raises(StoreError, match=r"unfinished \(1 shards written\)"):
         ActivationStore.open(tmp_path / "half")
     with pytest.raises(StoreError, match="resume=True"):
         StoreWriter(tmp_path / "half", MADE_BY)
@@ -85,8 +85,8 @@ def test_future_formats_are_refused(tmp_path: Path) -> None:
 @pytest.mark.parametrize("damage", ["part missing", "file missing", "file cut", "parts missing"])
 def test_a_store_copied_by_half_is_refused(tmp_path: Path, damage: str) -> None:
     """A finished store that lost a part or a file on the way is refused, never silently half-read."""
-    write(tmp_path / "s", range(9), rows_per_part=3)
-    parts = tmp_path / "s" / "parts"
+    write(tmp_path / "s", range(9), rows_per_shard=3)
+    parts = tmp_path / "s" / "shards"
     file = parts / "00001" / "activations.safetensors"
     if damage == "file cut":
         file.write_bytes(file.read_bytes()[:-8])

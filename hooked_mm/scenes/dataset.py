@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 from PIL import Image
@@ -93,3 +93,8 @@ class ScenesDataModule(SampleDataModule):
     ) -> None:
         self.scenes = SceneDataset(size, task, split, seed)
         super().__init__(self.scenes, batch_size, num_workers)
+
+    def describe(self) -> dict[str, Any]:
+        """Which scenes."""
+        data = self.scenes
+        return {**super().describe(), "task": data.task, "split": data.split, "seed": data.seed}
