@@ -28,7 +28,7 @@ $(VENV)/.installed-tests: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	OMP_NUM_THREADS= $(BIN)/hooked-mm demo --output runs/demo
+	env -u OMP_NUM_THREADS $(BIN)/hooked-mm demo --output runs/demo
 
 check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check .

@@ -21,8 +21,10 @@ Activation = Literal["one_hot", "inverse_distance", "cosine"]
 
 def squared_distances(rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
     """||z_i - m_k||^2, never below zero."""
-    cross = rows @ centres.T
-    return ((rows**2).sum(1, keepdim=True) - 2 * cross + (centres**2).sum(1)).clamp_min_(0)
+    # In float64: the difference of large numbers would leave little of a small distance.
+    wide, middle = rows.double(), centres.double()
+    squares = (wide**2).sum(1, keepdim=True) - 2 * wide @ middle.T + (middle**2).sum(1)
+    return squares.clamp_min_(0).float()
 
 
 class KMeans(Decomposition):
@@ -129,7 +131,7 @@ class KMeans(Decomposition):
                 empty += 1
             labels, distances = self._assign(rows, centres)
             inertia = float(distances.double().sum())
-            if previous - inertia <= self.tol * inertia and bool((counts > 0).all()):
+            if inertia == 0 or (previous - inertia <= self.tol * inertia and bool((counts > 0).all())):
                 break
             previous = inertia
         return centres, labels, inertia, steps, empty

@@ -33,6 +33,11 @@ def fact_table(facts: Sequence[Sequence[str]], names: Sequence[str]) -> Bool[np.
     index = {name: column for column, name in enumerate(names)}
     table = np.zeros((len(facts), len(names)), bool)
     for row, found in enumerate(facts):
+        unknown = [name for name in found if name not in index]
+        if unknown:
+            raise BadInputError(
+                f"sample {row} has the fact {unknown[0]!r}, which is not among the names; add it to them"
+            )
         table[row, [index[name] for name in found]] = True
     return table
 

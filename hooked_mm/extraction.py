@@ -7,6 +7,7 @@ selected positions. Text that was generated is run again by its token ids, so po
 from __future__ import annotations
 
 import logging
+import os
 import warnings
 from collections import Counter
 from collections.abc import Sequence
@@ -156,7 +157,7 @@ class Extractor(lightning.LightningModule):
 
 
 def _path_of(sample: Sample) -> str | None:
-    return str(sample.images) if isinstance(sample.images, str | Path) else None
+    return str(sample.images) if isinstance(sample.images, str | os.PathLike) else None
 
 
 class _Writer(BasePredictionWriter):
@@ -206,6 +207,12 @@ def extract(
     data.without(set())  # refuses repeated ids before anything is written
     made_by = {**extractor.made_by(), "data": data.describe()}
     writer = StoreWriter(path, made_by, resume=resume, rows_per_shard=4096)
+    foreign = writer.done() - set(ids)
+    if foreign:
+        raise StoreError(
+            f"{str(path)!r} holds sample {min(foreign)!r}, which this data set has not; continue it with its own "
+            "data, or choose another path"
+        )
     left = data.without(writer.done())
     trainer = quiet_trainer(**{"accelerator": "cpu", "devices": 1, **trainer_options, "callbacks": [_Writer(writer)]})
     try:
@@ -214,11 +221,11 @@ def extract(
     finally:
         # Whatever ended the run, what it has done is kept.
         writer.flush()
-    missing = len(ids) - len(writer.done())
+    missing = set(ids) - writer.done()
     if missing:
         raise StoreError(
-            f"the run ended with {missing} of {len(ids)} samples left; {str(path)!r} keeps the others: run it again "
-            "with resume=True"
+            f"the run ended with {len(missing)} of {len(ids)} samples left; {str(path)!r} keeps the others: run it "
+            "again with resume=True"
         )
     store = writer.close()
     if store.skipped.num_rows:

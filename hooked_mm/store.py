@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -51,16 +52,24 @@ class StoreWriter:
         path: The store's directory; made if needed.
         made_by: What the manifest shall say about its making (model, hooks, selector, seed, ...).
         resume: Go on with an unfinished store of the same making.
-        rows_per_shard: A shard is written as soon as it has so many rows.
+        rows_per_shard: A shard is written as soon as it has so many rows,
+        seconds_per_shard: or so many seconds after the one before, so that an interruption never costs more.
 
     Raises:
         StoreError: If the directory holds something else, a finished store, or one made otherwise.
     """
 
     def __init__(
-        self, path: str | Path, made_by: Mapping[str, Any], *, resume: bool = False, rows_per_shard: int = 65_536
+        self,
+        path: str | Path,
+        made_by: Mapping[str, Any],
+        *,
+        resume: bool = False,
+        rows_per_shard: int = 65_536,
+        seconds_per_shard: float = 300,
     ) -> None:
-        self.path, self.rows_per_shard = Path(path), rows_per_shard
+        self.path, self.rows_per_shard, self.seconds_per_shard = Path(path), rows_per_shard, seconds_per_shard
+        self._flushed = time.monotonic()
         self.made_by = json.loads(json.dumps(dict(made_by), default=str))
         self._tensors: dict[str, list[Tensor]] = {}
         self._hooks: set[str] | None = None
@@ -72,12 +81,15 @@ class StoreWriter:
             self._check_resumable(resume)
         elif self.path.exists() and any(self.path.iterdir()):
             raise StoreError(f"{str(self.path)!r} is a folder with other things in it; choose an empty or new one")
-        shards.mkdir(parents=True, exist_ok=True)
-        # What a cut-off run left half-written was never shard of the store.
-        for leftover in shards.glob(".*"):
-            shutil.rmtree(leftover)
-        self._shard = len(list(shards.iterdir()))
+        self.path.mkdir(parents=True, exist_ok=True)
+        # Before anything else, so that a folder with shards in it always says what it is.
         _write_json(self.path / "manifest.json", {"format": FORMAT, "complete": False, "made_by": self.made_by})
+        shards.mkdir(exist_ok=True)
+        # What a cut-off run left half-written was never part of the store.
+        for leftover in shards.glob(".*"):
+            if leftover.is_dir():
+                shutil.rmtree(leftover)
+        self._shard = len(_shard_dirs(self.path))
 
     def _check_resumable(self, resume: bool) -> None:
         manifest = _read_manifest(self.path)
@@ -95,7 +107,7 @@ class StoreWriter:
 
     def done(self) -> set[str]:
         """Ids of the samples that finished shards already hold or have skipped."""
-        shards = _shard_dirs(self.path)
+        shards = _shard_dirs(self.path) if (self.path / "shards").is_dir() else []
         tables = [_read_table(shards, "samples", ["sample"]), _read_table(shards, "skipped", ["sample"])]
         return {value for table in tables for value in table.column("sample").to_pylist()}
 
@@ -120,7 +132,8 @@ class StoreWriter:
         self._rows += [{name: row.get(name) for name in ROW_COLUMNS} for row in rows]
         self._samples += [dict(sample) for sample in samples]
         self._skipped += [dict(entry) for entry in skipped]
-        if len(self._rows) >= self.rows_per_shard:
+        late = time.monotonic() - self._flushed > self.seconds_per_shard
+        if len(self._rows) >= self.rows_per_shard or late:
             self.flush()
 
     def _check_aligned(
@@ -156,6 +169,7 @@ class StoreWriter:
         os.replace(aside, self.path / "shards" / f"{self._shard:05d}")
         self._shard += 1
         self._tensors, self._rows, self._samples, self._skipped = {}, [], [], []
+        self._flushed = time.monotonic()
 
     def close(self) -> ActivationStore:
         """Write the last shard, mark the store complete and open it."""

@@ -34,19 +34,19 @@ def token_spans(tokenizer: Any, ids: Sequence[int]) -> tuple[str, list[tuple[int
     spans, last = [], 0
     for count in range(1, len(ids) + 1):
         prefix = tokenizer.decode(ids[:count], clean_up_tokenization_spaces=False)
-        same = next(
-            (i for i, (a, b) in enumerate(zip(prefix, text, strict=False)) if a != b), min(len(prefix), len(text))
-        )
-        whole = max(last, same)
-        spans.append((last, whole + 1 if len(prefix) > same else whole))
-        last = whole
+        same = last
+        while same < min(len(prefix), len(text)) and prefix[same] == text[same]:
+            same += 1
+        spans.append((last, same + 1 if len(prefix) > same else same))
+        last = same
     return text, spans
 
 
 def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     """A pattern with a group for each word, as a whole word: case ignored, inner white space free, longest first.
 
-    Hyphens and apostrophes belong to words ("t-shirt" has no "shirt"), as a decimal mark belongs to a number.
+    Hyphens, and apostrophes between letters, belong to words ("t-shirt" has no "shirt", "cat's" no "cat"; 'stop' in
+    quotes is "stop"), as a decimal mark belongs to a number.
     """
     asked = list(words)
     if not asked or not all(word.strip() for word in asked):
@@ -56,7 +56,7 @@ def word_pattern(words: Iterable[str]) -> re.Pattern[str]:
     options = "|".join(
         f"(?P<word{index}>" + r"\s+".join(re.escape(part) for part in word.split()) + ")" for index, word in by_length
     )
-    return re.compile(rf"(?<![\w'’-])(?<!\d[.,])(?:{options})(?![\w'’-])(?![.,]\d)", re.IGNORECASE)
+    return re.compile(rf"(?<![\w-])(?<!\w['’])(?<!\d[.,])(?:{options})(?![\w-])(?!['’]\w)(?![.,]\d)", re.IGNORECASE)
 
 
 def find_words(tokenizer: Any, ids: Sequence[int], words: Iterable[str]) -> list[WordMatch]:
@@ -72,9 +72,6 @@ def find_words(tokenizer: Any, ids: Sequence[int], words: Iterable[str]) -> list
     found = []
     for match in word_pattern(asked).finditer(text):
         covered = [i for i, (start, stop) in enumerate(spans) if start < match.end() and stop > match.start()]
-        # A token of white space alone ("▁" before a digit) is no part of the word.
-        while covered and not text[slice(*spans[covered[0]])].strip():
-            covered.pop(0)
         word = asked[int((match.lastgroup or "word0").removeprefix("word"))]
         found.append(WordMatch(word, covered[0], covered[-1] + 1))
     return found

@@ -134,3 +134,11 @@ def test_data_module_hands_out_every_scene_once() -> None:
     assert [len(batch.samples) for batch in batches] == [3, 3, 1]
     assert [sample.id for batch in batches for sample in batch.samples] == SceneDataset(7, seed=4).ids()
     assert module.ids() == SceneDataset(7, seed=4).ids()
+
+
+def test_descriptions_tell_data_sets_apart() -> None:
+    """What a store's manifest says of the scenes differs whenever the scenes do, and not with the batch size."""
+    settings: list[dict] = [{}, {"size": 6}, {"task": "question"}, {"split": "train"}, {"seed": 1}]
+    described = [str(ScenesDataModule(**{"size": 5, **options}).describe()) for options in settings]
+    assert len(set(described)) == len(settings)
+    assert ScenesDataModule(5, batch_size=2).describe() == ScenesDataModule(5, batch_size=4).describe()

@@ -129,3 +129,16 @@ def test_other_settings_are_not_mixed_into_a_store(
     with pytest.raises(StoreError, match=named):
         extract(Extractor(llava, **{**first, **settings}), SampleDataModule(samples), tmp_path / "s", resume=True)
     assert len(extract(Extractor(llava, **first), SampleDataModule(samples), tmp_path / "s", resume=True)) == 5
+
+
+def test_another_data_set_does_not_continue_a_store(llava: HookedMM, samples: list[Sample], tmp_path: Path) -> None:
+    """Samples of another data set of the same size are not mixed into a store that was cut off."""
+    extractor = Extractor(llava, HOOKS, LastPrompt(), "none")
+    with pytest.raises(StoreError, match="3 of 5"):
+        extract(extractor, SampleDataModule(samples, 2), tmp_path / "s", limit_predict_batches=1)
+    others = [Sample(f"t{n}", sample.images, sample.text) for n, sample in enumerate(samples)]
+    with pytest.raises(StoreError):
+        extract(extractor, SampleDataModule(others, 2), tmp_path / "s", resume=True)
+    partial = ActivationStore.open(tmp_path / "s", partial=True)
+    assert partial.samples.column("sample").to_pylist() == ["s0", "s1"]
+    assert len(extract(extractor, SampleDataModule(samples, 2), tmp_path / "s", resume=True)) == 5

@@ -140,14 +140,21 @@ def test_one_hot_gives_back_the_centre(center: bool) -> None:
 
 @pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
 def test_inverse_distance(scale: float) -> None:
-    """1 / (1 + Euclidean distance to each centre), for rows far from the centres and for the centres themselves."""
+    """1 / (1 + Euclidean distance to each centre)."""
     rows = _blobs(apart=3.0)[0] * scale
     fitted = KMeans(6, activation="inverse_distance").fit(rows)
-    centres = fitted.cluster_centers_.double().numpy()
-    expected = 1 / (1 + cdist(rows, centres))
+    expected = 1 / (1 + cdist(rows, fitted.cluster_centers_.double().numpy()))
     np.testing.assert_allclose(fitted.transform(rows).numpy(), expected, rtol=1e-3)
-    # A row at its centre has activation 1, which a distance by cancellation of large squares would miss.
-    np.testing.assert_allclose(fitted.transform(centres).diagonal().numpy(), 1.0, rtol=1e-2)
+
+
+@pytest.mark.parametrize("scale", [0.01, 1.0, 100.0])
+def test_inverse_distance_at_the_centre(scale: float) -> None:
+    """A row at its centre has activation 1 whatever its norm: no distance by cancellation of large squares."""
+    # Thirty points at distances as in the residual stream of large models, each of them twice.
+    rows = np.repeat(np.random.default_rng(0).standard_normal((30, 16)) * scale, 2, axis=0)
+    fitted = KMeans(30, activation="inverse_distance").fit(rows)
+    np.testing.assert_allclose(cdist(rows, fitted.cluster_centers_.numpy()).min(axis=1), 0, atol=1e-5 * scale)
+    np.testing.assert_allclose(fitted.transform(rows).amax(dim=1).numpy(), 1.0, rtol=1e-2)
 
 
 def test_cosine() -> None:

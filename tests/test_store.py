@@ -185,6 +185,17 @@ def test_resuming_after_a_kill_within_a_part(tmp_path: Path) -> None:
     assert not aside.exists()
 
 
+def test_files_of_the_operating_system_are_no_part(tmp_path: Path) -> None:
+    """A file that a file browser leaves behind stops neither reading nor resuming."""
+    writer = StoreWriter(tmp_path / "s", MADE_BY, rows_per_shard=3)
+    for number in range(3):
+        writer.add(**sample(number))
+    (tmp_path / "s" / "shards" / ".DS_Store").write_bytes(b"x")
+    assert len(ActivationStore.open(tmp_path / "s", partial=True)) == 3
+    assert len(write(tmp_path / "s", range(6), resume=True, rows_per_shard=3)) == 6
+    assert len(ActivationStore.open(tmp_path / "s")) == 6
+
+
 KILLED = """
     import sys, time
     sys.path.insert(0, {root!r})
