@@ -50,14 +50,15 @@ def tensorboard_picture(page: Page, logs: Path, target: Path) -> None:
     """The image tab: a grid of most activating pictures per concept."""
     port = free_port()
     program = Path(sys.executable).with_name("tensorboard")
-    command = [str(program), "--logdir", str(logs), "--port", str(port), "--host", "127.0.0.1"]
-    server = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    command = [str(program), "--logdir", logs.name, "--port", str(port), "--host", "127.0.0.1"]
+    # From the folder above, so that the page shows a path that is the same on every machine.
+    server = subprocess.Popen(command, cwd=logs.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/data/environment")
         page.set_viewport_size({"width": 1380, "height": 940})
         page.goto(f"http://127.0.0.1:{port}/?darkMode=false#images")
         page.wait_for_selector("tf-image-loader img", timeout=60_000)
-        # Actual size, so that the words under each picture can be read.
+        # The pictures of the first page are still being loaded.
         page.wait_for_timeout(2500)
         page.screenshot(path=target)
     finally:
