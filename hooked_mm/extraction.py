@@ -76,10 +76,8 @@ class Extractor(lightning.LightningModule):
             raise BadInputError(f"{foreign[0]!r} is not a (batch, pos, d) point of the language model; choose others")
         layers = [points[name].layer for name in self.hook_names]
         # Blocks above the deepest one asked for need not run.
-        deepest = (
-            None if any(layer is None for layer in layers) else max(layer for layer in layers if layer is not None)
-        )
-        self._stop = None if deepest is None else deepest + 1
+        inside = [layer for layer in layers if layer is not None]
+        self._stop = max(inside) + 1 if len(inside) == len(layers) else None
 
     def made_by(self) -> dict[str, Any]:
         """What the store's manifest says."""

@@ -24,21 +24,9 @@ from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.prepare import SampleImages, prepare
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_model_path
-from hooked_mm.structure import resolve
+from hooked_mm.structure import StackConfig, resolve
 
 BatchLike = Batch | Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class StackConfig:
-    """Sizes of a stack of blocks."""
-
-    n_layers: int
-    d_model: int
-    n_heads: int
-    n_kv_heads: int
-    d_head: int
-    d_mlp: int
 
 
 @dataclass(frozen=True)

@@ -38,16 +38,22 @@ LAYER_LIST_NAMES = ("layers", "encoder.layers", "blocks")
 
 
 @dataclass(frozen=True)
-class Stack:
-    """A stack of like blocks: its place and its sizes. `parts`: role -> path inside a block (see PART_NAMES)."""
+class StackConfig:
+    """Sizes of a stack of like blocks."""
 
-    layers: str
     n_layers: int
     d_model: int
     n_heads: int
     n_kv_heads: int
     d_head: int
     d_mlp: int
+
+
+@dataclass(frozen=True)
+class Stack(StackConfig):
+    """A stack of blocks with its place. `parts`: role -> path inside a block (see PART_NAMES)."""
+
+    layers: str
     parts: MappingProxyType[str, str] = field(repr=False)
 
 
