@@ -102,6 +102,17 @@ def test_hooks_run_in_order_and_see_each_others_writes(llava: HookedMM, batch: B
     assert torch.equal(cache["blocks.2.hook_resid_pre"], cache[name])
 
 
+def test_two_names_of_one_place_see_each_others_writes(llava: HookedMM, batch: Batch) -> None:
+    """hook_embed and the first block's resid_pre are one value: the second write starts from the first, both count."""
+    names = ["hook_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.0.hook_resid_mid"]
+    _, plain = llava.run_with_cache(batch, "hook_embed")
+    with llava.hooks([(names[0], lambda value, hook: value + 1), (names[1], lambda value, hook: value * 2)]):
+        _, cache = llava.run_with_cache(batch, names)
+    assert torch.equal(cache[names[0]], plain["hook_embed"] + 1)
+    assert torch.equal(cache[names[1]], (plain["hook_embed"] + 1) * 2)
+    assert torch.equal(cache[names[3]], cache[names[1]] + cache[names[2]])
+
+
 def test_a_later_write_in_place_does_not_reach_saved_values(llava: HookedMM, batch: Batch) -> None:
     """resid_post[1] and resid_pre[2] are one tensor; writing into the second leaves the first as it was read."""
     _, plain = llava.run_with_cache(batch, "blocks.1.hook_resid_post")
