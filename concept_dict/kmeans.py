@@ -21,10 +21,7 @@ Activation = Literal["one_hot", "inverse_distance", "cosine"]
 
 def squared_distances(rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
     """||z_i - m_k||^2, never below zero."""
-    # In float64: the difference of large numbers would leave little of a small distance.
-    wide, middle = rows.double(), centres.double()
-    squares = (wide**2).sum(1, keepdim=True) - 2 * wide @ middle.T + (middle**2).sum(1)
-    return squares.clamp_min_(0).float()
+    return ((rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)).clamp_min_(0)
 
 
 class KMeans(Decomposition):
@@ -110,7 +107,9 @@ class KMeans(Decomposition):
         labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
         distances = torch.empty(len(rows), device=rows.device)
         for part, chunk in self._chunks(rows):
-            distances[part], labels[part] = squared_distances(chunk, centres).min(dim=1)
+            labels[part] = squared_distances(chunk, centres).argmin(dim=1)
+            # By subtraction: as the difference of large numbers little would be left of a small distance.
+            distances[part] = (chunk - centres[labels[part]]).square().sum(dim=1)
         return labels, distances
 
     def _lloyd(self, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, float, int, int]:
@@ -145,7 +144,7 @@ class KMeans(Decomposition):
             if self.activation == "cosine":
                 out[part] = torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
                 continue
-            distances = squared_distances(chunk, centred)
+            distances = squared_distances(chunk.double(), centred.double()).float()
             if self.activation == "inverse_distance":
                 out[part] = 1 / (1 + distances.sqrt())
             else:
