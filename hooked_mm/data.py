@@ -74,7 +74,7 @@ class SampleDataModule(lightning.LightningDataModule):
 
     def describe(self) -> dict[str, Any]:
         """What a store's manifest says of the data; a store is only continued with the same."""
-        return {"name": type(self).__name__, "samples": len(self.ids())}
+        return {"name": type(self).__name__, "samples": len(self.dataset)}  # type: ignore[arg-type]
 
     def without(self, done: set[str]) -> SampleDataModule:
         """The same data module without the samples whose ids are given.

@@ -5,7 +5,7 @@ A selector turns a batch into picks; a pick is one row of the activation store: 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
@@ -95,14 +95,6 @@ class MeanOver(_Described):
         chosen = batch.mask(self.modality, self.role)
         rows = [tuple(row.nonzero()[:, 0].tolist()) for row in chosen]
         return [Pick(sample, positions) for sample, positions in enumerate(rows) if positions]
-
-
-@dataclass
-class Picked:
-    """Representations of picks: `values[hook]` (n, d), row i being `picks[i]`."""
-
-    picks: list[Pick]
-    values: dict[str, Float[Tensor, "n d"]] = field(default_factory=dict)
 
 
 def gather(value: Float[Tensor, "b p d"], picks: list[Pick]) -> Float[Tensor, "n d"]:
