@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from types import MappingProxyType
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -134,11 +133,6 @@ class ActivationCache(Mapping[str, Tensor]):
         """The same cache with its values on another device or of another dtype."""
         moved = {name: value.to(device, dtype or value.dtype) for name, value in self._values.items()}
         return ActivationCache(moved, self.batch, self._points)
-
-    @property
-    def points(self) -> Mapping[str, HookPoint]:
-        """The model's hook points, for what each cached name means."""
-        return MappingProxyType(dict(self._points))
 
 
 def _template(name: str, layer: int | None) -> str:

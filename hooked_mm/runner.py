@@ -82,8 +82,8 @@ class Runner:
         self._order = {name: index for index, name in enumerate(points)}
         self._stops = {p.layer: p for p in points.values() if p.stream == "text" and p.name.endswith("hook_resid_pre")}
 
-    def _available(self, batch: Batch) -> list[str]:
-        return [n for n, p in self.points.items() if batch.has_images or p.stream == "text"]
+    def _available(self, batch: Batch) -> set[str]:
+        return {n for n, p in self.points.items() if batch.has_images or p.stream == "text"}
 
     def _plan(self, batch: Batch, names_filter: NamesFilter, hooks: Sequence[HookSpec], *, save: bool) -> list[_Visit]:
         available = self._available(batch)
@@ -91,7 +91,7 @@ class Runner:
 
         def chosen(wanted: NamesFilter) -> list[str]:
             names = match_names(wanted, self.points)
-            present = [name for name in names if name in set(available)]
+            present = [name for name in names if name in available]
             if names and not present:
                 raise BadInputError(f"{names[0]!r} lies in the vision tower or projector, but this batch has no images")
             return present
