@@ -82,6 +82,14 @@ class Batch:
         return self.inputs["input_ids"]
 
     @property
+    def length(self) -> int:
+        """Positions that the decoder computes per sample."""
+        ids = self.inputs.get("decoder_input_ids")
+        if ids is not None:
+            return ids.shape[1]
+        return self.input_ids.shape[1]
+
+    @property
     def has_images(self) -> bool:
         """Whether the vision tower will run."""
         return "pixel_values" in self.inputs

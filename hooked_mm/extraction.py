@@ -71,7 +71,7 @@ class Extractor(lightning.LightningModule):
         self.answer, self.max_new_tokens = answer, max_new_tokens
         self.hook_names = match_names(hooks, model.hook_names)
         points = model.hook_points
-        foreign = [name for name in self.hook_names if points[name].stream != "text" or points[name].heads]
+        foreign = [name for name in self.hook_names if points[name].stream != "text" or points[name].form != "vector"]
         if foreign:
             raise BadInputError(f"{foreign[0]!r} is not a (batch, pos, d) point of the language model; choose others")
         layers = [points[name].layer for name in self.hook_names]

@@ -1,39 +1,78 @@
 """The list of hook points, as data: what each is called, on which side of which module it lies, what it means.
 
-To add a point, add a row. `{l}` stands for the layer. `part` names a module of the block (or of the model) by the
-role that `structure` resolved it to; the value is what goes into it or what comes out of it.
-
-A write at the *input* of a norm would miss the residual stream, which the block keeps beside the norm: such points
-are written in place (`in_place`), into the one tensor that both read.
+To add a point, add a row. `part` names a module of the block (or of the model) by the role that `structure` resolved
+it to; the value is what goes into it or what comes out of it, unless `kind` says how else it is reached (`access`).
+A point whose part a model lacks is absent from its list.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, Literal
 
-from hooked_mm.structure import Stack, Structure
+import torch
+from torch import Tensor, nn
 
-Side = Literal["input", "output"]
-Stream = Literal["text", "vision", "projector"]
+from hooked_mm.access import (
+    Access,
+    AddedValue,
+    FieldValue,
+    Fused,
+    HeadResult,
+    Heads,
+    Map,
+    ModuleValue,
+    NormValue,
+    Plain,
+    ScaledValue,
+    Side,
+    Swapped,
+    View,
+)
+from hooked_mm.norms import NormFormula, find_norm_formula
+from hooked_mm.structure import Block, Stack, Structure
+
+Stream = Literal["text", "encoder", "vision", "projector"]
+Kind = Literal["value", "in_place", "heads", "kv_heads", "scale", "normalized", "result", "tap", "added"]
+TAP_SIDES: dict[str, str] = {"hook_rot_q": "q", "hook_rot_k": "k", "hook_pattern": "pattern"}
 
 
 @dataclass(frozen=True)
 class HookPoint:
     """One place in one model where a value can be read and written.
 
-    `module`: path of the module in the transformers model; `heads`: the last dimension is split into that many heads;
-    `layer`: the block's index, None outside blocks.
+    Attributes:
+        name: As users type it.
+        stream: Which sequence its positions belong to.
+        layer: The block's index, None outside blocks.
+        meaning: What it is, with its shape.
+        access: How it is reached.
+        needs: Points that must be read before it in the same pass.
+        needs_image: It is not reached when a batch has no image.
+        once: In a generation it is reached in the first pass only.
+        costly: Left out unless asked for by name: it makes blocks compute what they would not.
+        tap: The attention module and the value of it that must be tapped, or None.
+        form: What stands behind batch and position: a vector, a vector per head; or a pattern (b, heads, q, k).
     """
 
     name: str
-    module: str
-    side: Side
     stream: Stream
     layer: int | None
     meaning: str
-    heads: int | None = None
-    in_place: bool = False
+    access: Access = field(repr=False)
+    needs: tuple[str, ...] = ()
+    needs_image: bool = False
+    once: bool = False
+    costly: bool = False
+    tap: tuple[str, str] | None = None
+    form: Literal["vector", "heads", "pattern"] = "vector"
+
+    @property
+    def module(self) -> str:
+        """Path of the module in the transformers model at which the value lies."""
+        return self.access.module
 
 
 @dataclass(frozen=True)
@@ -42,70 +81,238 @@ class _Row:
     part: str
     side: Side
     meaning: str
-    heads: Literal["n_heads", "n_kv_heads"] | None = None
-    in_place: bool = False
+    kind: Kind = "value"
 
 
-# In execution order within a block; shapes are (batch, pos, ...), in the vision tower (image, patch, ...).
-BLOCK_ROWS: tuple[_Row, ...] = (
+def _norm(name: str, part: str, what: str) -> tuple[_Row, ...]:
+    return (
+        _Row(f"{name}.hook_scale", part, "output", f"{what}: its divisor (b, p, 1)", "scale"),
+        _Row(f"{name}.hook_normalized", part, "output", f"{what}: the quotient before the gain (b, p, d)", "normalized"),
+        _Row(f"{name}.hook_out", part, "output", f"{what}, after its gain (b, p, d)"),
+    )
+
+
+def _attention(name: str, prefix: str, whose: str) -> tuple[_Row, ...]:
+    return (
+        _Row(f"{name}.hook_q", f"{prefix}q", "output", "queries as projected (b, p, heads, d_head)", "heads"),
+        _Row(f"{name}.hook_k", f"{prefix}k", "output", f"keys as projected, {whose} (b, p, kv_heads, d_head)", "kv_heads"),
+        _Row(f"{name}.hook_v", f"{prefix}v", "output", f"values, {whose} (b, p, kv_heads, d_head)", "kv_heads"),
+        _Row(f"{name}.hook_rot_q", name, "input", "queries after norm and rotary (b, p, heads, d_head)", "tap"),
+        _Row(f"{name}.hook_rot_k", name, "input", "keys after norm and rotary, all (b, k, kv_heads, d_head)", "tap"),
+        _Row(f"{name}.hook_pattern", name, "input", "attention pattern (b, heads, q, k)", "tap"),
+        _Row(f"{name}.hook_z", f"{prefix}o", "input", "per-head mix of values (b, p, heads, d_head)", "heads"),
+        _Row(f"{name}.hook_result", f"{prefix}o", "output", "per-head output (b, p, heads, d)", "result"),
+    )
+
+
+_START = (
     _Row("hook_resid_pre", "block", "input", "residual stream before the block (b, p, d)"),
-    _Row("ln1.hook_out", "ln1", "output", "first norm, after its gain (b, p, d)"),
-    _Row("attn.hook_q", "q", "output", "queries before rotary (b, p, heads, d_head)", "n_heads"),
-    _Row("attn.hook_k", "k", "output", "keys before rotary (b, p, kv_heads, d_head)", "n_kv_heads"),
-    _Row("attn.hook_v", "v", "output", "values (b, p, kv_heads, d_head)", "n_kv_heads"),
-    _Row("attn.hook_z", "o", "input", "per-head mix of values (b, p, heads, d_head)", "n_heads"),
-    _Row("hook_attn_out", "attn", "output", "what attention adds to the stream (b, p, d)"),
-    _Row("hook_resid_mid", "ln2", "input", "residual stream after attention (b, p, d)", in_place=True),
-    _Row("ln2.hook_out", "ln2", "output", "second norm, after its gain (b, p, d)"),
+    _Row("hook_conv1_out", "conv1", "output", "what a convolution adds before attention (b, p, d)"),
+)
+_SELF = (
+    *_attention("attn", "", "its own"),
+    _Row("hook_attn_out", "attn", "output", "what attention adds to the stream (b, p, d)", "added"),
+)
+_CROSS = (
+    *_attention("xattn", "x", "the image's or encoder's"),
+    _Row("hook_xattn_out", "xattn", "output", "what cross-attention adds to the stream (b, p, d)", "added"),
+)
+_MLP = (
     _Row("mlp.hook_pre", "mlp_gate", "output", "what the activation function sees (b, p, d_mlp)"),
     _Row("mlp.hook_pre_linear", "mlp_up", "output", "up projection of a gated MLP (b, p, d_mlp)"),
     _Row("mlp.hook_post", "mlp_down", "input", "the neurons (b, p, d_mlp)"),
-    _Row("hook_mlp_out", "mlp", "output", "what the MLP adds to the stream (b, p, d)"),
-    _Row("hook_resid_post", "block", "output", "residual stream after the block (b, p, d)"),
+    _Row("hook_mlp_out", "mlp", "output", "what the MLP adds to the stream (b, p, d)", "added"),
 )
+_END = (_Row("hook_resid_post", "block", "output", "residual stream after the block (b, p, d)"),)
+_LN1, _LNX, _LN2 = (
+    _norm(name, part, f"{which} norm")
+    for name, part, which in (("ln1", "ln1", "first"), ("lnx", "lnx", "cross-attention's"), ("ln2", "ln2", "second"))
+)
+_MID = "residual stream after attention (b, p, d)"
+
+# In execution order. Shapes are (batch, pos, ...) in the text, (image, patch, ...) in a tower, (patches, ...) in a
+# packed tower.
+BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
+    "pre": (
+        *(*_START, *_LN1, *_SELF, *_LNX, *_CROSS, _Row("hook_resid_mid", "ln2", "input", _MID, "in_place")),
+        *(_Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"), *_LN2, *_MLP, *_END),
+    ),
+    "post": (
+        *(*_START, *_SELF, *_LN1, *_CROSS, *_LNX, _Row("hook_resid_mid", "mid_norm", "output", _MID)),
+        *(*_MLP, *_LN2, *_END),
+    ),
+}
 
 
-def _block_points(prefix: str, stream: Stream, stack: Stack) -> list[HookPoint]:
-    points = []
-    for layer in range(stack.n_layers):
-        for row in BLOCK_ROWS:
-            part = stack.parts.get(row.part)
-            # q and k of a gate-less or fused block, say, do not exist: a point that cannot fire is not listed.
-            if part is None:
+class _Builder:
+    """Turns rows into points for one model."""
+
+    def __init__(self, model: nn.Module, structure: Structure) -> None:
+        self.model, self.structure = model, structure
+
+    def norm(self, path: str) -> NormFormula | None:
+        return find_norm_formula(self.model.get_submodule(path))
+
+    def _scale(self, block: Block, role: str) -> Callable[[], Tensor] | None:
+        if role not in block.scales:
+            return None
+        parameter, function = block.scales[role]
+        owner = self.model.get_submodule(block.path)
+        return partial(_factor, owner, parameter, function)
+
+    def _path(self, block: Block, role: str) -> str | None:
+        if role == "block":
+            return block.path
+        if role == "mid_norm":
+            role = "lnx" if "lnx" in block.parts else "ln1"
+        inside = block.parts.get(role)
+        return None if inside is None else f"{block.path}.{inside}"
+
+    def _added(self, block: Block, prefix: str, row: _Row) -> tuple[Access, tuple[str, ...]]:
+        """What is added to the stream: the module's output, or what a norm, factor or mask makes of it."""
+        role = row.part
+        if norm := self._path(block, f"{role}_post_norm"):
+            return ModuleValue(norm, "output"), ()
+        path = self._path(block, role)
+        assert path is not None
+        mid = self._path(block, "ln2")
+        assert mid is not None
+        total = ModuleValue(block.path, "output") if role == "mlp" else ModuleValue(mid, "input", in_place=True)
+        before = f"{prefix}hook_resid_mid" if role == "mlp" else f"{prefix}hook_resid_pre"
+        if role == "mlp" and block.row_mask:
+            return AddedValue(before, total), (before,)
+        factor = self._scale(block, role)
+        if factor is not None:
+            return ScaledValue(path, factor, before, total), (before,)
+        return ModuleValue(path, "output", Plain(positions=path.endswith("fc2"))), ()
+
+    def _access(self, block: Block, prefix: str, row: _Row, text: bool) -> tuple[Access, tuple[str, ...]] | None:
+        path = self._path(block, row.part)
+        if row.kind == "tap":
+            return self._tap(block, row)
+        if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
+            return ModuleValue(fused, "output", Fused("qkv".index(row.part), block.n_heads)), ()
+        if path is None:
+            return None
+        plain: View = Plain(positions=text and row.part in ("ln2", "mlp", "mlp_gate", "mlp_down"))
+        if block.map and (row.part in ("block", "conv1", "conv2")):
+            plain = Map()
+        if row.kind == "added":
+            return self._added(block, prefix, row)
+        if row.kind in ("heads", "kv_heads"):
+            heads = block.n_heads if row.kind == "heads" else block.n_kv_heads
+            return ModuleValue(path, row.side, Heads(heads)), ()
+        if row.kind == "result":
+            return HeadResult(path, block.n_heads, partial(self.model.get_submodule, path)), ()
+        if row.kind in ("scale", "normalized"):
+            formula = self.norm(path)
+            module = partial(self.model.get_submodule, path)
+            quantity: Any = row.kind
+            return None if formula is None else (NormValue(path, quantity, formula, module, plain), ())
+        if row.kind == "in_place":
+            where = self._path(block, "conv2") or path
+            view = Map() if block.map else plain
+            return ModuleValue(where, row.side, view, in_place=True), ()
+        return ModuleValue(path, row.side, plain), ()
+
+    def _tap(self, block: Block, row: _Row) -> tuple[Access, tuple[str, ...]] | None:
+        attention = self._path(block, row.part)
+        name = row.name.split(".")[-1]
+        if attention is None or (name != "hook_pattern" and not block.rotary):
+            return None
+        tap = TAP_SIDES[name]
+        view: View = Plain() if tap == "pattern" else Swapped()
+        return ModuleValue(f"taps:{attention}:{tap}", "output", view), ()
+
+    def block(self, prefix: str, stream: Stream, layer: int, block: Block) -> Iterator[HookPoint]:
+        first = f"{prefix}blocks.{layer}."
+        once = stream != "text"
+        for row in BLOCK_ROWS[block.norm]:
+            made = self._access(block, first, row, stream != "vision")
+            if made is None:
                 continue
-            path = f"{stack.layers}.{layer}" + (f".{part}" if part else "")
-            name = f"{prefix}blocks.{layer}.{row.name}"
-            heads = getattr(stack, row.heads) if row.heads else None
-            points.append(HookPoint(name, path, row.side, stream, layer, row.meaning, heads, row.in_place))
-    return points
+            access, needs = made
+            name = row.name.split(".")[-1]
+            yield HookPoint(
+                name=first + row.name,
+                stream=stream,
+                layer=layer,
+                meaning=row.meaning,
+                access=access,
+                needs=needs,
+                needs_image=stream == "vision" or block.cross_only,
+                # Keys and values of cross-attention are those of the image or encoder, projected once.
+                once=once or row.part in ("xk", "xv"),
+                costly=name in ("hook_pattern", "hook_result"),
+                tap=(f"{block.path}.{block.parts[row.part]}", TAP_SIDES[name]) if row.kind == "tap" else None,
+                form=_form(row),
+            )
+
+    def stack(self, prefix: str, stream: Stream, stack: Stack, after: str | None) -> Iterator[HookPoint]:
+        once = stream != "text"
+        enter = "embeddings with image features merged in" if stream != "vision" else "what enters tower block 0"
+        embed: View = Map() if stack.blocks[0].map else Plain()
+        first = ModuleValue(stack.blocks[0].path, "input", embed)
+        needs_image = stream == "vision"
+        yield HookPoint(f"{prefix}hook_embed", stream, None, f"{enter} (b, p, d)", first, (), needs_image, once)
+        for layer, block in enumerate(stack.blocks):
+            yield from self.block(prefix, stream, layer, block)
+            following = stack.blocks[layer + 1].path if layer + 1 < len(stack.blocks) else after
+            if block.inserted and following:
+                post = f"{prefix}blocks.{layer}.hook_resid_post"
+                access = AddedValue(post, ModuleValue(following, "input"))
+                name, meaning = f"{prefix}blocks.{layer}.hook_insert_out", "what is added behind the block (b, p, d)"
+                yield HookPoint(name, stream, layer, meaning, access, (post,), True, once)
+
+    def final_norm(self, path: str) -> Iterator[HookPoint]:
+        formula = self.norm(path)
+        for row in _norm("ln_final", "", "final norm"):
+            access: Access = ModuleValue(path, "output")
+            if row.kind in ("scale", "normalized"):
+                if formula is None:
+                    continue
+                quantity: Any = row.kind
+                access = NormValue(path, quantity, formula, partial(self.model.get_submodule, path))
+            yield HookPoint(row.name, "text", None, row.meaning, access)
+
+    def points(self) -> Iterator[HookPoint]:
+        structure = self.structure
+        if structure.vision:
+            yield from self.stack("vision.", "vision", structure.vision, None)
+        if path := structure.projector:
+            view: View = Map() if structure.vision and structure.vision.blocks[-1].map else Plain()
+            entering = ModuleValue(path, "input", view)
+            leaving: Access = ModuleValue(path, "output")
+            if structure.projector_out:
+                leaving = FieldValue(*structure.projector_out)
+            yield HookPoint(
+                "projector.hook_in", "projector", None, "tower features that are projected (n, p, d)", entering, (), True, True
+            )
+            yield HookPoint(
+                "projector.hook_out", "projector", None, "image tokens (n, p, d_model)", leaving, (), True, True
+            )
+        if structure.encoder:
+            yield from self.stack("encoder.", "encoder", structure.encoder, None)
+        yield from self.stack("", "text", structure.text, structure.final_norm)
+        if structure.final_norm:
+            yield from self.final_norm(structure.final_norm)
+        logits = FieldValue("", "logits")
+        yield HookPoint("hook_logits", "text", None, "logits, after scale and soft-cap (b, p, vocab)", logits)
 
 
-def list_hook_points(structure: Structure) -> dict[str, HookPoint]:
+def _form(row: _Row) -> Literal["vector", "heads", "pattern"]:
+    if row.name.endswith("hook_pattern"):
+        return "pattern"
+    return "heads" if row.kind in ("heads", "kv_heads", "result", "tap") else "vector"
+
+
+def _factor(owner: nn.Module, parameter: str, function: str) -> Tensor:
+    value = getattr(owner, parameter)
+    return torch.tanh(value) if function == "tanh" else value
+
+
+def list_hook_points(model: nn.Module, structure: Structure) -> dict[str, HookPoint]:
     """Every hook point of a model by name, in execution order."""
-    points: list[HookPoint] = []
-    if vision := structure.vision:
-        first = f"{vision.layers}.0"
-        points.append(
-            HookPoint("vision.hook_embed", first, "input", "vision", None, "what enters tower block 0 (n, p, d)")
-        )
-        points += _block_points("vision.", "vision", vision)
-    if path := structure.projector:
-        points.append(
-            HookPoint("projector.hook_in", path, "input", "projector", None, "selected patch features (n, p, d)")
-        )
-        points.append(
-            HookPoint("projector.hook_out", path, "output", "projector", None, "image tokens (n, p, d_model)")
-        )
-    text = structure.text
-    first = f"{text.layers}.0"
-    points.append(
-        HookPoint("hook_embed", first, "input", "text", None, "embeddings with image features merged in (b, p, d)")
-    )
-    points += _block_points("", "text", text)
-    points.append(
-        HookPoint(
-            "ln_final.hook_out", structure.final_norm, "output", "text", None, "final norm, after its gain (b, p, d)"
-        )
-    )
-    points.append(HookPoint("hook_logits", structure.unembed, "output", "text", None, "logits (b, p, vocab)"))
-    return {point.name: point for point in points}
+    return {point.name: point for point in _Builder(model, structure).points()}
+
+

@@ -19,7 +19,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.prepare import SampleImages, prepare
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
@@ -71,18 +71,8 @@ class HookedMM:
     def __init__(self, hf_model: Any, processor: Any = None) -> None:
         self.hf_model, self.processor = hf_model, processor
         self.structure = structure = resolve(hf_model)
-        self._points = list_hook_points(structure)
-        aliases = {
-            structure.text.layers: "blocks",
-            structure.final_norm: "ln_final",
-            structure.embed: "embed",
-            structure.unembed: "unembed",
-        }
-        if structure.projector:
-            aliases[structure.projector] = "projector"
-        if structure.vision:
-            aliases[structure.vision.layers] = "vision_blocks"
-        self._runner = Runner(hf_model, self._points, aliases)
+        self._points = list_hook_points(hf_model, structure)
+        self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
 
         def sizes(stack: Any) -> dict[str, int]:
@@ -318,13 +308,43 @@ class HookedMM:
 
     @property
     def nnsight(self) -> Any:
-        """The wrapped model as nnsight sees it."""
+        """The wrapped model as nnsight sees it; the transformers model is its `.model`."""
         return self._runner.nnsight
 
-    def __getattr__(self, name: str) -> Any:
-        if name in ("blocks", "vision_blocks", "projector", "embed", "ln_final", "unembed"):
-            return getattr(self._runner.nnsight, name)
-        raise AttributeError(f"{type(self).__name__!r} object has no attribute {name!r}")
+    @property
+    def blocks(self) -> list[Any]:
+        """nnsight's envoys of the language model's blocks."""
+        return [self._runner.get(block.path) for block in self.structure.text.blocks]
+
+    @property
+    def vision_blocks(self) -> list[Any]:
+        """nnsight's envoys of the tower's blocks."""
+        return [self._runner.get(block.path) for block in self.structure.vision.blocks] if self.structure.vision else []
+
+    def _envoy(self, path: str | None, what: str) -> Any:
+        if path is None:
+            raise UnsupportedModelError(f"this {self.cfg.family} model has no {what}")
+        return self._runner.get(path)
+
+    @property
+    def projector(self) -> Any:
+        """nnsight's envoy of the module from tower features to image tokens."""
+        return self._envoy(self.structure.projector, "projector")
+
+    @property
+    def embed(self) -> Any:
+        """nnsight's envoy of the token embedding."""
+        return self._envoy(self.structure.embed, "token embedding")
+
+    @property
+    def ln_final(self) -> Any:
+        """nnsight's envoy of the final norm."""
+        return self._envoy(self.structure.final_norm, "final norm: its blocks normalise after the sum")
+
+    @property
+    def unembed(self) -> Any:
+        """nnsight's envoy of the unembedding."""
+        return self._envoy(self.structure.unembed, "unembedding")
 
     def to_logits(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
         """The logit lens: unembed(final norm(resid)), for residual-stream values of any layer."""

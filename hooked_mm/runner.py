@@ -1,4 +1,4 @@
-"""The one place that opens nnsight traces: reads, writes, stops, in a forward pass and in generation.
+"""The one place that opens nnsight traces: reads, writes, gradients, stops, in a forward pass and in generation.
 
 Everything the interface offers becomes a list of `(HookPoint, functions, save?)` in execution order, and `_visit` is
 the only code that touches a module's values. nnsight requires accesses in execution order and refuses modules that do
@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from typing import Any
@@ -17,9 +18,12 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.access import Pass
+from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, tapped
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.structure import Structure
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -40,33 +44,61 @@ HookSpec = tuple[NamesFilter, HookFunction]
 
 @dataclass
 class _Visit:
-    """What shall happen at one point."""
+    """What shall happen at one point; `track`: its value becomes a node of the gradient's graph."""
 
     point: HookPoint
     functions: list[HookFunction] = field(default_factory=list)
+    backward: list[HookFunction] = field(default_factory=list)
     save: bool = False
+    track: bool = False
+    needed: bool = False
 
 
-def match_names(names_filter: NamesFilter, names: Iterable[str]) -> list[str]:
-    """The hook names a filter chooses: None all, a name or glob, a list of those, or a callable on names.
+def match_names(
+    names_filter: NamesFilter, names: Iterable[str], costly: Iterable[str] = (), explain: Mapping[str, str] | None = None
+) -> list[str]:
+    """The hook names a filter chooses: None all that cost nothing, a name or glob, a list of those, or a callable.
+
+    Args:
+        names_filter: The filter; None leaves out the `costly` names, everything else may choose them.
+        names: All names, in execution order.
+        costly: Names that are chosen only when asked for.
+        explain: Names that this model lacks, with the reason, for the error's text.
 
     Raises:
         UnknownHookError: If a name or glob matches nothing; the nearest names are offered.
     """
     known = list(names)
     if names_filter is None:
-        return known
+        left_out = set(costly)
+        return [name for name in known if name not in left_out]
     if callable(names_filter):
         return [name for name in known if names_filter(name)]
     chosen: set[str] = set()
     for pattern in [names_filter] if isinstance(names_filter, str) else names_filter:
         matched = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
+            reasons = [reason for name, reason in (explain or {}).items() if fnmatchcase(name, pattern)]
+            why = f" ({reasons[0]})" if reasons else ""
             raise UnknownHookError(
-                f"no hook point is called or matches {pattern!r}{nearest(pattern, known)}. See model.hook_names"
+                f"no hook point is called or matches {pattern!r}{why}{nearest(pattern, known)}. See model.hook_names"
             )
         chosen.update(matched)
     return [name for name in known if name in chosen]
+
+
+class _Root(nn.Module):
+    """The model with the taps beside it, so that nnsight sees both and the model stays as it is."""
+
+    def __init__(self, model: nn.Module, taps: list[AttentionTaps]) -> None:
+        super().__init__()
+        self.model, self.taps = model, nn.ModuleList(taps)
+
+    def forward(self, **inputs: Any) -> Any:
+        return self.model(**inputs)
+
+    def generate(self, **inputs: Any) -> Any:
+        return self.model.generate(**inputs)
 
 
 class Runner:
@@ -76,43 +108,99 @@ class Runner:
     by a later write in place; whatever happens inside, the model itself stays as it was.
     """
 
-    def __init__(self, model: nn.Module, points: Mapping[str, HookPoint], aliases: dict[str, str]) -> None:
-        self.nnsight = nnsight.NNsight(model, rename=aliases)
+    def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
         self.points = points
+        self.unavailable: dict[str, str] = {}
+        self._sites = {site_path: site for site_path, site in _sites(model, structure)}
+        self._tap_paths = {
+            f"taps:{path}:{tap}": f"taps.{index}.{tap}"
+            for index, path in enumerate(self._sites)
+            for tap in ("q", "k", "pattern")
+        }
+        root = _Root(model, [site.taps for site in self._sites.values()])
+        root.train(model.training)
+        self.nnsight = nnsight.NNsight(root)
         self._order = {name: index for index, name in enumerate(points)}
-        self._stops = {p.layer: p for p in points.values() if p.stream == "text" and p.name.endswith("hook_resid_pre")}
+        self._costly = [name for name, point in points.items() if point.costly]
+        self._after = structure.final_norm or structure.unembed
+        self._stops = {
+            point.layer: point
+            for point in points.values()
+            if point.stream == "text" and point.name.endswith("hook_resid_pre")
+        }
 
-    def _available(self, batch: Batch) -> set[str]:
-        return {n for n, p in self.points.items() if batch.has_images or p.stream == "text"}
+    def get(self, path: str) -> Any:
+        """The envoy of a module of the transformers model, or of a tap."""
+        if path.startswith("taps:"):
+            return self.nnsight.get(self._tap_paths[path])
+        return self.nnsight.get(f"model.{path}") if path else self.nnsight.model
 
-    def _plan(self, batch: Batch, names_filter: NamesFilter, hooks: Sequence[HookSpec], *, save: bool) -> list[_Visit]:
-        available = self._available(batch)
+    def _reached(self, point: HookPoint, batch: Batch) -> bool:
+        return batch.has_images or not (point.needs_image or point.stream == "projector")
+
+    def _plan(
+        self,
+        batch: Batch,
+        names_filter: NamesFilter,
+        hooks: Sequence[HookSpec],
+        *,
+        save: bool,
+        backward: Sequence[HookSpec] = (),
+        track: bool = False,
+    ) -> list[_Visit]:
         visits: dict[str, _Visit] = {}
 
-        def chosen(wanted: NamesFilter) -> list[str]:
-            names = match_names(wanted, self.points)
-            present = [name for name in names if name in available]
+        def chosen(wanted: NamesFilter) -> list[_Visit]:
+            names = match_names(wanted, self.points, self._costly, self.unavailable)
+            present = [name for name in names if self._reached(self.points[name], batch)]
             if names and not present:
-                raise BadInputError(f"{names[0]!r} lies in the vision tower or projector, but this batch has no images")
-            return present
+                raise BadInputError(
+                    f"{names[0]!r} is reached only by images (it lies in the vision tower, the projector or a layer of "
+                    "cross-attention), but this batch has no images"
+                )
+            return [visits.setdefault(name, _Visit(self.points[name])) for name in present]
 
         for wanted, function in hooks:
-            for name in chosen(wanted):
-                visits.setdefault(name, _Visit(self.points[name])).functions.append(function)
+            for visit in chosen(wanted):
+                visit.functions.append(function)
+        for wanted, function in backward:
+            for visit in chosen(wanted):
+                visit.backward.append(function)
+                visit.track = True
         if save:
-            for name in chosen(names_filter):
-                visits.setdefault(name, _Visit(self.points[name])).save = True
+            for visit in chosen(names_filter):
+                visit.save, visit.track = True, visit.track or track
+        for visit in list(visits.values()):
+            for name in visit.point.needs:
+                visits.setdefault(name, _Visit(self.points[name])).needed = True
         return [visits[name] for name in sorted(visits, key=self._order.__getitem__)]
 
-    def _visit(self, visit: _Visit, batch: Batch, step: int, *, copy: bool) -> Tensor:
+    def _taps(self, visits: Iterable[_Visit]) -> Any:
+        """What must be switched on in the attention modules for these visits."""
+        wanted: dict[str, set[str]] = {}
+        for visit in visits:
+            if visit.point.tap is not None:
+                path, tap = visit.point.tap
+                wanted.setdefault(path, set()).add(tap)
+        if not wanted:
+            return nullcontext()
+        return tapped([(self._sites[path], frozenset(names)) for path, names in wanted.items()])
+
+    def _prepared(self, visits: Iterable[_Visit]) -> dict[str, Any]:
+        memo: dict[str, Any] = {}
+        for visit in visits:
+            prepare = getattr(visit.point.access, "prepare", None)
+            if prepare is not None:
+                memo.update(prepare())
+        return memo
+
+    def _visit(self, visit: _Visit, run: Pass, batch: Batch, step: int, *, copy: bool) -> Tensor:
         """Read a point's value, run its functions, write what they return; the value that goes on."""
         point = visit.point
-        envoy = self.nnsight.get(point.module)
-        raw = envoy.output if point.side == "output" else envoy.input
-        whole = raw[0] if isinstance(raw, tuple) else raw
-        value = whole if point.heads is None else whole.unflatten(-1, (point.heads, -1))
+        value = point.access.read(run)
+        hook = Hook(point.name, point.layer, step, batch)
         for function in visit.functions:
-            new = function(value, Hook(point.name, point.layer, step, batch))
+            new = function(value, hook)
             if new is None:
                 continue
             if not isinstance(new, Tensor) or new.shape != value.shape:
@@ -121,16 +209,22 @@ class Runner:
                     f"the hook at {point.name!r} returned {got}; it must return None or a tensor of shape "
                     f"{tuple(value.shape)}"
                 )
-            flat = new if point.heads is None else new.flatten(-2)
-            if point.in_place:
-                whole.copy_(flat)
-            elif point.side == "input":
-                envoy.input = flat
-            else:
-                envoy.output = (flat, *raw[1:]) if isinstance(raw, tuple) else flat
-            value = value if point.in_place else new
-        # A saved tensor may be the very one that a later write in place changes.
-        return value.clone() if copy else value
+            new = new.to(value.device, value.dtype)
+            point.access.write(run, new)
+            value = new
+        if visit.track:
+            # A copy that the model goes on with: gradients of what was read are then gradients of what acts.
+            value = value.clone() if value.requires_grad else value.detach().clone().requires_grad_()
+            value.retain_grad()
+            for function in visit.backward:
+                value.register_hook(lambda grad, function=function: function(grad, hook))
+            point.access.write(run, value)
+        elif copy:
+            # A saved tensor may be the very one that a later write in place changes.
+            value = value.clone()
+        if visit.needed:
+            run.memo[point.name] = value
+        return value
 
     def forward(
         self,
@@ -140,73 +234,96 @@ class Runner:
         *,
         save: bool = False,
         stop_at_layer: int | None = None,
+        backward: Sequence[HookSpec] = (),
+        track: bool = False,
+        options: Mapping[str, Any] | None = None,
     ) -> tuple[Tensor | None, dict[str, Tensor]]:
         """One forward pass: logits (None if stopped before them) and the saved activations."""
-        visits = self._plan(batch, names_filter, hooks, save=save)
+        visits = self._plan(batch, names_filter, hooks, save=save, backward=backward, track=track)
+        if (track or backward) and not torch.is_grad_enabled():
+            raise BadInputError("gradients were asked for where PyTorch computes none (torch.no_grad); leave that block")
         stop = None
         if stop_at_layer is not None:
-            stop = self._stop_point(stop_at_layer)
-            visits = self._before(visits, stop, named=names_filter is not None)
+            stop, limit = self._stop_point(stop_at_layer, batch)
+            visits = self._before(visits, limit, named=names_filter is not None)
         copy = any(visit.functions for visit in visits)
         saved: dict[str, Tensor] = {}
         logits = None
-        inputs = batch.inputs
-        with self.nnsight.trace(**inputs) as tracer:
+        inputs = {**batch.inputs, **(options or {})}
+        run = Pass(self.get, batch.length, self._prepared(visits))
+        with self._taps(visits), self.nnsight.trace(**inputs) as tracer:
             for visit in visits:
-                value = self._visit(visit, batch, 0, copy=copy)
+                value = self._visit(visit, run, batch, 0, copy=copy)
                 if visit.save:
                     saved[visit.point.name] = value
             if stop is not None:
                 # Waiting for the point is what lets the model run up to it.
-                _ = self.nnsight.get(stop.module).input
+                _ = self.get(stop).input
                 tracer.stop()
-            logits = nnsight.save(self.nnsight.output.logits)
+            logits = nnsight.save(self.get("").output.logits)
         return logits, saved
 
-    def _stop_point(self, stop_at_layer: int) -> HookPoint:
+    def _stop_point(self, stop_at_layer: int, batch: Batch) -> tuple[str, int]:
+        """The module before which to stop, and the place in the order from which on nothing is reached."""
         n_layers = len(self._stops)
         layer = stop_at_layer + n_layers if stop_at_layer < 0 else stop_at_layer
         if not 0 <= layer <= n_layers:
             raise BadInputError(f"stop_at_layer={stop_at_layer} is outside this model's {n_layers} layers")
-        if layer == n_layers:
-            norm = self.points["ln_final.hook_out"]
-            return HookPoint("(before the final norm)", norm.module, "input", "text", None, "")
-        return self._stops[layer]
+        limit = self._order[self._stops[layer].name] if layer < n_layers else self._last()
+        # Layers of cross-attention do not run without an image.
+        while layer < n_layers and not self._reached(self._stops[layer], batch):
+            layer += 1
+        return (self._stops[layer].module if layer < n_layers else self._after), limit
 
-    def _before(self, visits: list[_Visit], stop: HookPoint, *, named: bool) -> list[_Visit]:
+    def _last(self) -> int:
+        """The place in the order behind the last block."""
+        return 1 + max(index for name, index in self._order.items() if name.startswith("blocks."))
+
+    def _before(self, visits: list[_Visit], limit: int, *, named: bool) -> list[_Visit]:
         """Visits that happen before the stop; names asked for explicitly that do not are refused."""
-        limit = self._order.get(stop.name, self._order["ln_final.hook_out"])
-        # The stop is where block `l` begins; `hook_embed` names the same place as the input of block 0.
-        kept = [v for v in visits if self._order[v.point.name] < limit and v.point.module != stop.module]
-        late = [v.point.name for v in visits if v not in kept]
+        kept = [visit for visit in visits if self._order[visit.point.name] < limit]
+        late = [visit.point.name for visit in visits if self._order[visit.point.name] >= limit]
         if late and (named or not kept):
-            raise BadInputError(
-                f"{late[0]!r} is not reached when stopping at {stop.name!r}; stop later or leave it out"
-            )
+            raise BadInputError(f"{late[0]!r} is not reached when stopping before that layer; stop later or leave it out")
         return kept
 
     def generate(self, batch: Batch, hooks: Sequence[HookSpec], options: dict[str, Any]) -> Any:
         """`generate` of the wrapped model with functions at hook points in every step; its own result."""
         visits = self._plan(batch, (), hooks, save=False)
-        # The tower and projector run in the prefill alone. A worker that waited for them in a later step would end
+        # Tower, projector, encoder run in the prefill alone. A worker that waited for them in a later step would end
         # there, and with it every later intervention: so they have a worker of their own.
-        prefill = [visit for visit in visits if visit.point.stream != "text"]
-        each_step = [visit for visit in visits if visit.point.stream == "text"]
+        prefill = [visit for visit in visits if visit.point.once]
+        each_step = [visit for visit in visits if not visit.point.once]
         # Position ids grow with every step: transformers counts them from the attention mask, as we do.
         inputs = {**{name: value for name, value in batch.inputs.items() if name != "position_ids"}, **options}
+        prepared = self._prepared(visits)
         result = None
-        with warnings.catch_warnings(), torch.no_grad():
+        with warnings.catch_warnings(), torch.no_grad(), self._taps(visits):
             # The loop over steps has an open end, since nobody knows when the model will stop.
             warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
             with self.nnsight.trace(fn="generate") as tracer:
                 with tracer.invoke(**inputs):
+                    run = Pass(self.get, batch.length, dict(prepared))
                     for visit in prefill:
-                        self._visit(visit, batch, 0, copy=False)
+                        self._visit(visit, run, batch, 0, copy=False)
                 if each_step:
                     with tracer.invoke():
                         for step in tracer.iter[:]:
+                            run = Pass(self.get, 1 if step else batch.length, dict(prepared))
                             for visit in each_step:
-                                self._visit(visit, batch, step, copy=False)
+                                self._visit(visit, run, batch, step, copy=False)
                 with tracer.invoke():
                     result = nnsight.save(tracer.result)
         return result
+
+
+def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, AttentionSite]]:
+    """Every attention module of the model's stacks, by path."""
+    for stack in structure.stacks.values():
+        blocks = [model.get_submodule(block.path) for block in stack.blocks]
+        configs = configurations(model.get_submodule(stack.owner), blocks)
+        for block in stack.blocks:
+            for role in ("attn", "xattn"):
+                if role in block.parts:
+                    path = f"{block.path}.{block.parts[role]}"
+                    yield path, AttentionSite(model.get_submodule(path), AttentionTaps(), configs, stack.packed)

@@ -1,45 +1,113 @@
-"""Where things are in a transformers model: its decoder layers, tower, projector, norms and embeddings.
+"""Where things are in a transformers model: its decoder blocks, tower, projector, norms and embeddings.
 
-Found by transformers' own conventions first (`get_decoder`, `get_encoder`, `get_output_embeddings`), then by the
-attribute names in the tables below. A family is admitted once its hook points are proved by tests.
+Found by transformers' own conventions first (`get_decoder`, `get_encoder`, `get_output_embeddings`,
+`_can_record_outputs`), then by the attribute names in the tables below; sizes are read off the modules themselves.
+`conformance` judges the outcome with a probe forward. What no rule finds is one readable row in EXCEPTIONS.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+import inspect
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field, replace
 from types import MappingProxyType
-from typing import Any
+from typing import Any, Literal
 
 from torch import nn
 
 from hooked_mm.errors import UnsupportedModelError
 
-FAMILIES = ("llava",)
-"""`config.model_type` of the families whose hook points are proved."""
+FAMILIES = (
+    *("llava", "llava_next", "llava_onevision", "idefics2", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl"),
+    *("qwen3_vl", "gemma3", "internvl", "mllama", "blip-2", "florence2"),
+)
+"""`config.model_type` of the families whose hook points are proved by tests; others are tried and judged at load."""
+
+_ATTENTIONS = ("self_attn", "attn", "attention", "window_attn", "channel_attn")
+_CROSS = ("cross_attn", "encoder_attn")
+_OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer")
+_MLPS = ("mlp", "ffn")
+
+
+def _inside(owners: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
+    return tuple(f"{owner}.{name}" for owner in owners for name in names)
+
 
 # role in the block -> attribute paths it goes by, the first that exists is taken; "" is the block itself.
 PART_NAMES: dict[str, tuple[str, ...]] = {
     "block": ("",),
-    "ln1": ("input_layernorm", "layer_norm1", "ln_1"),
-    "attn": ("self_attn", "attn"),
-    "q": ("self_attn.q_proj", "attn.q_proj"),
-    "k": ("self_attn.k_proj", "attn.k_proj"),
-    "v": ("self_attn.v_proj", "attn.v_proj"),
-    "o": ("self_attn.o_proj", "self_attn.out_proj", "attn.o_proj"),
-    "ln2": ("post_attention_layernorm", "layer_norm2", "ln_2"),
-    "mlp": ("mlp",),
-    "mlp_gate": ("mlp.gate_proj", "mlp.fc1"),
-    "mlp_up": ("mlp.up_proj",),
-    "mlp_down": ("mlp.down_proj", "mlp.fc2"),
+    "conv1": ("conv1",),
+    "ln1": (
+        *("input_layernorm", "layer_norm1", "ln_1", "norm1", "self_attn_layer_norm", "layernorm_before"),
+        "self_attn_norm",
+    ),
+    "attn": _ATTENTIONS,
+    "q": _inside(_ATTENTIONS, ("q_proj", "q")),
+    "k": _inside(_ATTENTIONS, ("k_proj", "k")),
+    "v": _inside(_ATTENTIONS, ("v_proj", "v")),
+    "qkv": _inside(_ATTENTIONS, ("qkv",)),
+    "o": _inside(_ATTENTIONS, _OUT),
+    "xattn": _CROSS,
+    "xq": _inside(_CROSS, ("q_proj",)),
+    "xk": _inside(_CROSS, ("k_proj",)),
+    "xv": _inside(_CROSS, ("v_proj",)),
+    "xo": _inside(_CROSS, _OUT),
+    "lnx": ("encoder_attn_layer_norm", "cross_attn_norm"),
+    "conv2": ("conv2",),
+    # A block that normalises what attention *adds* calls that `post_attention_layernorm`, and its second norm otherwise.
+    "ln2": (
+        *("pre_feedforward_layernorm", "post_attention_layernorm", "layer_norm2", "ln_2", "norm2", "final_layer_norm"),
+        "layernorm_after",
+    ),
+    "mlp": (*_MLPS, "fc2"),
+    "mlp_gate": (*_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1")), "fc1"),
+    "mlp_up": _inside(_MLPS, ("up_proj",)),
+    "mlp_down": (*_inside(_MLPS, ("down_proj", "fc2", "linear_fc2")), "fc2"),
+    "mlp_post_norm": ("post_feedforward_layernorm",),
 }
-PROJECTOR_NAMES = ("multi_modal_projector",)
-FINAL_NORM_NAMES = ("norm", "final_layernorm", "ln_f")
-LAYER_LIST_NAMES = ("layers", "encoder.layers", "blocks")
+# What multiplies a module's output before it is added to the stream: (parameter, function). The first that exists.
+SCALES: dict[str, tuple[tuple[str, str], ...]] = {
+    "attn": (("lambda_1", "identity"), ("gate_attn", "tanh")),
+    "xattn": (("cross_attn_attn_gate", "tanh"),),
+    "mlp": (("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh")),
+}
+PROJECTOR_NAMES = (
+    *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
+    "vision_tower.merger",
+)
+FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
+# Blocks that normalise after the sum; an attribute `do_layer_norm_before` decides where there is one.
+POST_NORM_BLOCKS = ("BartEncoderLayer", "BartDecoderLayer")
+
+
+@dataclass(frozen=True)
+class Oddity:
+    """What no rule finds, for one model type. Paths are relative to the model that holds the tower.
+
+    `vision_blocks`: lists of blocks, in order, when the tower has several; `hierarchical`: blocks of several widths
+    whose stream is a map (n, d, rows, cols); `projector_out`: module and field where the image tokens are in the order
+    of the picture, when the projector itself gives them in another.
+    """
+
+    vision_blocks: tuple[str, ...] = ()
+    block_children: tuple[str, ...] = ()
+    projector_out: tuple[str, str] | None = None
+
+
+EXCEPTIONS: dict[str, Oddity] = {
+    # A local and a global (gated) transformer, with a norm and tile embeddings between them.
+    "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
+    # DaViT: stages of blocks, each a spatial and a channel block.
+    "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
+    # The tower works in window order; its last step puts the merged tokens back.
+    "qwen2_5_vl": Oddity(projector_out=("visual", "pooler_output")),
+}
 
 
 @dataclass(frozen=True)
 class StackConfig:
-    """Sizes of a stack of like blocks."""
+    """Sizes of a stack of blocks; where blocks differ in width, those of the last."""
 
     n_layers: int
     d_model: int
@@ -50,70 +118,229 @@ class StackConfig:
 
 
 @dataclass(frozen=True)
-class Stack(StackConfig):
-    """A stack of blocks with its place. `parts`: role -> path inside a block (see PART_NAMES)."""
+class Block:
+    """One block of a stack.
 
-    layers: str
+    Attributes:
+        path: Of the block in the transformers model.
+        parts: Role (see PART_NAMES) -> path inside the block.
+        kind: Its class, with what distinguishes blocks of one class; blocks of one kind behave alike.
+        norm: `"pre"`: norms stand before attention and MLP; `"post"`: after the sums.
+        scales: `"attn"`, `"xattn"`, `"mlp"` -> (parameter, function) that multiplies what is added.
+        rotary: Queries and keys change between projection and scores (rotary embedding, query-key norm).
+        row_mask: Some rows of the MLP's output are dropped before the sum (mllama's text without an image).
+        map: The stream between blocks is a map (n, d, rows, cols).
+        inserted: The model adds something to the stream behind this block.
+    """
+
+    path: str
     parts: MappingProxyType[str, str] = field(repr=False)
+    kind: str
+    norm: Literal["pre", "post"]
+    scales: MappingProxyType[str, tuple[str, str]] = field(repr=False)
+    n_heads: int
+    n_kv_heads: int
+    d_head: int
+    d_model: int
+    d_mlp: int
+    rotary: bool
+    row_mask: bool
+    map: bool
+    inserted: bool = False
+
+    @property
+    def attention(self) -> str:
+        """Path of the attention module in the transformers model."""
+        return f"{self.path}.{self.parts.get('attn', self.parts.get('xattn'))}"
+
+    @property
+    def cross_only(self) -> bool:
+        """A block that only attends to the image; it does not run without one."""
+        return "xattn" in self.parts and "attn" not in self.parts
+
+
+@dataclass(frozen=True)
+class Stack(StackConfig):
+    """A stack of blocks with its place.
+
+    Attributes:
+        owner: Path of the module that runs the blocks.
+        blocks: In execution order.
+        packed: All images' patches lie in one sequence (patches, d), each image attending to itself.
+    """
+
+    owner: str
+    blocks: tuple[Block, ...] = field(repr=False)
+    packed: bool = False
 
 
 @dataclass(frozen=True)
 class Structure:
     """Module paths of one model, the token that marks image positions, and how positions are counted.
 
-    `plain_positions`: position ids are one number per token (not the three of Qwen-VL's rotary embedding), so that they
-    can be counted from the attention mask.
+    Attributes:
+        family: `config.model_type`.
+        text: The decoder's blocks.
+        encoder: The text encoder's blocks of an encoder-decoder, which then hold the image positions.
+        vision: The tower's blocks.
+        projector: Path of the module from tower features to image tokens.
+        projector_out: Module and field that hold the image tokens in picture order, where not the projector's output.
+        final_norm: None where blocks normalise after the sum.
+        embed: Token embedding.
+        unembed: From the final norm to the vocabulary.
+        image_token_id: None when the configuration names none.
+        cross_attention: Image features are attended to and never stand in the text's sequence.
+        plain_positions: Position ids are one number per token (not the three of Qwen-VL's rotary embedding), taken by
+            the decoder as an argument, so that they can be counted from the attention mask.
     """
 
     family: str
     text: Stack
+    encoder: Stack | None
     vision: Stack | None
     projector: str | None
-    final_norm: str
+    projector_out: tuple[str, str] | None
+    final_norm: str | None
     embed: str
     unembed: str
     image_token_id: int | None
+    cross_attention: bool
     plain_positions: bool
 
+    @property
+    def stacks(self) -> dict[str, Stack]:
+        """Stream name -> stack, in execution order."""
+        found = {"vision": self.vision, "encoder": self.encoder, "text": self.text}
+        return {name: stack for name, stack in found.items() if stack is not None}
 
-def _get(module: nn.Module, path: str) -> Any:
+
+def submodule(module: Any, path: str) -> Any:
+    """The attribute at a dotted path, or None."""
     for name in path.split(".") if path else ():
-        if not hasattr(module, name):
+        module = getattr(module, name, None)
+        if module is None:
             return None
-        module = getattr(module, name)
     return module
 
 
-def _first(module: nn.Module, names: tuple[str, ...]) -> str | None:
-    return next((name for name in names if _get(module, name) is not None), None)
+def _first(module: nn.Module, names: Iterable[str]) -> str | None:
+    return next((name for name in names if isinstance(submodule(module, name), nn.Module)), None)
 
 
-def _stack(paths: dict[int, str], owner: nn.Module, config: Any, what: str) -> Stack:
+def _find_blocks(owner: nn.Module, core: nn.Module, lists: tuple[str, ...], what: str) -> list[list[nn.Module]]:
+    """Lists of blocks: by exception, by what transformers records as hidden states, by the lists' names."""
+    if lists:
+        found: list[list[nn.Module]] = []
+        for path in lists:
+            if path.endswith(".*"):
+                found += [list(stage) for stage in submodule(core, path[:-2])]
+            else:
+                found.append(list(submodule(core, path)))
+        return found
+    recorded: Any = (getattr(owner, "_can_record_outputs", None) or {}).get("hidden_states")
+    kinds = tuple(kind for kind in (recorded if isinstance(recorded, list) else [recorded]) if isinstance(kind, type))
+    if kinds and (blocks := [module for module in owner.modules() if isinstance(module, kinds)]):
+        return [blocks]
     name = _first(owner, LAYER_LIST_NAMES)
     if name is None:
         raise UnsupportedModelError(
-            f"no layers found in the {what} {type(owner).__name__}: none of the attributes "
-            f"{', '.join(LAYER_LIST_NAMES)} exists. Add the name to hooked_mm/structure.py."
+            f"no blocks found in the {what} {type(owner).__name__}: transformers records no hidden states there and "
+            f"none of the attributes {', '.join(LAYER_LIST_NAMES)} exists. Add the name to hooked_mm/structure.py"
         )
-    layers = _get(owner, name)
-    found = {role: _first(layers[0], names) for role, names in PART_NAMES.items()}
-    missing = [role for role in ("ln1", "attn", "ln2", "mlp") if found[role] is None]
+    return [list(submodule(owner, name))]
+
+
+def _width(module: nn.Module, side: Literal["in_features", "out_features"]) -> int:
+    size = getattr(module, side, None)
+    if size is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no {side}, so the sizes of this block can't be told; it must be linear"
+        )
+    return int(size)
+
+
+def _block(block: nn.Module, path: str, what: str) -> Block:
+    found = {role: name for role, names in PART_NAMES.items() if (name := _first(block, names)) is not None}
+    missing = [role for role in ("ln1", "ln2", "mlp") if role not in found]
+    missing += [] if "attn" in found or "xattn" in found else ["attn"]
     if missing:
         raise UnsupportedModelError(
-            f"a block of the {what} ({type(layers[0]).__name__}) has no recognised {', '.join(missing)}; it has "
-            f"{', '.join(child for child, _ in layers[0].named_children())}. Add the name to PART_NAMES in "
-            "hooked_mm/structure.py."
+            f"a block of the {what} ({type(block).__name__}) has no recognised {', '.join(missing)}; it has "
+            f"{', '.join(child for child, _ in block.named_children())}. Add the name to PART_NAMES in "
+            "hooked_mm/structure.py"
         )
-    heads = config.num_attention_heads
-    return Stack(
-        layers=paths[id(layers)],
-        n_layers=len(layers),
-        d_model=config.hidden_size,
+    if found["ln2"] == "pre_feedforward_layernorm" and submodule(block, "post_attention_layernorm") is not None:
+        found["attn_post_norm"] = "post_attention_layernorm"
+    module = submodule(block, found.get("attn", found.get("xattn", "")))
+    out = found.get("o", found.get("xo"))
+    width = _width(submodule(block, out), "in_features") if out else 0
+    config = getattr(module, "config", None)
+    named = ("num_heads", "num_attention_heads", "n_heads", "groups")
+    heads = next((getattr(module, name) for name in named if isinstance(getattr(module, name, None), int)), None)
+    head_dim = getattr(module, "head_dim", None)
+    if heads is None:
+        heads = width // head_dim if head_dim else getattr(config, "num_attention_heads", None)
+    if not heads:
+        raise UnsupportedModelError(f"the attention {type(module).__name__} of the {what} does not say how many heads")
+    d_head = width // heads
+    key = found.get("k", found.get("xk"))
+    kv_heads = _width(submodule(block, key), "out_features") // d_head if key else heads
+    before = getattr(block, "do_layer_norm_before", type(block).__name__ not in POST_NORM_BLOCKS)
+    scales = {
+        role: next(row for row in rows if getattr(block, row[0], None) is not None)
+        for role, rows in SCALES.items()
+        if any(getattr(block, name, None) is not None for name, _ in rows)
+    }
+    layer_type = getattr(module, "layer_type", None) or ("sliding" if getattr(module, "is_sliding", False) else None)
+    arguments = inspect.signature(type(module).forward).parameters
+    normed = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    mlp_in = submodule(block, found["mlp_gate"]) if "mlp_gate" in found else None
+    mlp_down = submodule(block, found["mlp_down"]) if "mlp_down" in found else None
+    return Block(
+        path=path,
+        parts=MappingProxyType(found),
+        kind=type(block).__name__ + (f" ({layer_type})" if layer_type else ""),
+        norm="pre" if before else "post",
+        scales=MappingProxyType(scales),
         n_heads=heads,
-        n_kv_heads=getattr(config, "num_key_value_heads", None) or heads,
-        d_head=getattr(config, "head_dim", None) or config.hidden_size // heads,
-        d_mlp=config.intermediate_size,
-        parts=MappingProxyType({role: path for role, path in found.items() if path is not None}),
+        n_kv_heads=kv_heads,
+        d_head=d_head,
+        d_model=_width(submodule(block, out), "out_features") if out else 0,
+        d_mlp=_width(mlp_down or mlp_in, "in_features" if mlp_down is not None else "out_features")
+        if mlp_down is not None or mlp_in is not None
+        else 0,
+        rotary="position_embeddings" in arguments
+        or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
+        row_mask="full_text_row_masked_out_mask" in inspect.signature(type(block).forward).parameters
+        and "xattn" in found,
+        map="conv1" in found,
+    )
+
+
+def _blocks(paths: dict[int, str], lists: list[list[nn.Module]], children: tuple[str, ...], what: str) -> Iterator[Block]:
+    for number, modules in enumerate(lists):
+        for index, module in enumerate(modules):
+            parts = [submodule(module, child) for child in children] or [module]
+            for part in parts:
+                block = _block(part, paths[id(part)], what)
+                # Between two lists of one width the model does something of its own to the stream.
+                last = index == len(modules) - 1 and number < len(lists) - 1 and not children
+                yield replace(block, inserted=True) if last else block
+
+
+def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stack:
+    last = blocks[-1]
+    attention = next(module for module in owner.modules() if paths.get(id(module)) == last.attention)
+    return Stack(
+        owner=paths[id(owner)],
+        blocks=tuple(blocks),
+        packed="cu_seqlens" in inspect.signature(type(attention).forward).parameters,
+        n_layers=len(blocks),
+        d_model=last.d_model,
+        n_heads=last.n_heads,
+        n_kv_heads=last.n_kv_heads,
+        d_head=last.d_head,
+        d_mlp=last.d_mlp,
     )
 
 
@@ -121,36 +348,60 @@ def resolve(model: Any) -> Structure:
     """Find the parts of a loaded transformers model (PEFT-wrapped too).
 
     Raises:
-        UnsupportedModelError: for a family that is not admitted yet, or a block with unknown parts.
+        UnsupportedModelError: If it is not a vision-language model of transformers, or a part is not recognised; the
+            message says which and where to add its name.
     """
     # PEFT keeps the transformers model inside; its modules are found by identity, so the paths stay those of `model`.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
     config: Any = getattr(inner, "config", None)
-    family = getattr(config, "model_type", type(model).__name__)
-    if family not in FAMILIES:
+    family = getattr(config, "model_type", None)
+    vision_config = getattr(config, "vision_config", None)
+    if family is None or vision_config is None or not hasattr(inner, "get_decoder"):
         raise UnsupportedModelError(
-            f"model type {family!r} is not supported; supported: {', '.join(FAMILIES)}. Other architectures can be "
-            "traced with nnsight directly."
+            f"{type(model).__name__} (model type {family!r}) is not a vision-language model of transformers: it has no "
+            f"vision_config. Proved families: {', '.join(FAMILIES)}. Other models can be traced with nnsight directly"
         )
+    exception = EXCEPTIONS.get(family, Oddity())
     paths = {id(module): path for path, module in model.named_modules()}
-    decoder = inner.get_decoder()
-    tower = inner.get_encoder(modality="image")
-    core = inner.model
+    core = getattr(inner, "model", inner)
+    decoder, tower = inner.get_decoder(), inner.get_encoder(modality="image")
+    encoder = inner.get_encoder() if getattr(config.get_text_config(), "is_encoder_decoder", False) else None
+    if encoder is not None and hasattr(decoder, "decoder"):
+        decoder = decoder.decoder
+    # A language model with its own head inside (OPT in BLIP-2) keeps its blocks one floor further down.
+    while _first(decoder, LAYER_LIST_NAMES) is None and decoder.get_decoder() is not decoder:
+        decoder = decoder.get_decoder()
     projector = _first(core, PROJECTOR_NAMES)
-    norm = _first(decoder, FINAL_NORM_NAMES)
-    if projector is None or norm is None:
+    if projector is None:
         raise UnsupportedModelError(
-            f"no {'projector' if projector is None else 'final norm'} found in {type(inner).__name__}; known names are "
-            f"{', '.join(PROJECTOR_NAMES + FINAL_NORM_NAMES)}. Add the name to hooked_mm/structure.py."
+            f"no projector found in {type(core).__name__}; known names are {', '.join(PROJECTOR_NAMES)}. Add the name "
+            "to hooked_mm/structure.py"
         )
+    norm = _first(decoder, FINAL_NORM_NAMES)
+
+    def stack(owner: nn.Module, what: str, lists: tuple[str, ...] = (), children: tuple[str, ...] = ()) -> Stack:
+        found = list(_blocks(paths, _find_blocks(owner, core, lists, what), children, what))
+        return _stack(paths, owner, found)
+
+    text = stack(decoder, "decoder")
+    inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
+    if inserts and hasattr(decoder, "_deepstack_process"):
+        changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
+        text = _stack(paths, decoder, changed)
+    arguments = inspect.signature(type(decoder).forward).parameters
+    rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
+    out = exception.projector_out
     return Structure(
         family=family,
-        text=_stack(paths, decoder, config.get_text_config(), "decoder"),
-        vision=_stack(paths, tower, config.vision_config, "vision tower"),
-        projector=paths[id(getattr(core, projector))],
-        final_norm=paths[id(getattr(decoder, norm))],
+        text=text,
+        encoder=stack(encoder, "text encoder") if encoder is not None else None,
+        vision=stack(tower, "vision tower", exception.vision_blocks, exception.block_children),
+        projector=paths[id(submodule(core, projector))],
+        projector_out=(paths[id(submodule(core, out[0]))], out[1]) if out else None,
+        final_norm=paths[id(submodule(decoder, norm))] if norm else None,
         embed=paths[id(inner.get_input_embeddings())],
         unembed=paths[id(inner.get_output_embeddings())],
-        image_token_id=getattr(config, "image_token_id", None),
-        plain_positions="mrope_section" not in (getattr(config.get_text_config(), "rope_parameters", None) or {}),
+        image_token_id=getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None),
+        cross_attention=any(block.cross_only for block in text.blocks),
+        plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,
     )

@@ -1,0 +1,287 @@
+"""How a value is reached: read from the model, shown in the form its name promises, and written back.
+
+Most values are the input or output of a module. Others follow from one by a formula (a norm's scale, a head's result)
+or lie between two modules (what a gate lets through). Each kind is one class with `read` and `write`; `runner` calls
+them inside a trace and knows nothing else about a point.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+import torch
+from torch import Tensor
+
+from hooked_mm.norms import NormFormula
+
+Side = Literal["input", "output"]
+
+
+@dataclass
+class Pass:
+    """One forward pass of a trace.
+
+    Attributes:
+        get: Module path -> nnsight's envoy.
+        length: Positions per sample that this pass computes.
+        memo: What earlier points of this pass left for later ones.
+    """
+
+    get: Callable[[str], Any]
+    length: int
+    memo: dict[str, Any] = field(default_factory=dict)
+
+
+class Access(Protocol):
+    """Reads and writes one kind of value."""
+
+    @property
+    def module(self) -> str:
+        """Path of the module at which the value lies, for the order of visits."""
+
+    def read(self, run: Pass) -> Tensor:
+        """The value as the name promises it."""
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        """Let the model go on with `new`, of the shape that `read` gave."""
+
+
+class View(Protocol):
+    """Shows a module's tensor in another shape, and puts a value of that shape back."""
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        """The value in the promised shape."""
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        """The module's tensor with this value in it."""
+
+
+@dataclass(frozen=True)
+class Plain:
+    """As it is; tensors whose positions were flattened, (b * p, d), become (b, p, d) when `positions` says so."""
+
+    positions: bool = False
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.unflatten(0, (-1, run.length)) if self.positions and whole.ndim == 2 else whole
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.reshape(whole.shape)
+
+
+@dataclass(frozen=True)
+class Heads:
+    """(..., heads * d_head) shown as (..., heads, d_head)."""
+
+    heads: int
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.unflatten(-1, (self.heads, -1))
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.flatten(-2)
+
+
+@dataclass(frozen=True)
+class Fused:
+    """One of the three of a fused projection, (..., 3 * heads * d_head), shown as (..., heads, d_head)."""
+
+    index: int
+    heads: int
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.unflatten(-1, (3, self.heads, -1))[..., self.index, :, :]
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        parts = list(whole.unflatten(-1, (3, -1)).unbind(-2))
+        parts[self.index] = new.flatten(-2)
+        return torch.cat(parts, dim=-1)
+
+
+@dataclass(frozen=True)
+class Map:
+    """A map (n, d, rows, cols) shown as (n, rows * cols, d)."""
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.flatten(2).transpose(1, 2)
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.transpose(1, 2).reshape(whole.shape)
+
+
+@dataclass(frozen=True)
+class Swapped:
+    """(b, heads, p, d_head) shown as (b, p, heads, d_head)."""
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.transpose(1, 2)
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.transpose(1, 2)
+
+
+PLAIN = Plain()
+
+
+def _whole(envoy: Any, side: Side) -> Tensor:
+    raw = envoy.output if side == "output" else envoy.input
+    return raw[0] if isinstance(raw, tuple) else raw
+
+
+def _put(envoy: Any, side: Side, new: Tensor) -> None:
+    if side == "input":
+        envoy.input = new
+        return
+    raw = envoy.output
+    envoy.output = (new, *raw[1:]) if isinstance(raw, tuple) else new
+
+
+@dataclass(frozen=True)
+class ModuleValue:
+    """The first tensor that goes into a module, or comes out of it.
+
+    A write at the *input* of a norm would miss the residual stream, which the block keeps beside the norm: such values
+    are written in place (`in_place`), into the one tensor that both read.
+    """
+
+    module: str
+    side: Side
+    view: View = PLAIN
+    in_place: bool = False
+
+    def read(self, run: Pass) -> Tensor:
+        return self.view.show(_whole(run.get(self.module), self.side), run)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        envoy = run.get(self.module)
+        whole = _whole(envoy, self.side)
+        flat = self.view.back(new, whole)
+        if self.in_place:
+            whole.copy_(flat)
+        else:
+            _put(envoy, self.side, flat)
+
+
+@dataclass(frozen=True)
+class FieldValue:
+    """A tensor in a field of a module's output object (`logits` of the model)."""
+
+    module: str
+    name: str
+
+    def read(self, run: Pass) -> Tensor:
+        return getattr(run.get(self.module).output, self.name)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        setattr(run.get(self.module).output, self.name, new)
+
+
+@dataclass(frozen=True)
+class ScaledValue:
+    """What a module's output adds to the stream after a parameter has multiplied it, (..., d).
+
+    Written in the sum, since a factor of zero could not be undone: the sum becomes what was there before plus the new
+    value. `before` names the point that holds the stream before the sum; it is read whenever this point is.
+    """
+
+    module: str
+    factor: Callable[[], Tensor] = field(repr=False)
+    before: str
+    total: ModuleValue
+
+    def read(self, run: Pass) -> Tensor:
+        value = _whole(run.get(self.module), "output")
+        return value * self.factor().to(value.device, value.dtype)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        self.total.write(run, run.memo[self.before] + new)
+
+
+@dataclass(frozen=True)
+class AddedValue:
+    """What is added to the stream between two points, as their difference: exact where it is zero.
+
+    For additions that no module's output is: rows of which some are dropped, features added between blocks.
+    """
+
+    before: str
+    total: ModuleValue
+
+    @property
+    def module(self) -> str:
+        return self.total.module
+
+    def read(self, run: Pass) -> Tensor:
+        return self.total.read(run) - run.memo[self.before]
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        self.total.write(run, run.memo[self.before] + new)
+
+
+@dataclass(frozen=True)
+class NormValue:
+    """A norm's divisor (..., 1) float32, or its quotient (..., d) before the gain; see `norms`."""
+
+    module: str
+    quantity: Literal["scale", "normalized"]
+    formula: NormFormula
+    norm: Callable[[], Any] = field(repr=False)
+    view: View = PLAIN
+
+    def read(self, run: Pass) -> Tensor:
+        written = run.memo.get(f"{self.module}:normalized")
+        if self.quantity == "normalized" and written is not None:
+            return written
+        x = self.view.show(_whole(run.get(self.module), "input"), run)
+        run.memo[f"{self.module}:centred"] = self.formula.centre(x).to(x.dtype)
+        return self.formula.scale(x) if self.quantity == "scale" else self.formula.normalized(x)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        envoy = run.get(self.module)
+        if self.quantity == "scale":
+            centred = run.memo[f"{self.module}:centred"]
+            new = (centred.float() / new).to(centred.dtype)
+        run.memo[f"{self.module}:normalized"] = new
+        whole = _whole(envoy, "output")
+        _put(envoy, "output", self.view.back(self.formula.output(self.norm(), new), whole))
+
+
+@dataclass(frozen=True)
+class HeadResult:
+    """What each head adds through the output projection, (b, p, heads, d); they sum to its output without the bias.
+
+    z (b, p, heads, d_head) and W (d, heads * d_head): result_h = z_h W_h^T (Elhage et al. 2021).
+    """
+
+    module: str
+    heads: int
+    projection: Callable[[], Any] = field(repr=False)
+
+    def prepare(self) -> dict[str, Any]:
+        """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""
+        return {f"{self.module}:weight": linear_weight(self.projection())}
+
+    def read(self, run: Pass) -> Tensor:
+        z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))
+        weight = run.memo[f"{self.module}:weight"].to(z.device, z.dtype).unflatten(-1, (self.heads, -1))
+        return torch.einsum("...hk,dhk->...hd", z, weight)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        bias = getattr(self.projection(), "bias", None)
+        total = new.sum(dim=-2)
+        _put(run.get(self.module), "output", total if bias is None else total + bias)
+
+
+def linear_weight(projection: Any) -> Tensor:
+    """The (out, in) matrix that a linear module applies, adapters and quantisation included."""
+    weight = getattr(projection, "weight", None)
+    if type(projection) is torch.nn.Linear and weight is not None and not weight.is_meta:
+        return weight
+    # Bitsandbytes' packed weights and LoRA's pairs do not show their matrix; running the unit vectors does.
+    like = next((p for p in projection.parameters() if p.is_floating_point() and not p.is_meta), None)
+    options = {} if like is None else {"dtype": like.dtype, "device": like.device}
+    columns = torch.eye(projection.in_features, **options)
+    with torch.no_grad():
+        return (projection(columns) - projection(torch.zeros_like(columns[:1]))).T
