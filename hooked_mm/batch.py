@@ -94,6 +94,10 @@ class Batch:
         """Whether the vision tower will run."""
         return "pixel_values" in self.inputs
 
+    def with_inputs(self, inputs: dict[str, Tensor]) -> Batch:
+        """The same positions with other forward tensors (another picture, say)."""
+        return replace(self, inputs=inputs)
+
     def to(self, device: str | torch.device) -> Batch:
         """The same batch with its tensors on another device."""
         inputs = {name: value.to(device) for name, value in self.inputs.items()}

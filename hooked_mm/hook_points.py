@@ -296,7 +296,7 @@ class _Builder:
         yield from self.stack("", "text", structure.text, structure.final_norm)
         if structure.final_norm:
             yield from self.final_norm(structure.final_norm)
-        logits = FieldValue("", "logits")
+        logits = FieldValue(structure.head, "logits")
         yield HookPoint("hook_logits", "text", None, "logits, after scale and soft-cap (b, p, vocab)", logits)
 
 

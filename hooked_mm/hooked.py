@@ -347,8 +347,16 @@ class HookedMM:
         return self._envoy(self.structure.unembed, "unembedding")
 
     def to_logits(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-        """The logit lens: unembed(final norm(resid)), for residual-stream values of any layer."""
-        modules = self.hf_model.get_submodule
+        """The logit lens: the model's logits for residual-stream values of any layer.
+
+        unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
+        no final norm.
+        """
+        structure, modules = self.structure, self.hf_model.get_submodule
         with torch.no_grad():
-            weight = modules(self.structure.unembed).weight
-            return modules(self.structure.unembed)(modules(self.structure.final_norm)(resid.to(weight)))
+            unembed = modules(structure.unembed)
+            value = resid.to(unembed.weight)
+            if structure.final_norm:
+                value = modules(structure.final_norm)(value)
+            logits = unembed(value) * structure.logit_scale
+            return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)

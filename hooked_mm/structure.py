@@ -188,6 +188,9 @@ class Structure:
         final_norm: None where blocks normalise after the sum.
         embed: Token embedding.
         unembed: From the final norm to the vocabulary.
+        head: Path of the module that calls the unembedding and returns the logits.
+        logit_scale: What the unembedding's output is multiplied by.
+        logit_cap: Logits become cap * tanh(logits / cap); None for no soft-cap.
         image_token_id: None when the configuration names none.
         cross_attention: Image features are attended to and never stand in the text's sequence.
         plain_positions: Position ids are one number per token (not the three of Qwen-VL's rotary embedding), taken by
@@ -203,6 +206,9 @@ class Structure:
     final_norm: str | None
     embed: str
     unembed: str
+    head: str
+    logit_scale: float
+    logit_cap: float | None
     image_token_id: int | None
     cross_attention: bool
     plain_positions: bool
@@ -344,6 +350,12 @@ def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stac
     )
 
 
+def _applied(model: Any, config: Any, name: str) -> float | None:
+    """A number of the configuration, if the model's forward uses it: Gemma 3 with images has a soft-cap and does not."""
+    value = getattr(config, name, None)
+    return value if value is not None and name in inspect.getsource(type(model).forward) else None
+
+
 def resolve(model: Any) -> Structure:
     """Find the parts of a loaded transformers model (PEFT-wrapped too).
 
@@ -391,6 +403,8 @@ def resolve(model: Any) -> Structure:
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(config.get_text_config(), "rope_parameters", None) or {}
     out = exception.projector_out
+    unembed = paths[id(inner.get_output_embeddings())]
+    text_config = config.get_text_config()
     return Structure(
         family=family,
         text=text,
@@ -400,7 +414,10 @@ def resolve(model: Any) -> Structure:
         projector_out=(paths[id(submodule(core, out[0]))], out[1]) if out else None,
         final_norm=paths[id(submodule(decoder, norm))] if norm else None,
         embed=paths[id(inner.get_input_embeddings())],
-        unembed=paths[id(inner.get_output_embeddings())],
+        unembed=unembed,
+        head=unembed.rpartition(".")[0],
+        logit_scale=_applied(inner, text_config, "logit_scale") or 1.0,
+        logit_cap=_applied(inner, text_config, "final_logit_softcapping"),
         image_token_id=getattr(config, "image_token_id", None) or getattr(config, "image_token_index", None),
         cross_attention=any(block.cross_only for block in text.blocks),
         plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,

@@ -1,0 +1,245 @@
+"""What must hold between hook points if each means what its name says: the equations of a transformer block.
+
+Pure functions: from values read in one pass to checks. `conformance` reads the values, and adds the checks that need
+passes of their own (other pictures, writes).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from hooked_mm.norms import find_norm_formula
+from hooked_mm.structure import Block, submodule
+
+Verdict = Literal["holds", "fails", "not applicable"]
+
+
+@dataclass(frozen=True)
+class Check:
+    """One thing that was checked.
+
+    Attributes:
+        what: The equation or property, in words.
+        point: The hook point that it vouches for.
+        verdict: Whether it holds; `not applicable` follows from a kind of model, which `detail` states.
+        error: Largest deviation, relative to the largest value; None where nothing was compared.
+        detail: The reason, or what was found.
+    """
+
+    what: str
+    point: str
+    verdict: Verdict
+    error: float | None = None
+    detail: str = ""
+
+
+def tolerance(dtype: torch.dtype) -> float:
+    """Relative to the largest value: rounding of a few operations; a wrong point is off by the values themselves."""
+    return max(2e-5, 8 * torch.finfo(dtype).eps)
+
+
+def compare(what: str, point: str, got: Tensor, expected: Tensor, keep: Tensor | None = None) -> Check:
+    """Whether two values agree, where `keep` (over the leading dimensions) is true."""
+    if got.shape != expected.shape:
+        return Check(what, point, "fails", None, f"shapes {tuple(got.shape)} and {tuple(expected.shape)} differ")
+    if keep is not None and keep.shape == got.shape[: keep.ndim]:
+        got, expected = got[keep], expected[keep]
+    size = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
+    error = (got.float() - expected.float()).abs().max().item() / size if got.numel() else 0.0
+    return Check(what, point, "holds" if error <= tolerance(got.dtype) else "fails", error)
+
+
+class BlockEquations:
+    """The checks of one block.
+
+    Args:
+        values: Hook name -> value, of one pass; patterns included.
+        model: The transformers model, for the weights.
+        block: What was found of the block.
+        prefix: Of its hook names, `"vision.blocks.3."`.
+        keep: Positions that are not padding, or None.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], model: nn.Module, block: Block, prefix: str, keep: Tensor | None
+    ) -> None:
+        self.values, self.model, self.block, self.prefix, self.keep = values, model, block, prefix, keep
+
+    def get(self, name: str) -> Tensor | None:
+        """A value of this block, None if the block has no such point."""
+        return self.values.get(self.prefix + name)
+
+    def _same(self, what: str, name: str, got: Tensor, expected: Tensor) -> Check:
+        return compare(what, self.prefix + name, got, expected, self.keep)
+
+    def _module(self, role: str) -> Any:
+        return submodule(self.model, f"{self.block.path}.{self.block.parts[role]}")
+
+    def all(self) -> Iterator[Check]:
+        """Every check of this block, from the stream through norms, attention and MLP."""
+        yield from self.sums()
+        yield from self.norms()
+        for name, prefix in (("attn", ""), ("xattn", "x")):
+            if self.get(f"{name}.hook_pattern") is not None:
+                yield from self.attention(name, prefix)
+        yield from self.mlp()
+
+    def sums(self) -> Iterator[Check]:
+        """resid_pre + what attention adds == resid_mid; resid_mid + what the MLP adds == resid_post."""
+        pre, mid, post = (self.get(f"hook_resid_{name}") for name in ("pre", "mid", "post"))
+        mlp = self.get("hook_mlp_out")
+        if pre is None or mid is None or post is None or mlp is None:
+            return
+        added = [self.get(f"hook_{name}_out") for name in ("conv1", "attn", "xattn")]
+        first = sum((value for value in added if value is not None), pre)
+        if self.block.norm == "post":
+            kind = "this block normalises after the sum, so no sum of points is the stream"
+            yield Check("attention's sum", f"{self.prefix}hook_resid_mid", "not applicable", None, kind)
+            yield Check("the MLP's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
+            return
+        yield self._same("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first)
+        conv = self.get("hook_conv2_out")
+        second = mid + mlp if conv is None else mid + conv + mlp
+        yield self._same("resid_mid + MLP == resid_post", "hook_resid_post", post, second)
+
+    def _norm_inputs(self) -> dict[str, Tensor | None]:
+        """What each norm stands on, by other points."""
+
+        def total(*names: str) -> Tensor | None:
+            found = [value for name in names if (value := self.get(f"hook_{name}")) is not None]
+            return sum(found[1:], found[0]) if found else None
+
+        if self.block.norm == "pre":
+            return {"ln1": total("resid_pre", "conv1_out"), "ln2": total("resid_mid", "conv2_out")}
+        crossed = self.get("ln1.hook_out")
+        across = self.get("hook_xattn_out")
+        return {
+            "ln1": total("resid_pre", "attn_out"),
+            "lnx": None if crossed is None or across is None else crossed + across,
+            "ln2": total("resid_mid", "mlp_out"),
+        }
+
+    def norms(self) -> Iterator[Check]:
+        """Each norm's divisor, quotient and output, from the stream it stands on."""
+        for name, x in self._norm_inputs().items():
+            out = self.get(f"{name}.hook_out")
+            if x is None or out is None:
+                continue
+            module = self._module(name)
+            formula = find_norm_formula(module)
+            scale, normalized = self.get(f"{name}.hook_scale"), self.get(f"{name}.hook_normalized")
+            if formula is None or scale is None or normalized is None:
+                kind = f"{type(module).__name__} is no LayerNorm or RMSNorm, so it has no divisor"
+                yield Check("a norm's divisor", f"{self.prefix}{name}.hook_scale", "not applicable", None, kind)
+                continue
+            yield self._same("the stream's divisor", f"{name}.hook_scale", scale, formula.scale(x))
+            quotient = formula.centre(x) / scale
+            yield self._same("stream / divisor", f"{name}.hook_normalized", normalized, quotient.to(normalized.dtype))
+            yield self._same("quotient * gain", f"{name}.hook_out", out, formula.output(module, normalized))
+
+    def attention(self, name: str, prefix: str) -> Iterator[Check]:
+        """Rows sum to one; pattern and values give z; z gives what is added; queries and keys give the pattern."""
+        pattern, z = self.get(f"{name}.hook_pattern"), self.get(f"{name}.hook_z")
+        q, k, v = (self.get(f"{name}.hook_{letter}") for letter in "qkv")
+        if pattern is None or z is None:
+            return
+        rows = pattern.sum(dim=-1).movedim(1, -1)
+        yield self._same("rows of attention sum to 1", f"{name}.hook_pattern", rows, torch.ones_like(rows))
+        channels = pattern.shape[-2] != z.shape[-3]
+        if v is not None:
+            mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
+            yield self._same("pattern * values == z", f"{name}.hook_z", z, mixed)
+        for letter, value in (("q", q), ("k", k)):
+            rotated = self.get(f"{name}.hook_rot_{letter}")
+            if value is not None and rotated is not None:
+                yield self._lengths(name, prefix, letter, value, rotated)
+        if q is not None and k is not None and not channels and not self.block.rotary:
+            yield self._scores(name, pattern, q, k)
+        result, added = self.get(f"{name}.hook_result"), self.get(f"hook_{name}_out")
+        if result is None or added is None:
+            return
+        bias = getattr(self._module(f"{prefix}o"), "bias", None)
+        total = result.sum(dim=-2)
+        total = self._after(name, total if bias is None else total + bias)
+        if total.shape != added.shape:
+            kind = "attention in windows: heads' results lie in window order, what is added in the picture's"
+            yield Check("sum of heads", f"{self.prefix}{name}.hook_result", "not applicable", None, kind)
+            return
+        yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
+
+    def _after(self, role: str, value: Tensor) -> Tensor:
+        """What a norm, factor or gate behind a module makes of its output."""
+        if f"{role}_post_norm" in self.block.parts:
+            return self._module(f"{role}_post_norm")(value)
+        if role in self.block.scales:
+            parameter, function = self.block.scales[role]
+            factor = getattr(submodule(self.model, self.block.path), parameter)
+            return value * (torch.tanh(factor) if function == "tanh" else factor)
+        return value
+
+    def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:
+        """Rotation keeps lengths, up to one factor; a query-key norm is applied first."""
+        norm = getattr(self._module("xattn" if prefix else "attn"), f"{letter}_norm", None)
+        if norm is not None and not isinstance(norm, nn.Identity):
+            whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
+            value = norm(value.flatten(-2)).unflatten(-1, value.shape[-2:]) if whole else norm(value)
+        before, after = value.float().norm(dim=-1), rotated.float().norm(dim=-1)
+        before = before.reshape(after.shape) if before.numel() == after.numel() else before
+        if before.shape == after.shape:
+            before = before * (after.sum() / before.sum())
+        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
+        return self._same(what, f"{name}.hook_{letter}", after, before)
+
+    def _scores(self, name: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:
+        """log pattern and q k^T differ by a constant per row, where attention is allowed."""
+        k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)
+        scores = torch.einsum("...qhd,...khd->...hqk", q.float(), k.float()) * self.block.d_head**-0.5
+        allowed = pattern > 0
+        guess = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1).nan_to_num()
+        what = "softmax of queries * keys == pattern"
+        return self._same(what, f"{name}.hook_q", guess.movedim(1, -1), pattern.float().movedim(1, -1))
+
+    def mlp(self) -> Iterator[Check]:
+        """post == act(pre) (* pre_linear); down projection of post == what the MLP adds."""
+        pre, up, post = (self.get(f"mlp.hook_{name}") for name in ("pre", "pre_linear", "post"))
+        added = self.get("hook_mlp_out")
+        act = self._activation()
+        if pre is not None and post is not None and act is not None:
+            neurons = act(pre) if up is None else act(pre) * up
+            yield self._same("act(pre) == post", "mlp.hook_post", post, neurons)
+        source = self.get("ln2.hook_out") if self.block.norm == "pre" else self.get("hook_resid_mid")
+        if source is not None:
+            for name, role in (("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up")):
+                if (value := self.get(name)) is not None:
+                    yield self._same("projection of the norm's output", name, value, self._module(role)(source))
+        if post is not None and added is not None:
+            total = self._after("mlp", self._module("mlp_down")(post))
+            if self.block.row_mask:
+                kept = added.abs().amax(dim=-1, keepdim=True) > 0
+                total = torch.where(kept, total, torch.zeros_like(total))
+            yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
+
+    def _activation(self) -> Callable[[Tensor], Tensor] | None:
+        owners = [submodule(self.model, self.block.path), self._module("mlp")]
+        names = ("act_fn", "activation_fn", "activation", "act")
+        found = (getattr(owner, name, None) for owner in owners for name in names)
+        return next((act for act in found if callable(act)), None)
+
+
+def _mix(pattern: Tensor, v: Tensor) -> Tensor:
+    """Per-head mix of values, (b, p, heads, d_head), or (patches, heads, d_head) in a packed tower."""
+    packed = v.ndim == 3
+    v = v.unsqueeze(0) if packed else v
+    v = v.repeat_interleave(pattern.shape[1] // v.shape[-2], dim=-2)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+    return mixed.squeeze(0) if packed else mixed
+
+
+def _mix_channels(pattern: Tensor, v: Tensor) -> Tensor:
+    """Attention between channels: each position's channels are mixed within their group."""
+    return torch.einsum("bgcd,bpgd->bpgc", pattern, v)
