@@ -9,7 +9,7 @@ for every block. What fails is named; a point that fails can be refused or marke
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
@@ -128,12 +128,12 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
 class _Probe:
     """The passes of one conformance check."""
 
-    def __init__(self, model: HookedMM, batch: Batch, *, full: bool) -> None:
+    def __init__(self, model: HookedMM, batch: Batch, *, full: bool, copies: int) -> None:
         self.model, self.batch, self.full = model, batch, full
         self.runner, self.structure = model._runner, model.structure
         self.points = model.hook_points
         self.layers = {name: tested_layers(stack, full=full) for name, stack in self.structure.stacks.items()}
-        self.copies = batch.copies
+        self.copies = copies
 
     def names(self) -> list[str]:
         """Every point of the tested blocks, and those outside blocks."""
@@ -238,7 +238,8 @@ class _Probe:
         # Padding crops and tiles are all zero and stay so: models tell them by that.
         noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
         inputs = {**self.batch.inputs, "pixel_values": pixels + noise}
-        logits, other = self.runner.forward(self.batch.with_inputs(inputs), [self.embedded], save=True)
+        watched = [name for name in (self.embedded, "projector.hook_out", *self.embed_norm) if name in self.points]
+        logits, other = self.runner.forward(self.batch.with_inputs(inputs), watched, save=True)
         assert logits is not None
         changed = (other[self.embedded] != embed).any(dim=-1)
         moved = bool((logits != values["hook_logits"]).any())
@@ -257,7 +258,32 @@ class _Probe:
         still = int((slots & ~changed).sum())
         verdict = "holds" if still == 0 and bool(slots.any()) else "fails"
         yield Check("another picture changes every image position", self.embedded, verdict, None, f"{still} stay" if still else "")
-        yield self._features(embed[slots], out.flatten(0, -2))
+        direct = self._features(embed[slots], out.flatten(0, -2))
+        yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    @property
+    def embed_norm(self) -> tuple[str, str]:
+        """The points of a norm behind the embedding, where there is one."""
+        prefix = "encoder." if self.structure.encoder else ""
+        return f"{prefix}ln_embed.hook_scale", f"{prefix}ln_embed.hook_normalized"
+
+    def _shifted(
+        self, direct: Check, values: Mapping[str, Tensor], other: Mapping[str, Tensor], slots: Tensor
+    ) -> Check:
+        """Where positions are added to features (and a norm follows), another picture moves both by the same."""
+
+        def merged(found: Mapping[str, Tensor]) -> Tensor:
+            scale, quotient = (found.get(name) for name in self.embed_norm)
+            return found[self.embedded] if scale is None or quotient is None else quotient * scale
+
+        moved = (merged(other) - merged(values))[slots]
+        features = (other["projector.hook_out"] - values["projector.hook_out"]).flatten(0, -2)
+        if len(features) != len(moved):
+            return direct
+        if self.embed_norm[0] in self.points:
+            features = features - features.mean(dim=-1, keepdim=True)
+        found = compare(direct.what, direct.point, moved, features)
+        return replace(found, detail="up to learned positions, which are added") if found.verdict == "holds" else direct
 
     def _features(self, slots: Tensor, features: Tensor) -> Check:
         """Each image position holds one of the projector's outputs, in order up to whole crops that are rearranged."""
@@ -354,16 +380,17 @@ def _spoil(value: Tensor, hook: Hook, *, row: int, rows: int) -> Tensor:
     return new
 
 
-def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False) -> ConformanceReport:
+def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False, copies: int = 1) -> ConformanceReport:
     """Check a model on a batch with at least one image in every sample.
 
     Args:
         model: The model.
-        batch: From `prepare` or raw tensors. When all samples are alike (`batch.copies`), every pass tests as many
-            points as there are samples.
+        batch: From `prepare` or raw tensors.
         full: Every block, instead of the first and last of each kind.
+        copies: How many times the batch is one and the same sample; every pass of writes then tests as many points.
+            1 for samples that differ.
     """
-    probe = _Probe(model, batch, full=full)
+    probe = _Probe(model, batch, full=full, copies=copies)
     checks = tuple(probe.run())
     name = f"{type(model.hf_model).__name__} ({model.cfg.family})"
     return ConformanceReport(name, checks, probe.layers, describe_kinds(model))

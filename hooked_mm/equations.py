@@ -234,7 +234,8 @@ class BlockEquations:
 def _mix(pattern: Tensor, v: Tensor) -> Tensor:
     """Per-head mix of values, (b, p, heads, d_head), or (patches, heads, d_head) in a packed tower."""
     packed = v.ndim == 3
-    v = v.unsqueeze(0) if packed else v
+    # Tiles of one image are rows of their own where they are projected, and one sequence where they are attended to.
+    v = v.reshape(pattern.shape[0], -1, *v.shape[-2:])
     v = v.repeat_interleave(pattern.shape[1] // v.shape[-2], dim=-2)
     mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
     return mixed.squeeze(0) if packed else mixed

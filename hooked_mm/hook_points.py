@@ -254,6 +254,8 @@ class _Builder:
         embed: View = Map() if stack.blocks[0].map else Plain()
         first = ModuleValue(stack.blocks[0].path, "input", embed)
         needs_image = stream == "vision"
+        if stack.embed_norm:
+            yield from self.norm_points(f"{prefix}ln_embed", stack.embed_norm, stream, "the embedding's norm")
         yield HookPoint(f"{prefix}hook_embed", stream, None, f"{enter} (b, p, d)", first, (), needs_image, once)
         for layer, block in enumerate(stack.blocks):
             yield from self.block(prefix, stream, layer, block)
@@ -264,16 +266,17 @@ class _Builder:
                 name, meaning = f"{prefix}blocks.{layer}.hook_insert_out", "what is added behind the block (b, p, d)"
                 yield HookPoint(name, stream, layer, meaning, access, (post,), True, once)
 
-    def final_norm(self, path: str) -> Iterator[HookPoint]:
+    def norm_points(self, name: str, path: str, stream: Stream, what: str) -> Iterator[HookPoint]:
+        """The points of a norm outside blocks."""
         formula = self.norm(path)
-        for row in _norm("ln_final", "", "final norm"):
+        for row in _norm(name, "", what):
             access: Access = ModuleValue(path, "output")
             if row.kind in ("scale", "normalized"):
                 if formula is None:
                     continue
                 quantity: Any = row.kind
                 access = NormValue(path, quantity, formula, partial(self.model.get_submodule, path))
-            yield HookPoint(row.name, "text", None, row.meaning, access)
+            yield HookPoint(row.name, stream, None, row.meaning, access, once=stream != "text")
 
     def points(self) -> Iterator[HookPoint]:
         structure = self.structure
@@ -295,7 +298,7 @@ class _Builder:
             yield from self.stack("encoder.", "encoder", structure.encoder, None)
         yield from self.stack("", "text", structure.text, structure.final_norm)
         if structure.final_norm:
-            yield from self.final_norm(structure.final_norm)
+            yield from self.norm_points("ln_final", structure.final_norm, "text", "final norm")
         logits = FieldValue(structure.head, "logits")
         yield HookPoint("hook_logits", "text", None, "logits, after scale and soft-cap (b, p, vocab)", logits)
 

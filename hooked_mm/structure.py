@@ -76,6 +76,7 @@ PROJECTOR_NAMES = (
     "vision_tower.merger",
 )
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
 # Blocks that normalise after the sum; an attribute `do_layer_norm_before` decides where there is one.
 POST_NORM_BLOCKS = ("BartEncoderLayer", "BartDecoderLayer")
@@ -167,10 +168,12 @@ class Stack(StackConfig):
         owner: Path of the module that runs the blocks.
         blocks: In execution order.
         packed: All images' patches lie in one sequence (patches, d), each image attending to itself.
+        embed_norm: Path of a norm between the embedding and the first block, or None.
     """
 
     owner: str
     blocks: tuple[Block, ...] = field(repr=False)
+    embed_norm: str | None
     packed: bool = False
 
 
@@ -337,9 +340,11 @@ def _blocks(paths: dict[int, str], lists: list[list[nn.Module]], children: tuple
 def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stack:
     last = blocks[-1]
     attention = next(module for module in owner.modules() if paths.get(id(module)) == last.attention)
+    norm = _first(owner, EMBED_NORM_NAMES)
     return Stack(
         owner=paths[id(owner)],
         blocks=tuple(blocks),
+        embed_norm=f"{paths[id(owner)]}.{norm}" if norm else None,
         packed="cu_seqlens" in inspect.signature(type(attention).forward).parameters,
         n_layers=len(blocks),
         d_model=last.d_model,
