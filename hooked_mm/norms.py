@@ -1,0 +1,129 @@
+"""What a norm does, found by running it: which formula, which gain; its divisor and its shares.
+
+Notation: x (..., d), s (..., 1) the divisor, g and β (d,) gain and bias.
+
+    RMSNorm    n(x) = x / s                 s = sqrt(mean(x²) + eps)
+    LayerNorm  n(x) = (x - mean(x)) / s     s = sqrt(var(x) + eps)        (var over d, divided by d)
+    output     g ⊙ n(x) + β
+
+Norms are told apart by what they do, not by class: Gemma's gain is 1 + weight, and Cohere's LayerNorm names its eps as
+RMSNorms do.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
+
+from hooked_mm.errors import UnsupportedModelError
+
+
+@dataclass(frozen=True)
+class NormFormula:
+    """What a norm does before its gain: whether it subtracts the mean (LayerNorm), and the eps under its root."""
+
+    centred: bool
+    eps: float
+
+
+def at_least_float32(value: Tensor) -> Tensor:
+    """Half precision becomes float32: sums of dozens of components need it."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def norm_scale(x: Float[Tensor, "... d"], formula: NormFormula) -> Float[Tensor, "... 1"]:
+    """A norm's divisor s for a stream, in at least float32."""
+    wide = at_least_float32(x)
+    if formula.centred:
+        wide = wide - wide.mean(dim=-1, keepdim=True)
+    return (wide.square().mean(dim=-1, keepdim=True) + formula.eps).sqrt()
+
+
+def apply_norm(
+    parts: Float[Tensor, "c ... d"], scale: Float[Tensor, "... 1"], formula: NormFormula
+) -> Float[Tensor, "c ... d"]:
+    """Each component's share of n(x), the gain left out, in at least float32; `scale` is that of the whole stream."""
+    wide = at_least_float32(parts)
+    if formula.centred:
+        wide = wide - wide.mean(dim=-1, keepdim=True)
+    return wide / scale
+
+
+def _run_norm(module: nn.Module, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The norm as it is, with a probe of float32 where it takes one, else of its weights' dtype."""
+    weight = next(module.parameters(), None)
+    device = torch.device("cpu") if weight is None or weight.is_meta else weight.device
+    wide = x if weight is None or weight.dtype == torch.float64 else x.float()
+    with torch.no_grad():
+        try:
+            out = module(wide.to(device))
+        except RuntimeError:
+            if weight is None:
+                raise
+            out = module(x.to(device, weight.dtype))
+    return out.to("cpu", torch.float64)
+
+
+def norm_of(module: nn.Module, d: int) -> NormFormula:
+    """The formula of a norm module, found by running it; only eps is read from its attributes.
+
+    Args:
+        module: A norm over the last dimension.
+        d: Its width.
+
+    Raises:
+        UnsupportedModelError: If the module is neither a LayerNorm nor an RMSNorm in what it does, whatever its name.
+    """
+    return _measure(module, d)[0]
+
+
+def norm_gain(module: nn.Module, d: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Gain g and bias β of a norm module, by what it does: `weight`, `1 + weight` or none at all.
+
+    Args:
+        module: As in `norm_of`.
+        d: As in `norm_of`.
+
+    Returns:
+        Two (d,) float64 tensors on the CPU.
+    """
+    return _measure(module, d)[1:]
+
+
+def _measure(module: nn.Module, d: int) -> tuple[NormFormula, Tensor, Tensor]:
+    eps = next((e for n in ("variance_epsilon", "eps", "epsilon") if (e := getattr(module, n, None)) is not None), None)
+    if eps is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has none of the attributes variance_epsilon, eps, epsilon, so its formula is not "
+            "known; pass apply_ln=False and normalise by your own formula"
+        )
+    # ±1: no element is zero before or after centring, so that every gain can be read off.
+    x = torch.ones(d, dtype=torch.float64)
+    x[1::2] = -1
+    up, down, shifted = _run_norm(module, torch.stack([x, -x, x + 3]))
+    # A gain rounded to half precision limits what can be told apart.
+    coarse = next((p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()), False)
+    tolerance = (2e-2 if coarse else 1e-4) * float((up - down).abs().max().clamp_min(1e-6))
+    formula = NormFormula(bool((shifted - up).abs().max() <= tolerance), float(eps))
+    bias = (up + down) / 2
+    one = torch.ones(1, dtype=torch.float64)
+    gain = (up - down) / 2 / apply_norm(x[None], norm_scale(x, formula) * one, formula)[0]
+    if type(module) in (nn.LayerNorm, nn.RMSNorm):
+        # These refuse float32 probes with half weights; their weights are exact where the probe would be rounded.
+        weight, offset = getattr(module, "weight", None), getattr(module, "bias", None)
+        exact = [None if value is None or value.is_meta else value for value in (weight, offset)]
+        gain = gain if exact[0] is None else exact[0].detach().to("cpu", torch.float64)
+        bias = bias if exact[1] is None else exact[1].detach().to("cpu", torch.float64)
+    # The judge: an ordinary vector, and one so small that eps matters.
+    probe = torch.linspace(-2, 3, d, dtype=torch.float64).sin() + 0.5
+    probes = torch.stack([probe, probe * max(float(eps), 1e-12) ** 0.5])
+    expected = apply_norm(probes, norm_scale(probes, formula), formula) * gain + bias
+    if (_run_norm(module, probes) - expected).abs().max() > tolerance * 3:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} acts neither as LayerNorm nor as RMSNorm with eps={eps}, so the share of "
+            "a component is not known; pass apply_ln=False and normalise by your own formula"
+        )
+    return formula, gain, bias
