@@ -100,7 +100,7 @@ def component_names(
 def stream_places(
     layer: int, n_layers: int, incl_mid: bool = False, mlp_input: bool = False
 ) -> list[tuple[str, int, bool]]:
-    """Label, layer and whether it is the middle, of every stream up to the input of a layer; see `accumulated_resid`."""
+    """Label, layer and whether it is the middle, of every stream up to the input of a layer."""
     places = []
     for at in range(layer + 1):
         places.append((f"{at}_pre" if at < n_layers else "final_post", at, False))
@@ -110,7 +110,7 @@ def stream_places(
 
 
 def only_with_images(name: str, names: Collection[str]) -> bool:
-    """Whether a point runs for images alone: cross-attention and deepstack, and a block that attends to nothing else."""
+    """Whether a point runs for images alone: cross-attention, deepstack, blocks that only cross-attend."""
     if name.endswith(("hook_xattn_out", "hook_deepstack_out")):
         return True
     block = re.sub(r"(blocks\.\d+)\..*", r"\1", name)

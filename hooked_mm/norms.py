@@ -53,18 +53,14 @@ def apply_norm(
 
 
 def _run_norm(module: nn.Module, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
-    """The norm as it is, with a probe of float32 where it takes one, else of its weights' dtype."""
+    """The norm as it is on a float64 probe, which is narrowed as far as the module needs."""
     weight = next(module.parameters(), None)
+    if weight is not None and weight.dtype != torch.float64:
+        # PyTorch's own refuse other dtypes than their weights', transformers' RMSNorms compute in float32.
+        x = x.to(weight.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32)
     device = torch.device("cpu") if weight is None or weight.is_meta else weight.device
-    wide = x if weight is None or weight.dtype == torch.float64 else x.float()
     with torch.no_grad():
-        try:
-            out = module(wide.to(device))
-        except RuntimeError:
-            if weight is None:
-                raise
-            out = module(x.to(device, weight.dtype))
-    return out.to("cpu", torch.float64)
+        return module(x.to(device)).to("cpu", torch.float64)
 
 
 def norm_of(module: nn.Module, d: int) -> NormFormula:
@@ -109,10 +105,9 @@ def _measure(module: nn.Module, d: int) -> tuple[NormFormula, Tensor, Tensor]:
     tolerance = (2e-2 if coarse else 1e-4) * float((up - down).abs().max().clamp_min(1e-6))
     formula = NormFormula(bool((shifted - up).abs().max() <= tolerance), float(eps))
     bias = (up + down) / 2
-    one = torch.ones(1, dtype=torch.float64)
-    gain = (up - down) / 2 / apply_norm(x[None], norm_scale(x, formula) * one, formula)[0]
+    gain = (up - down) / 2 / apply_norm(x[None], norm_scale(x, formula), formula)[0]
     if type(module) in (nn.LayerNorm, nn.RMSNorm):
-        # These refuse float32 probes with half weights; their weights are exact where the probe would be rounded.
+        # Their probes are as narrow as their weights, which are exact where the probe is rounded.
         weight, offset = getattr(module, "weight", None), getattr(module, "bias", None)
         exact = [None if value is None or value.is_meta else value for value in (weight, offset)]
         gain = gain if exact[0] is None else exact[0].detach().to("cpu", torch.float64)

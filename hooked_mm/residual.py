@@ -89,9 +89,20 @@ class ResidualViews(Mapping[str, Tensor]):
             name = next(like, f"{stack}blocks.0.hook_resid_pre")
         return self._index(name, **where)
 
+    def _layer(self, layer: int | None, mlp_input: bool, stack: str) -> int:
+        resolved = attribution.resolve_layer(layer, attribution.layer_count(self._points, stack), mlp_input)
+        if mlp_input and f"{stack}blocks.{resolved}.hook_resid_mid" not in self._points:
+            raise BadInputError(f"in layer {resolved} attention and MLP read the same stream; leave mlp_input out")
+        return resolved
+
     def _ran(self, name: str) -> bool:
         """Without images nothing is added by what reads images; all else that exists must have been cached."""
         return name in self._values or self.batch.has_images or not attribution.only_with_images(name, self._points)
+
+    def _component(self, name: str, stack: str) -> Tensor:
+        first = f"{stack}blocks.0.hook_resid_pre"
+        # What enters block 0 has two names.
+        return self[first if name == f"{stack}hook_embed" and name not in self and first in self else name]
 
     def _after(self, layer: int, stack: str) -> Tensor | None:
         """The stream behind a block, with what is put in between blocks."""
@@ -147,12 +158,8 @@ class ResidualViews(Mapping[str, Tensor]):
         chosen = whole if index is None else (len(index[0]),)
         if given not in (whole, chosen):
             raise BadInputError(
-                f"a stack of shape {tuple(parts.shape)} does not fit the run's positions {whole}"
-                + (
-                    f" nor the {chosen[0]} selected ones"
-                    if index is not None
-                    else "; pass the selection it was made with"
-                )
+                f"a stack of shape {tuple(parts.shape)} fits neither the run's positions {whole} nor the selection's "
+                f"{chosen}; pass the selection it was made with"
             )
         if index is not None and given == whole:
             parts = torch.stack([take(part, index) for part in parts])
@@ -192,8 +199,7 @@ class ResidualViews(Mapping[str, Tensor]):
             UnknownHookError: If a component was not cached.
             BadInputError: If there is no such layer, mode or stack, or the components do not add up.
         """
-        n_layers = attribution.layer_count(self._points, stack)
-        layer = attribution.resolve_layer(layer, n_layers, mlp_input)
+        layer = self._layer(layer, mlp_input, stack)
         listed = attribution.component_names(self._points, layer, mlp_input, mode, incl_embeds, stack)
         named = [(label, name) for label, name in listed if self._ran(name)]
         if not named:
@@ -201,11 +207,7 @@ class ResidualViews(Mapping[str, Tensor]):
                 f"no {mode} component lies before layer {layer}; ask for a later one or incl_embeds=True"
             )
         index = self._rows(stack, where)[0]
-        first = f"{stack}hook_embed"
-        # What enters block 0 has two names.
-        spare = f"{stack}blocks.0.hook_resid_pre" if first not in self._values else first
-        spare = spare if spare in self._values else first
-        parts = torch.stack([take(self[spare if name == first else name], index) for _, name in named])
+        parts = torch.stack([take(self._component(name, stack), index) for _, name in named])
         whole = self._stream(layer, mlp_input, stack)
         if check and mode == "all" and incl_embeds and whole is not None:
             attribution.check_sum(parts, take(whole, index), f"the residual stream of layer {layer}")
@@ -239,8 +241,7 @@ class ResidualViews(Mapping[str, Tensor]):
         Returns:
             (stream, b, p, d) or (stream, n, d), with labels as in `decompose_resid`.
         """
-        n_layers = attribution.layer_count(self._points, stack)
-        layer = attribution.resolve_layer(layer, n_layers, mlp_input)
+        layer, n_layers = self._layer(layer, mlp_input, stack), attribution.layer_count(self._points, stack)
         places = attribution.stream_places(layer, n_layers, incl_mid, mlp_input)
         index = self._rows(stack, where)[0]
         streams = torch.stack([take(self._stream_or_refuse(at, mid, stack), index) for _, at, mid in places])
@@ -279,8 +280,7 @@ class ResidualViews(Mapping[str, Tensor]):
         Returns:
             (layer · heads, b, p, d) or (layer · heads, n, d), with labels as in `decompose_resid`.
         """
-        n_layers = attribution.layer_count(self._points, stack)
-        layer = attribution.resolve_layer(layer, n_layers)
+        layer = self._layer(layer, False, stack)
         parts: list[Tensor] = []
         labels: list[str] = []
         blocks = attribution.blocks_of(self._weights().structure, stack)
@@ -338,7 +338,7 @@ class ResidualViews(Mapping[str, Tensor]):
             UnknownHookError: If neither the scale nor the stream was cached.
             BadInputError: Without a model, or if the shape does not fit.
         """
-        layer = attribution.resolve_layer(layer, attribution.layer_count(self._points, stack), mlp_input)
+        layer = self._layer(layer, mlp_input, stack)
         formula = self._norm(layer, mlp_input, stack)
         parts, scale, _, _ = self._aligned(residual_stack, formula, layer, mlp_input, stack, where)
         return parts if formula is None else apply_norm(parts, scale, formula)
