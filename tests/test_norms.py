@@ -92,10 +92,10 @@ def test_what_is_no_known_norm_is_refused() -> None:
     """Another formula, an eps that is not the one named, and no eps at all."""
     with pytest.raises(UnsupportedModelError, match="Odd acts neither as LayerNorm nor as RMSNorm with eps=1e-06"):
         norm_of(Odd(), 8)
-    wrong = LlamaRMSNorm(8, 1e-2)
+    wrong = LlamaRMSNorm(8, 1e-5)
     wrong.eps = 1e-6
     del wrong.variance_epsilon
-    wrong.forward = lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-2)
+    wrong.forward = lambda x: x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-5)
     with pytest.raises(UnsupportedModelError, match="with eps=1e-06"):
         norm_of(wrong, 8)
     with pytest.raises(UnsupportedModelError, match="OlmoLayerNorm has none of the attributes variance_epsilon"):

@@ -102,6 +102,7 @@ def test_components_add_up_to_the_stream_everywhere(cache: ActivationCache, stac
         assert close(cache.decompose_resid(layer, True, stack=stack).sum(0), mid)
     parts, labels = cache.decompose_resid(return_labels=True, stack=stack)
     assert close(parts.sum(0), cache[f"{stack}blocks.{layers - 1}.hook_resid_post"])
+    assert torch.equal(parts, cache.decompose_resid(stack=stack, modality=None, positions=None))
     expected = ["embed"] + [f"{layer}_{part}_out" for layer in range(layers) for part in ("attn", "mlp")]
     assert labels == expected
     for part, label in zip(parts, labels, strict=True):
