@@ -14,7 +14,8 @@ from typing import Any, Literal, Protocol
 import torch
 from torch import Tensor
 
-from hooked_mm.norms import NormFormula
+from hooked_mm.errors import BadInputError
+from hooked_mm.norms import NormFormula, apply_norm, centre, norm_scale
 
 Side = Literal["input", "output"]
 
@@ -46,6 +47,19 @@ class Access(Protocol):
 
     def write(self, run: Pass, new: Tensor) -> None:
         """Let the model go on with `new`, of the shape that `read` gave."""
+
+
+@dataclass(frozen=True)
+class Detached:
+    """The access of a point whose model is not there: that of a cache loaded from a file."""
+
+    module: str = ""
+
+    def read(self, run: Pass) -> Tensor:
+        raise BadInputError("this hook point comes from a file and belongs to no model")
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        self.read(run)
 
 
 class View(Protocol):
@@ -235,16 +249,19 @@ class NormValue:
         if self.quantity == "normalized" and written is not None:
             return written
         x = self.view.show(_whole(run.get(self.module), "input"), run)
-        run.memo[f"{self.module}:centred"] = self.formula.centre(x).to(x.dtype)
-        return self.formula.scale(x) if self.quantity == "scale" else self.formula.normalized(x)
+        scale = norm_scale(x, self.formula)
+        if self.quantity == "normalized":
+            return apply_norm(x, scale, self.formula).to(x.dtype)
+        run.memo[f"{self.module}:centred"] = centre(x, self.formula)
+        return scale
 
     def write(self, run: Pass, new: Tensor) -> None:
         envoy = run.get(self.module)
         if self.quantity == "scale":
-            centred = run.memo[f"{self.module}:centred"]
-            new = (centred.float() / new).to(centred.dtype)
-        run.memo[f"{self.module}:normalized"] = new
+            new = run.memo[f"{self.module}:centred"] / new
         whole = _whole(envoy, "output")
+        new = new.to(whole.dtype)
+        run.memo[f"{self.module}:normalized"] = new
         _put(envoy, "output", self.view.back(self.formula.output(self.norm(), new), whole))
 
 

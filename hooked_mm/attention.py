@@ -92,7 +92,9 @@ def _block_mask(bounds: Tensor, length: int, device: torch.device) -> Tensor:
     return (image[:, None] == image[None, :])[None, None]
 
 
-def _per_image(function: Callable[..., Any], bounds: Tensor, module: nn.Module, tensors: list[Tensor], options: dict) -> Any:
+def _per_image(
+    function: Callable[..., Any], bounds: Tensor, module: nn.Module, tensors: list[Tensor], options: dict
+) -> Any:
     """Run a function that knows no bounds on each image by itself."""
     parts = zip(*(torch.split(t, (bounds[1:] - bounds[:-1]).tolist(), dim=2) for t in tensors), strict=True)
     return torch.cat([function(module, *part, attention_mask=None, **options)[0] for part in parts], dim=1), None
@@ -162,7 +164,7 @@ def _eager(
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 
-def _plain_eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):  # noqa: ANN202
+def _plain_eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):
     return _eager(None, module, query, key, value, attention_mask, None, options)
 
 

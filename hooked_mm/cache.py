@@ -1,17 +1,24 @@
-"""What a run has read: activations by hook name, selected by modality, role and sample."""
+"""What a run has read: activations by hook name, selected by modality, role, sample and position; decomposed, saved.
+
+The residual stream (decomposition, logit attribution) is in `residual`, the file format in `cache_file`.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_mm.batch import Batch, Modality, Role, parse_modality
-from hooked_mm.errors import BadInputError, UnknownHookError, nearest
+from hooked_mm.cache_file import load_cache, save_cache
+from hooked_mm.errors import BadInputError, StoreError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.residual import ResidualViews, Weights, take
 
 
 @dataclass(frozen=True)
@@ -30,14 +37,26 @@ class Selection:
         return self.values.shape[0]
 
 
-class ActivationCache(Mapping[str, Tensor]):
+class ActivationCache(ResidualViews):
     """Activations of one run by hook name, in execution order.
 
     Text points are (batch, pos, ...), vision and projector points (images, patches, ...).
+
+    Args:
+        values: Activations by hook name.
+        batch: What the run was on.
+        points: All hook points of the model.
+        model: For what needs weights (norms, heads, logits); everything else works without.
     """
 
-    def __init__(self, values: dict[str, Tensor], batch: Batch, points: Mapping[str, HookPoint]) -> None:
-        self._values, self._points = values, points
+    def __init__(
+        self,
+        values: dict[str, Tensor],
+        batch: Batch,
+        points: Mapping[str, HookPoint],
+        model: Weights | None = None,
+    ) -> None:
+        self._values, self._points, self._model = values, points, model
         self.batch = batch
 
     def __getitem__(self, name: str) -> Tensor:
@@ -75,29 +94,52 @@ class ActivationCache(Mapping[str, Tensor]):
             keep &= (owner == sample % len(self.batch))[:, None]
         return keep, owner
 
+    def _index(
+        self,
+        name: str,
+        modality: str | Modality | None = None,
+        role: str | Role | None = None,
+        sample: int | None = None,
+        positions: int | Sequence[int] | None = None,
+    ) -> tuple[tuple[Tensor, ...], Int[Tensor, " n"]]:
+        """Where the chosen rows of a point lie, one index per leading dimension, and the sample of each."""
+        keep, owner = self._mask(name, modality, role, sample)
+        if positions is not None and keep.ndim == 2:
+            own = self.batch.mask() if self._points[name].stream == "text" else torch.ones_like(keep)
+            keep = keep & chosen_positions(own, keep.any(dim=1), positions, owner)
+        elif positions is not None:
+            # Packed patches, (patches, d): those of one sample are counted together.
+            samples = owner.unique()
+            own = owner[None] == samples[:, None]
+            keep = keep & chosen_positions(own, (own & keep).any(dim=1), positions, samples).any(dim=0)
+        index = keep.nonzero(as_tuple=True)
+        return index, owner[index[0]]
+
     def select(
         self,
         name: str,
         modality: str | Modality | None = None,
         role: str | Role | None = None,
         sample: int | None = None,
+        positions: int | Sequence[int] | None = None,
     ) -> Selection:
-        """The rows of one activation at the positions asked for, padding never among them.
+        """The rows of one activation at the positions asked for, padding never among them, in the batch's order.
 
         Args:
             name: Hook name.
             modality: `"image"`, `"text"` or None for both.
             role: `"template"`, `"question"`, `"answer"` or None for all.
             sample: Index in the batch, or None for all.
+            positions: One or several numbers among a sample's own tokens (an image's patches): padding is not
+                counted, -1 is the last. All conditions must hold.
 
         Raises:
             UnknownHookError: If the name was not cached.
-            BadInputError: If modality, role or sample do not exist.
+            BadInputError: If modality, role, sample or a position do not exist.
         """
         values = self[name]
-        keep, owner = self._mask(name, modality, role, sample)
-        rows, positions = keep.nonzero(as_tuple=True)
-        return Selection(values[rows.to(values.device), positions.to(values.device)], owner[rows], positions)
+        index, samples = self._index(name, modality, role, sample, positions)
+        return Selection(take(values, index), samples, index[-1])
 
     def stack(
         self,
@@ -105,20 +147,23 @@ class ActivationCache(Mapping[str, Tensor]):
         modality: str | Modality | None = None,
         role: str | Role | None = None,
         sample: int | None = None,
+        positions: int | Sequence[int] | None = None,
     ) -> Float[Tensor, "layers n ..."]:
         """One point over all cached layers, (layers, n, ...).
 
         Args:
-            point: The name within a block, `"resid_post"`, `"hook_resid_post"` or `"attn.hook_z"`; for the tower
-                with `vision.` in front.
+            point: The name within a block, `"resid_post"`, `"hook_resid_post"` or `"attn.hook_z"`; with `vision.` or
+                `encoder.` in front for those stacks.
             modality: As in `select`.
             role: As in `select`.
             sample: As in `select`.
+            positions: As in `select`.
 
         Raises:
             UnknownHookError: If no layer of that point was cached.
         """
-        prefix, inner = ("vision.", point[len("vision.") :]) if point.startswith("vision.") else ("", point)
+        prefix = next((stack for stack in ("vision.", "encoder.") if point.startswith(stack)), "")
+        inner = point.removeprefix(prefix)
         wanted = {f"{prefix}blocks.{{l}}.{inner}", f"{prefix}blocks.{{l}}.hook_{inner}"}
         names = [
             name
@@ -127,12 +172,80 @@ class ActivationCache(Mapping[str, Tensor]):
         ]
         if not names:
             raise UnknownHookError(f"no layer of {point!r} was cached{nearest(f'{prefix}blocks.0.hook_{inner}', self)}")
-        return torch.stack([self.select(name, modality, role, sample).values for name in names])
+        return torch.stack([self.select(name, modality, role, sample, positions).values for name in names])
 
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> ActivationCache:
         """The same cache with its values on another device or of another dtype."""
         moved = {name: value.to(device, dtype or value.dtype) for name, value in self._values.items()}
-        return ActivationCache(moved, self.batch, self._points)
+        return ActivationCache(moved, self.batch, self._points, model=self._model)
+
+    def save(self, path: str | Path) -> Path:
+        """Write everything to one safetensors file (see `cache_file`), wholly or not at all; the path.
+
+        Raises:
+            BadInputError: If the path is a folder.
+        """
+        return save_cache(path, self._values, self.batch, self._points, _identity(self._model))
+
+    @classmethod
+    def load(
+        cls, path: str | Path, model: Weights | None = None, *, device: str | torch.device = "cpu"
+    ) -> ActivationCache:
+        """The cache that `save` wrote, bit for bit.
+
+        Args:
+            path: The file.
+            model: The `HookedMM` of the run, for what needs weights.
+            device: Where values and batch shall lie.
+
+        Raises:
+            StoreError: If the file is missing, damaged or something else, or the model is another one.
+        """
+        values, batch, points, described = load_cache(path, str(device))
+        here, there = _identity(model), described["model"]
+        if here is not None and there is not None and here != there:
+            raise StoreError(
+                f"{str(path)!r} is from another model ({there}) than the one given ({here}); give that one"
+            )
+        return cls(values, batch, points, model=model)
+
+
+def _identity(model: Weights | None) -> dict[str, Any] | None:
+    """What a file says about its model, enough to notice another one."""
+    if model is None:
+        return None
+    text = model.structure.text
+    return {"family": model.structure.family, "n_layers": text.n_layers, "d_model": text.d_model}
+
+
+def chosen_positions(
+    own: Bool[Tensor, "n p"],
+    asked: Bool[Tensor, " n"],
+    positions: int | Sequence[int],
+    owner: Int[Tensor, " n"],
+) -> Bool[Tensor, "n p"]:
+    """Positions given by number among a row's own (padding not counted), negative ones from their end.
+
+    Args:
+        own: Which positions are the row's own.
+        asked: Rows that must have all of them.
+        positions: One or several numbers; order and repetition do not matter.
+        owner: The sample of each row, for the error.
+
+    Raises:
+        BadInputError: If a row that is asked has fewer positions.
+    """
+    number = own.long().cumsum(dim=1) - 1
+    length = own.sum(dim=1)
+    chosen = torch.zeros_like(own)
+    for position in [positions] if isinstance(positions, int) else positions:
+        target = length + position if position < 0 else torch.full_like(length, position)
+        lacking = asked & ((target < 0) | (target >= length))
+        if bool(lacking.any()):
+            row = int(lacking.nonzero()[0])
+            raise BadInputError(f"position {position} asked of {int(length[row])} positions", int(owner[row]))
+        chosen |= own & (number == target[:, None])
+    return chosen
 
 
 def _template(name: str, layer: int | None) -> str:

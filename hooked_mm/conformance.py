@@ -18,6 +18,7 @@ from torch import Tensor
 
 from hooked_mm.batch import Batch
 from hooked_mm.equations import BlockEquations, Check, compare, tolerance
+from hooked_mm.norms import norm_scale
 from hooked_mm.runner import Hook
 from hooked_mm.structure import Stack
 
@@ -58,7 +59,9 @@ class ConformanceReport:
         found: dict[str, str] = {}
         for check in self.failures:
             error = "" if check.error is None else f" (off by {check.error:.1e} of the largest value)"
-            found.setdefault(check.point, f"{check.what} does not hold{error}{': ' if check.detail else ''}{check.detail}")
+            found.setdefault(
+                check.point, f"{check.what} does not hold{error}{': ' if check.detail else ''}{check.detail}"
+            )
         return found
 
     def table(self) -> list[tuple[str, str, int, str, str]]:
@@ -73,7 +76,9 @@ class ConformanceReport:
             worst = f"{max(errors):.1e}" if errors else ""
             failed = [check for check in checks if check.verdict == "fails"]
             if failed:
-                remark = f"FAILS at {', '.join(check.point for check in failed[:3])}" + (" ..." if len(failed) > 3 else "")
+                remark = f"FAILS at {', '.join(check.point for check in failed[:3])}" + (
+                    " ..." if len(failed) > 3 else ""
+                )
             elif all(check.verdict == "not applicable" for check in checks):
                 remark = f"not applicable: {checks[0].detail}"
             else:
@@ -162,7 +167,9 @@ class _Probe:
             plain, _ = self.read([name for name in self.names() if not self.points[name].costly])
             same = "holds" if torch.equal(plain, bare) else "fails"
             yield Check("reading changes no logit, bit for bit", "hook_logits", same)
-            between = [f"{PREFIXES[s]}blocks.{layer + 1}.hook_resid_pre" for s in self.layers for layer in self.layers[s]]
+            between = [
+                f"{PREFIXES[s]}blocks.{layer + 1}.hook_resid_pre" for s in self.layers for layer in self.layers[s]
+            ]
             names = [*self.names(), *(name for name in between if name in self.points)]
             logits, values = self.read(names)
             what = "reading patterns changes the logits by rounding only"
@@ -197,7 +204,10 @@ class _Probe:
                 yield compare("nothing is inserted at text positions", f"{prefix}hook_insert_out", zero, 0 * zero)
         first = values[f"{PREFIXES[stream]}blocks.0.hook_resid_pre"]
         yield compare(
-            "hook_embed == first resid_pre", f"{PREFIXES[stream]}hook_embed", values[f"{PREFIXES[stream]}hook_embed"], first
+            "hook_embed == first resid_pre",
+            f"{PREFIXES[stream]}hook_embed",
+            values[f"{PREFIXES[stream]}hook_embed"],
+            first,
         )
 
     def logits(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
@@ -221,7 +231,9 @@ class _Probe:
             expected = access.formula.output(norm, quotient)
             yield compare("quotient * gain", "ln_final.hook_normalized", out, expected, keep)
             scale = values["ln_final.hook_scale"]
-            yield compare("the stream's divisor", "ln_final.hook_scale", scale, access.formula.scale(stream), keep)
+            yield compare(
+                "the stream's divisor", "ln_final.hook_scale", scale, norm_scale(stream, access.formula), keep
+            )
 
     @property
     def embedded(self) -> str:
@@ -253,11 +265,19 @@ class _Probe:
         outside = int((changed & ~image).sum())
         where = f"{outside} positions outside change"
         verdict = "holds" if outside == 0 else "fails"
-        yield Check("another picture changes image positions only", self.embedded, verdict, None, where if outside else "")
+        yield Check(
+            "another picture changes image positions only", self.embedded, verdict, None, where if outside else ""
+        )
         slots = image & ~self.batch.separator
         still = int((slots & ~changed).sum())
         verdict = "holds" if still == 0 and bool(slots.any()) else "fails"
-        yield Check("another picture changes every image position", self.embedded, verdict, None, f"{still} stay" if still else "")
+        yield Check(
+            "another picture changes every image position",
+            self.embedded,
+            verdict,
+            None,
+            f"{still} stay" if still else "",
+        )
         direct = self._features(embed[slots], out.flatten(0, -2))
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
 
@@ -301,7 +321,9 @@ class _Probe:
         error = (slots - features[nearest.indices]).abs().max().item() / max(size, 1e-12)
         once = len(nearest.indices.unique()) == len(slots) or self.copies > 1
         good = error <= tolerance(slots.dtype) and once
-        detail = "crops are rearranged into one picture" if good else "some image positions hold no output of the projector"
+        detail = (
+            "crops are rearranged into one picture" if good else "some image positions hold no output of the projector"
+        )
         return Check(what, "projector.hook_out", "holds" if good else "fails", error, detail)
 
     def writes(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
@@ -323,7 +345,9 @@ class _Probe:
                 continue
             before, now = (_part(value, row, self.copies) for value in (values[point], after[point]))
             changed = not torch.equal(before, now)
-            yield Check("a write changes what follows", name, "holds" if changed else "fails", None, f"looked at {point}")
+            yield Check(
+                "a write changes what follows", name, "holds" if changed else "fails", None, f"looked at {point}"
+            )
 
     def follower(self, name: str) -> str | None:
         """The point at which a write must be seen."""
@@ -394,5 +418,3 @@ def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False, copi
     checks = tuple(probe.run())
     name = f"{type(model.hf_model).__name__} ({model.cfg.family})"
     return ConformanceReport(name, checks, probe.layers, describe_kinds(model))
-
-

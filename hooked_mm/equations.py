@@ -13,7 +13,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.norms import find_norm_formula
+from hooked_mm.norms import centre, find_norm_formula, norm_scale
 from hooked_mm.structure import Block, submodule
 
 Verdict = Literal["holds", "fails", "not applicable"]
@@ -137,8 +137,8 @@ class BlockEquations:
                 kind = f"{type(module).__name__} is no LayerNorm or RMSNorm, so it has no divisor"
                 yield Check("a norm's divisor", f"{self.prefix}{name}.hook_scale", "not applicable", None, kind)
                 continue
-            yield self._same("the stream's divisor", f"{name}.hook_scale", scale, formula.scale(x))
-            quotient = formula.centre(x) / scale
+            yield self._same("the stream's divisor", f"{name}.hook_scale", scale, norm_scale(x, formula))
+            quotient = centre(x, formula) / scale
             yield self._same("stream / divisor", f"{name}.hook_normalized", normalized, quotient.to(normalized.dtype))
             yield self._same("quotient * gain", f"{name}.hook_out", out, formula.output(module, normalized))
 

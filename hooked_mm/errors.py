@@ -37,7 +37,7 @@ class UnknownWordError(BadInputError):
 
 
 class StoreError(HookedMMError, ValueError):
-    """An activation store that is incomplete, of another making, or not a store at all."""
+    """An activation store or a saved cache that is incomplete, of another making, or not one at all."""
 
 
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from hooked_mm.access import (
     Access,
     AddedValue,
+    Detached,
     FieldValue,
     Fused,
     HeadResult,
@@ -61,7 +62,7 @@ class HookPoint:
     stream: Stream
     layer: int | None
     meaning: str
-    access: Access = field(repr=False)
+    access: Access = field(default=Detached(), repr=False)
     needs: tuple[str, ...] = ()
     needs_image: bool = False
     once: bool = False
@@ -87,7 +88,9 @@ class _Row:
 def _norm(name: str, part: str, what: str) -> tuple[_Row, ...]:
     return (
         _Row(f"{name}.hook_scale", part, "output", f"{what}: its divisor (b, p, 1)", "scale"),
-        _Row(f"{name}.hook_normalized", part, "output", f"{what}: the quotient before the gain (b, p, d)", "normalized"),
+        _Row(
+            f"{name}.hook_normalized", part, "output", f"{what}: the quotient before the gain (b, p, d)", "normalized"
+        ),
         _Row(f"{name}.hook_out", part, "output", f"{what}, after its gain (b, p, d)"),
     )
 
@@ -95,7 +98,9 @@ def _norm(name: str, part: str, what: str) -> tuple[_Row, ...]:
 def _attention(name: str, prefix: str, whose: str) -> tuple[_Row, ...]:
     return (
         _Row(f"{name}.hook_q", f"{prefix}q", "output", "queries as projected (b, p, heads, d_head)", "heads"),
-        _Row(f"{name}.hook_k", f"{prefix}k", "output", f"keys as projected, {whose} (b, p, kv_heads, d_head)", "kv_heads"),
+        _Row(
+            f"{name}.hook_k", f"{prefix}k", "output", f"keys as projected, {whose} (b, p, kv_heads, d_head)", "kv_heads"
+        ),
         _Row(f"{name}.hook_v", f"{prefix}v", "output", f"values, {whose} (b, p, kv_heads, d_head)", "kv_heads"),
         _Row(f"{name}.hook_rot_q", name, "input", "queries after norm and rotary (b, p, heads, d_head)", "tap"),
         _Row(f"{name}.hook_rot_k", name, "input", "keys after norm and rotary, all (b, k, kv_heads, d_head)", "tap"),
@@ -135,7 +140,12 @@ _MID = "residual stream after attention (b, p, d)"
 BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
     "pre": (
         *(*_START, *_LN1, *_SELF, *_LNX, *_CROSS, _Row("hook_resid_mid", "ln2", "input", _MID, "in_place")),
-        *(_Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"), *_LN2, *_MLP, *_END),
+        *(
+            _Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"),
+            *_LN2,
+            *_MLP,
+            *_END,
+        ),
     ),
     "post": (
         *(*_START, *_SELF, *_LN1, *_CROSS, *_LNX, _Row("hook_resid_mid", "mid_norm", "output", _MID)),
@@ -289,7 +299,14 @@ class _Builder:
             if structure.projector_out:
                 leaving = FieldValue(*structure.projector_out)
             yield HookPoint(
-                "projector.hook_in", "projector", None, "tower features that are projected (n, p, d)", entering, (), True, True
+                "projector.hook_in",
+                "projector",
+                None,
+                "tower features that are projected (n, p, d)",
+                entering,
+                (),
+                True,
+                True,
             )
             yield HookPoint(
                 "projector.hook_out", "projector", None, "image tokens (n, p, d_model)", leaving, (), True, True
@@ -317,5 +334,3 @@ def _factor(owner: nn.Module, parameter: str, function: str) -> Tensor:
 def list_hook_points(model: nn.Module, structure: Structure) -> dict[str, HookPoint]:
     """Every hook point of a model by name, in execution order."""
     return {point.name: point for point in _Builder(model, structure).points()}
-
-

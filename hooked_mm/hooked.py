@@ -226,7 +226,7 @@ class HookedMM:
         """
         made = self._batch(batch)
         logits, saved = self._runner.forward(made, names_filter, self._active, save=True, stop_at_layer=stop_at_layer)
-        return logits, ActivationCache(saved, made, self._points)
+        return logits, ActivationCache(saved, made, self._points, model=self)
 
     def run_with_hooks(
         self, batch: BatchLike, fwd_hooks: Sequence[HookSpec] = (), stop_at_layer: int | None = None

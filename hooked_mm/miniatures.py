@@ -98,28 +98,45 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "qwen2_5_vl": {
         "text_config": _QWEN_TEXT,
         "vision_config": {
-            **{"hidden_size": 32, "out_hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 8},
-            **{"intermediate_size": 48, "window_size": 32, "fullatt_block_indexes": [1]},
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 8,
+            "intermediate_size": 48,
+            "window_size": 32,
+            "fullatt_block_indexes": [1],
         },
         **_QWEN_MARKS,
     },
     "qwen3_vl": {
         "text_config": {**_QWEN_TEXT, "head_dim": 16},
         "vision_config": {
-            **{"hidden_size": 32, "out_hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 8},
-            **{"intermediate_size": 48, "deepstack_visual_indexes": [0, 1], "num_position_embeddings": 64},
+            "hidden_size": 32,
+            "out_hidden_size": 64,
+            "depth": 3,
+            "num_heads": 4,
+            "patch_size": 8,
+            "intermediate_size": 48,
+            "deepstack_visual_indexes": [0, 1],
+            "num_position_embeddings": 64,
         },
         **_QWEN_MARKS,
     },
     "gemma3": {
         "text_config": {
             **_LLAMA,
-            **{"head_dim": 16, "sliding_window": 8, "query_pre_attn_scalar": 16, "final_logit_softcapping": 30.0},
+            "head_dim": 16,
+            "sliding_window": 8,
+            "query_pre_attn_scalar": 16,
+            "final_logit_softcapping": 30.0,
             "layer_types": ["sliding_attention", "full_attention"] * 2,
         },
         "vision_config": {"model_type": "siglip_vision_model", **_VIT, "vision_use_head": False},
         "mm_tokens_per_image": 4,
-        **{"image_token_index": IMAGE_TOKEN, "boi_token_index": 152, "eoi_token_index": 153},
+        "image_token_index": IMAGE_TOKEN,
+        "boi_token_index": 152,
+        "eoi_token_index": 153,
     },
     "internvl": {
         "text_config": {"model_type": "qwen2", **_LLAMA},
@@ -129,38 +146,80 @@ CONFIGS: dict[str, dict[str, Any]] = {
     "mllama": {
         "text_config": {**_LLAMA, "cross_attention_layers": [1, 3], "num_hidden_layers": 5, "hidden_act": "silu"},
         "vision_config": {
-            **{"hidden_size": 32, "num_hidden_layers": 3, "num_global_layers": 2, "attention_heads": 4},
-            **{"intermediate_size": 48, "vision_output_dim": 96, "image_size": 32, "patch_size": 8},
-            **{"max_num_tiles": 4, "intermediate_layers_indices": [0, 2], "norm_eps": 1e-5},
+            "hidden_size": 32,
+            "num_hidden_layers": 3,
+            "num_global_layers": 2,
+            "attention_heads": 4,
+            "intermediate_size": 48,
+            "vision_output_dim": 96,
+            "image_size": 32,
+            "patch_size": 8,
+            "max_num_tiles": 4,
+            "intermediate_layers_indices": [0, 2],
+            "norm_eps": 1e-5,
             "supported_aspect_ratios": [[1, 1], [1, 2], [2, 1], [2, 2], [1, 3], [3, 1], [1, 4], [4, 1]],
         },
         "image_token_index": IMAGE_TOKEN,
     },
     "blip-2": {
         "text_config": {
-            **{"model_type": "opt", **_IDS, "hidden_size": 64, "word_embed_proj_dim": 64, "num_hidden_layers": 4},
-            **{"num_attention_heads": 4, "ffn_dim": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 512},
+            "model_type": "opt",
+            **_IDS,
+            "hidden_size": 64,
+            "word_embed_proj_dim": 64,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 4,
+            "ffn_dim": 96,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 512,
         },
         "vision_config": _VIT,
         "qformer_config": {
-            **{"hidden_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 96},
-            **{"encoder_hidden_size": 32, "vocab_size": VOCABULARY, "cross_attention_frequency": 2},
+            "hidden_size": 48,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "intermediate_size": 96,
+            "encoder_hidden_size": 32,
+            "vocab_size": VOCABULARY,
+            "cross_attention_frequency": 2,
         },
-        **{"num_query_tokens": 5, "image_token_index": IMAGE_TOKEN},
+        "num_query_tokens": 5,
+        "image_token_index": IMAGE_TOKEN,
     },
     "florence2": {
         "text_config": {
-            **{"model_type": "bart", **_IDS, "d_model": 64, "encoder_layers": 3, "decoder_layers": 3},
-            **{"encoder_attention_heads": 4, "decoder_attention_heads": 4, "encoder_ffn_dim": 96},
-            **{"decoder_ffn_dim": 96, "vocab_size": VOCABULARY, "max_position_embeddings": 256},
-            **{"decoder_start_token_id": 2, "forced_eos_token_id": None, "forced_bos_token_id": None},
+            "model_type": "bart",
+            **_IDS,
+            "d_model": 64,
+            "encoder_layers": 3,
+            "decoder_layers": 3,
+            "encoder_attention_heads": 4,
+            "decoder_attention_heads": 4,
+            "encoder_ffn_dim": 96,
+            "decoder_ffn_dim": 96,
+            "vocab_size": VOCABULARY,
+            "max_position_embeddings": 256,
+            "decoder_start_token_id": 2,
+            "forced_eos_token_id": None,
+            "forced_bos_token_id": None,
         },
         "vision_config": {
-            **{"embed_dim": [16, 32], "num_heads": [2, 4], "num_groups": [2, 4], "depths": [1, 2]},
-            **{"patch_size": [7, 3], "patch_stride": [4, 2], "patch_padding": [3, 1], "patch_prenorm": [False, True]},
-            **{"window_size": 3, "projection_dim": 64, "drop_path_rate": 0.1, "max_position_embeddings": 16},
+            "embed_dim": [16, 32],
+            "num_heads": [2, 4],
+            "num_groups": [2, 4],
+            "depths": [1, 2],
+            "patch_size": [7, 3],
+            "patch_stride": [4, 2],
+            "patch_padding": [3, 1],
+            "patch_prenorm": [False, True],
+            "window_size": 3,
+            "projection_dim": 64,
+            "drop_path_rate": 0.1,
+            "max_position_embeddings": 16,
         },
-        **{"image_token_id": IMAGE_TOKEN, "vocab_size": VOCABULARY, "is_encoder_decoder": True},
+        "image_token_id": IMAGE_TOKEN,
+        "vocab_size": VOCABULARY,
+        "is_encoder_decoder": True,
     },
 }
 
@@ -247,16 +306,14 @@ def image_token_counts(model: Any, vision: dict[str, Tensor]) -> list[int]:
     return [len(part) for part in features]
 
 
-def miniature_inputs(
-    model: Any, samples: int = 3, *, padding_side: str = "left", seed: int = 0
-) -> dict[str, Tensor]:
+def miniature_inputs(model: Any, samples: int = 3, *, padding_side: str = "left", seed: int = 0) -> dict[str, Tensor]:
     """Forward tensors of a batch with one image per sample, prompts of different lengths, padded."""
     generator = torch.Generator().manual_seed(seed)
     kind = model.config.model_type
     vision = vision_inputs(model.config, samples, generator)
     rows = []
     for index, count in enumerate(image_token_counts(model, vision)):
-        before, after = (torch.randint(3, 140, (2 + index, ), generator=generator).tolist() for _ in range(2))
+        before, after = (torch.randint(3, 140, (2 + index,), generator=generator).tolist() for _ in range(2))
         rows.append([1, *before, *[IMAGE_TOKEN] * count, *after])
     width = max(map(len, rows))
     ids = torch.zeros(samples, width, dtype=torch.long)

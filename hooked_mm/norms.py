@@ -1,84 +1,159 @@
-"""What a norm computes, x -> (x - mean) / scale * gain + bias, found out by running it once.
+"""What a norm does, found by running it: which formula, which gain; its divisor and its shares.
 
-TransformerLens's points of a norm are the divisor (`hook_scale`), the quotient before the gain (`hook_normalized`) and
-the output (`hook_out`). Only the last is a module's value; the others follow from the norm's input and its formula.
+Notation: x (..., d), s (..., 1) the divisor, g and β (d,) gain and bias.
+
+    RMSNorm    n(x) = x / s                 s = sqrt(mean(x²) + eps)
+    LayerNorm  n(x) = (x - mean(x)) / s     s = sqrt(var(x) + eps)        (var over d, divided by d)
+    output     g ⊙ n(x) + β
+
+Norms are told apart by what they do, not by class: Gemma's gain is 1 + weight, and Cohere's LayerNorm names its eps as
+RMSNorms do.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
 
+from hooked_mm.errors import UnsupportedModelError
+
 
 @dataclass(frozen=True)
 class NormFormula:
-    """Formula of one norm.
-
-    LayerNorm: scale = sqrt(var(x) + eps), centred. RMSNorm (Zhang & Sennrich 2019): scale = sqrt(mean(x^2) + eps).
+    """What a norm does before its gain.
 
     Attributes:
-        centred: Whether the mean is subtracted.
-        eps: What is added under the root.
-        gain_offset: 1 where the stored weight is the gain minus one (Gemma), else 0.
+        centred: Whether it subtracts the mean (LayerNorm).
+        eps: What is added under its root.
+        gain_offset: What its weight lacks to be the gain: 1 for Gemma.
     """
 
     centred: bool
     eps: float
-    gain_offset: float
+    gain_offset: float = field(default=0.0, compare=False)
 
-    def centre(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """x without its mean, in float32, where the norm takes it away."""
-        x = x.float()
-        return x - x.mean(dim=-1, keepdim=True) if self.centred else x
-
-    def scale(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... 1"]:
-        """The divisor, float32."""
-        return (self.centre(x).square().mean(dim=-1, keepdim=True) + self.eps).sqrt()
-
-    def normalized(self, x: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """The quotient before the gain, in the dtype of x."""
-        return (self.centre(x) / self.scale(x)).to(x.dtype)
-
-    def gain(self, norm: nn.Module) -> Float[Tensor, " d"] | float:
-        """What the quotient is multiplied by, 1 for a norm without a gain."""
-        weight = getattr(norm, "weight", None)
-        return 1.0 if weight is None else weight + self.gain_offset
-
-    def output(self, norm: nn.Module, normalized: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
-        """What the norm gives for this quotient."""
-        bias = getattr(norm, "bias", None)
-        result = normalized * self.gain(norm)
-        return (result if bias is None else result + bias).to(normalized.dtype)
+    def output(self, module: Any, quotient: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
+        """g ⊙ n(x) + β for a quotient n(x), with the module's present gain and bias, in the quotient's dtype."""
+        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        result = quotient if weight is None else quotient * (weight + self.gain_offset)
+        return (result if bias is None else result + bias).to(quotient.dtype)
 
 
-def find_norm_formula(norm: Any) -> NormFormula | None:
-    """The formula that explains a norm module, judged by running it; None if none does.
+def at_least_float32(value: Tensor) -> Tensor:
+    """Half precision becomes float32: sums of dozens of components need it."""
+    return value.float() if value.dtype in (torch.float16, torch.bfloat16) else value
+
+
+def norm_scale(x: Float[Tensor, "... d"], formula: NormFormula) -> Float[Tensor, "... 1"]:
+    """A norm's divisor s for a stream, in at least float32."""
+    wide = centre(x, formula)
+    return (wide.square().mean(dim=-1, keepdim=True) + formula.eps).sqrt()
+
+
+def apply_norm(
+    parts: Float[Tensor, "c ... d"], scale: Float[Tensor, "... 1"], formula: NormFormula
+) -> Float[Tensor, "c ... d"]:
+    """Each component's share of n(x), the gain left out, in at least float32; `scale` is that of the whole stream."""
+    return centre(parts, formula) / scale
+
+
+def centre(x: Float[Tensor, "... d"], formula: NormFormula) -> Float[Tensor, "... d"]:
+    """x as the norm divides it, in at least float32."""
+    wide = at_least_float32(x)
+    return wide - wide.mean(dim=-1, keepdim=True) if formula.centred else wide
+
+
+def find_norm_formula(module: Any) -> NormFormula | None:
+    """The formula of any module's, None if it is no LayerNorm or RMSNorm in what it does."""
+    weight = getattr(module, "weight", None)
+    shape = weight.shape if weight is not None else getattr(module, "normalized_shape", None)
+    if not shape:
+        return None
+    if weight is not None and weight.is_meta:
+        # Weights that are placed only while the norm runs: running it is still possible, looking at them is not.
+        return NormFormula(True, module.eps) if isinstance(module, nn.LayerNorm) else None
+    try:
+        return norm_of(module, shape[-1])
+    except UnsupportedModelError:
+        return None
+
+
+def _run_norm(module: nn.Module, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"]:
+    """The norm as it is on a float64 probe, which is narrowed as far as the module needs."""
+    weight = next(module.parameters(), None)
+    if weight is not None and weight.dtype != torch.float64:
+        # PyTorch's own refuse other dtypes than their weights', transformers' RMSNorms compute in float32.
+        x = x.to(weight.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32)
+    device = torch.device("cpu") if weight is None or weight.is_meta else weight.device
+    with torch.no_grad():
+        return module(x.to(device)).to("cpu", torch.float64)
+
+
+def norm_of(module: nn.Module, d: int) -> NormFormula:
+    """The formula of a norm module, found by running it; only eps is read from its attributes.
 
     Args:
-        norm: A module from (..., d) to (..., d): LayerNorm or any RMSNorm of transformers.
+        module: A norm over the last dimension.
+        d: Its width.
+
+    Raises:
+        UnsupportedModelError: If the module is neither a LayerNorm nor an RMSNorm in what it does, whatever its name.
     """
-    eps = next((value for name in ("eps", "variance_epsilon") if (value := getattr(norm, name, None))), None)
-    weight = getattr(norm, "weight", None)
-    if eps is None or (weight is None and not getattr(norm, "normalized_shape", None)):
-        return None
-    width = weight.shape[-1] if weight is not None else norm.normalized_shape[-1]
-    if weight is not None and weight.is_meta:
-        # Weights that are placed only when the norm runs can't be looked at; LayerNorm is known by its class.
-        return NormFormula(True, eps, 0.0) if isinstance(norm, nn.LayerNorm) else None
-    like = {"dtype": weight.dtype, "device": weight.device} if weight is not None else {}
-    ramp = torch.linspace(-1.0, 2.0, width, **{**like, "dtype": torch.float32})
-    probe = torch.stack([ramp, ramp.square() - 0.3]).to(**like)
-    with torch.no_grad():
-        truth = norm(probe).float()
-        for centred in (False, True):
-            for offset in (0.0, 1.0):
-                formula = NormFormula(centred, eps, offset)
-                guess = formula.output(norm, formula.normalized(probe)).float()
-                # Rounding of the weights' dtype; another formula is off by the size of the values themselves.
-                if torch.allclose(guess, truth, atol=1e-5, rtol=4 * torch.finfo(probe.dtype).eps ** 0.75):
-                    return formula
-    return None
+    return _measure(module, d)[0]
+
+
+def norm_gain(module: nn.Module, d: int) -> tuple[Float[Tensor, " d"], Float[Tensor, " d"]]:
+    """Gain g and bias β of a norm module, by what it does: `weight`, `1 + weight` or none at all.
+
+    Args:
+        module: As in `norm_of`.
+        d: As in `norm_of`.
+
+    Returns:
+        Two (d,) float64 tensors on the CPU.
+    """
+    return _measure(module, d)[1:]
+
+
+def _measure(module: nn.Module, d: int) -> tuple[NormFormula, Tensor, Tensor]:
+    eps = next((e for n in ("variance_epsilon", "eps", "epsilon") if (e := getattr(module, n, None)) is not None), None)
+    if eps is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has none of the attributes variance_epsilon, eps, epsilon, so its formula is not "
+            "known; pass apply_ln=False and normalise by your own formula"
+        )
+    # ±1: no element is zero before or after centring, so that every gain can be read off.
+    x = torch.ones(d, dtype=torch.float64)
+    x[1::2] = -1
+    up, down, shifted = _run_norm(module, torch.stack([x, -x, x + 3]))
+    # A gain rounded to half precision limits what can be told apart.
+    coarse = next((p.dtype in (torch.float16, torch.bfloat16) for p in module.parameters()), False)
+    tolerance = (2e-2 if coarse else 1e-4) * float((up - down).abs().max().clamp_min(1e-6))
+    formula = NormFormula(bool((shifted - up).abs().max() <= tolerance), float(eps))
+    bias = (up + down) / 2
+    gain = (up - down) / 2 / apply_norm(x[None], norm_scale(x, formula), formula)[0]
+    # What was measured is as narrow as the probe; the weights are exact where they explain it.
+    weight, offset = (
+        None if v is None or v.is_meta else v for v in (getattr(module, n, None) for n in ("weight", "bias"))
+    )
+    missing = 0.0
+    if weight is not None:
+        stored = weight.detach().to("cpu", torch.float64)
+        missing = next((m for m in (0.0, 1.0) if (stored + m - gain).abs().max() <= tolerance * 3), 0.0)
+        gain = stored + missing
+    bias = bias if offset is None else offset.detach().to("cpu", torch.float64)
+    formula = NormFormula(formula.centred, formula.eps, missing)
+    # The judge: an ordinary vector, and one so small that eps matters.
+    probe = torch.linspace(-2, 3, d, dtype=torch.float64).sin() + 0.5
+    probes = torch.stack([probe, probe * max(float(eps), 1e-12) ** 0.5])
+    expected = apply_norm(probes, norm_scale(probes, formula), formula) * gain + bias
+    if (_run_norm(module, probes) - expected).abs().max() > tolerance * 3:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} acts neither as LayerNorm nor as RMSNorm with eps={eps}, so the share of "
+            "a component is not known; pass apply_ln=False and normalise by your own formula"
+        )
+    return formula, gain, bias

@@ -55,7 +55,10 @@ class _Visit:
 
 
 def match_names(
-    names_filter: NamesFilter, names: Iterable[str], costly: Iterable[str] = (), explain: Mapping[str, str] | None = None
+    names_filter: NamesFilter,
+    names: Iterable[str],
+    costly: Iterable[str] = (),
+    explain: Mapping[str, str] | None = None,
 ) -> list[str]:
     """The hook names a filter chooses: None all that cost nothing, a name or glob, a list of those, or a callable.
 
@@ -111,7 +114,7 @@ class Runner:
     def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
         self.points = points
         self.unavailable: dict[str, str] = {}
-        self._sites = {site_path: site for site_path, site in _sites(model, structure)}
+        self._sites = dict(_sites(model, structure))
         self._tap_paths = {
             f"taps:{path}:{tap}": f"taps.{index}.{tap}"
             for index, path in enumerate(self._sites)
@@ -241,7 +244,9 @@ class Runner:
         """One forward pass: logits (None if stopped before them) and the saved activations."""
         visits = self._plan(batch, names_filter, hooks, save=save, backward=backward, track=track)
         if (track or backward) and not torch.is_grad_enabled():
-            raise BadInputError("gradients were asked for where PyTorch computes none (torch.no_grad); leave that block")
+            raise BadInputError(
+                "gradients were asked for where PyTorch computes none (torch.no_grad); leave that block"
+            )
         stop = None
         if stop_at_layer is not None:
             stop, limit = self._stop_point(stop_at_layer, batch)
@@ -284,7 +289,9 @@ class Runner:
         kept = [visit for visit in visits if self._order[visit.point.name] < limit]
         late = [visit.point.name for visit in visits if self._order[visit.point.name] >= limit]
         if late and (named or not kept):
-            raise BadInputError(f"{late[0]!r} is not reached when stopping before that layer; stop later or leave it out")
+            raise BadInputError(
+                f"{late[0]!r} is not reached when stopping before that layer; stop later or leave it out"
+            )
         return kept
 
     def generate(self, batch: Batch, hooks: Sequence[HookSpec], options: dict[str, Any]) -> Any:

@@ -54,7 +54,7 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "xo": _inside(_CROSS, _OUT),
     "lnx": ("encoder_attn_layer_norm", "cross_attn_norm"),
     "conv2": ("conv2",),
-    # A block that normalises what attention *adds* calls that `post_attention_layernorm`, and its second norm otherwise.
+    # A block that normalises what attention *adds* calls that norm `post_attention_layernorm`, not its second.
     "ln2": (
         *("pre_feedforward_layernorm", "post_attention_layernorm", "layer_norm2", "ln_2", "norm2", "final_layer_norm"),
         "layernorm_after",
@@ -326,7 +326,9 @@ def _block(block: nn.Module, path: str, what: str) -> Block:
     )
 
 
-def _blocks(paths: dict[int, str], lists: list[list[nn.Module]], children: tuple[str, ...], what: str) -> Iterator[Block]:
+def _blocks(
+    paths: dict[int, str], lists: list[list[nn.Module]], children: tuple[str, ...], what: str
+) -> Iterator[Block]:
     for number, modules in enumerate(lists):
         for index, module in enumerate(modules):
             parts = [submodule(module, child) for child in children] or [module]
@@ -356,7 +358,7 @@ def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stac
 
 
 def _applied(model: Any, config: Any, name: str) -> float | None:
-    """A number of the configuration, if the model's forward uses it: Gemma 3 with images has a soft-cap and does not."""
+    """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
     value = getattr(config, name, None)
     return value if value is not None and name in inspect.getsource(type(model).forward) else None
 

@@ -1,13 +1,21 @@
-"""Selecting and stacking activations by modality, role and sample."""
+"""Selecting and stacking activations by modality, role, sample and position; saving and loading them."""
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
+from torch import Tensor
 
-from hooked_mm.cache import ActivationCache
-from hooked_mm.errors import BadInputError, UnknownHookError
+from hooked_mm.cache import ActivationCache, chosen_positions
+from hooked_mm.errors import BadInputError, StoreError, UnknownHookError
 from hooked_mm.hooked import HookedMM
 
 
@@ -93,3 +101,127 @@ def test_to_moves_and_converts(cache: ActivationCache) -> None:
     assert list(half) == list(cache)
     assert half["hook_embed"].dtype == torch.float16
     assert half.batch is cache.batch
+
+
+@given(
+    lengths=st.lists(st.integers(1, 6), min_size=1, max_size=4),
+    left=st.booleans(),
+    positions=st.lists(st.integers(-3, 3), min_size=1, max_size=3),
+)
+def test_positions_count_a_rows_own(lengths: list[int], left: bool, positions: list[int]) -> None:
+    """Python's own indexing of each row without its padding, on either side; what a row lacks is refused with it."""
+    own = torch.zeros(len(lengths), 8, dtype=torch.bool)
+    for row, length in enumerate(lengths):
+        own[row, 8 - length if left else 0 :][:length] = True
+    everyone, owner = torch.ones(len(lengths), dtype=torch.bool), torch.arange(len(lengths))
+    expected = torch.zeros_like(own)
+    try:
+        for position in positions:
+            for row, mask in enumerate(own):
+                expected[row, mask.nonzero().flatten().tolist()[position]] = True
+    except IndexError:
+        with pytest.raises(BadInputError, match=f"sample {row}: position {position} asked of {lengths[row]} positions"):
+            chosen_positions(own, everyone, positions, owner)
+        return
+    assert torch.equal(chosen_positions(own, everyone, positions, owner), expected)
+
+
+def test_positions_go_with_the_other_conditions(cache: ActivationCache) -> None:
+    """The last token of each sample whatever its padding; among images only where both hold; stacked too."""
+    mask = cache.batch.inputs["attention_mask"]
+    last = cache.select("hook_embed", positions=-1)
+    assert last.sample.tolist() == [0, 1, 2]
+    assert last.position.tolist() == [int(row.nonzero().max()) for row in mask]
+    first = cache.select("hook_embed", positions=[0, 1], sample=2)
+    begin = int(mask[2].nonzero().min())
+    assert first.position.tolist() == [begin, begin + 1]
+    assert len(cache.select("hook_embed", positions=-1, modality="image")) == 0
+    assert torch.equal(
+        cache.stack("resid_post", positions=-1)[3], cache.select("blocks.3.hook_resid_post", positions=-1).values
+    )
+    patches = cache.select("vision.hook_embed", positions=[0, -1], sample=1)
+    assert patches.position.tolist() == [0, 36, 0, 36]
+    # Sample 2 has no 40 tokens; asked of the others alone the position is there.
+    with pytest.raises(BadInputError, match="sample 2: position 40 asked of"):
+        cache.select("hook_embed", positions=40)
+    assert len(cache.select("hook_embed", positions=40, sample=1)) == 1
+
+
+def test_packed_patches_are_selected_by_their_owner(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
+    """(patches, d) with an owner per patch: rows in order, positions counted among a sample's own."""
+    owner = torch.tensor([0, 0, 1, 1, 1])
+    value = torch.arange(10.0).view(5, 2)
+    packed = ActivationCache({"vision.hook_embed": value}, cache.batch, cache._points)
+
+    def mask(name: str, modality: Any, role: Any, sample: int | None) -> tuple[Tensor, Tensor]:
+        return torch.ones(5, dtype=torch.bool) if sample is None else owner == sample, owner
+
+    monkeypatch.setattr(packed, "_mask", mask)
+    assert torch.equal(packed.select("vision.hook_embed", sample=1).values, value[2:])
+    ends = packed.select("vision.hook_embed", positions=-1)
+    assert torch.equal(ends.values, value[[1, 4]])
+    assert ends.sample.tolist() == [0, 1]
+    with pytest.raises(BadInputError, match="sample 0: position 2 asked of 2 positions"):
+        packed.select("vision.hook_embed", positions=2)
+    assert torch.equal(packed.select("vision.hook_embed", positions=2, sample=1).values, value[4:])
+
+
+def test_stacks_of_an_encoder_have_its_prefix(cache: ActivationCache) -> None:
+    """`encoder.` in front chooses the encoder's blocks, and only them."""
+    points = {
+        name: replace(cache._points["blocks.0.hook_resid_post"], name=name, layer=layer)
+        for layer in range(2)
+        for name in (f"encoder.blocks.{layer}.hook_resid_post", f"blocks.{layer}.hook_resid_post")
+    }
+    shape = (*cache.batch.modality.shape, 2)
+    values = {name: torch.full(shape, float(name.startswith("encoder."))) for name in points}
+    both = ActivationCache(values, cache.batch, points)
+    assert both.stack("encoder.resid_post").min() == 1
+    assert both.stack("resid_post").max() == 0
+
+
+def bits(value: Tensor) -> Tensor:
+    """The bytes of a tensor, so that NaNs and signed zeros count too."""
+    return value.contiguous().view(torch.uint8)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_saved_cache_comes_back_bit_by_bit(cache: ActivationCache, tmp_path: Path, dtype: torch.dtype) -> None:
+    """Every value and everything of the batch, in order; selecting and stacking need no model."""
+    kept = cache.to("cpu", dtype)
+    path = kept.save(tmp_path / "runs" / "one.safetensors")
+    assert [file.name for file in path.parent.iterdir()] == ["one.safetensors"]
+    back = ActivationCache.load(path)
+    assert list(back) == list(cache)
+    for name in cache:
+        assert back[name].dtype == dtype
+        assert back[name].shape == cache[name].shape
+        assert torch.equal(bits(back[name]), bits(kept[name]))
+    for name in ("modality", "role", "image_sample"):
+        assert torch.equal(getattr(back.batch, name), getattr(cache.batch, name))
+    assert back.batch.tokens == cache.batch.tokens
+    assert list(back.batch.inputs) == list(cache.batch.inputs)
+    assert all(torch.equal(back.batch.inputs[name], value) for name, value in cache.batch.inputs.items())
+    chosen, before = (c.select("blocks.2.attn.hook_z", role="question", positions=-3) for c in (back, kept))
+    assert torch.equal(chosen.values, before.values)
+    assert torch.equal(back.stack("vision.resid_post", sample=1), kept.stack("vision.resid_post", sample=1))
+    assert torch.equal(back.decompose_resid(check=False), kept.decompose_resid(check=False))
+    with pytest.raises(UnknownHookError, match="is not a hook of this model"):
+        back["blocks.9.hook_resid_pre"]
+
+
+def test_a_loaded_cache_takes_the_model_it_is_from(llava: HookedMM, cache: ActivationCache, tmp_path: Path) -> None:
+    """With the model, logits; without, the refusal says how; another model is refused."""
+    made = ActivationCache(dict(cache), cache.batch, cache._points, model=llava)
+    path = made.save(tmp_path / "one.safetensors")
+    back = ActivationCache.load(path, model=llava)
+    parts = back.decompose_resid()
+    assert torch.equal(back.logit_attrs(parts, "red"), made.logit_attrs(parts, "red"))
+    assert torch.equal(back.to("cpu").logit_attrs(parts, "red"), made.logit_attrs(parts, "red"))
+    with pytest.raises(BadInputError, match=r"needs the model's weights.*load\(path, model=model\)"):
+        ActivationCache.load(path).logit_attrs(parts, "red")
+    other: Any = SimpleNamespace(
+        structure=SimpleNamespace(family="llava", text=SimpleNamespace(n_layers=3, d_model=128))
+    )
+    with pytest.raises(StoreError, match=r"is from another model .*'n_layers': 6.* than the one given .*'n_layers': 3"):
+        ActivationCache.load(path, model=other)
