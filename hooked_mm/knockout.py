@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import Act, Intervention
-from hooked_mm.layout import checked_heads, head_mask, row_layout
+from hooked_mm.layout import head_mask, row_layout, whole_numbers
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook
 from hooked_mm.vectors import shown, wide
@@ -39,8 +39,8 @@ def cut(pattern: Float[Tensor, "b heads q k"], removed: Bool[Tensor, "b #heads q
 class KnockOut(Intervention):
     """Cuts attention from query positions to key positions, in a forward pass and in every step of a generation.
 
-    Works on `hook_pattern`, so the layers concerned compute their attention eagerly. At step s of a generation the query
-    is the newest token (role answer), and the keys are the prompt's positions and the tokens generated so far.
+    Works on `hook_pattern`, so the layers concerned compute their attention eagerly. At step s of a generation the
+    query is the newest token (role answer), and the keys are the prompt's positions and the tokens generated so far.
 
     Attributes:
         layers: Layer numbers from 0, one or several; None for all.
@@ -60,13 +60,12 @@ class KnockOut(Intervention):
         for name in ("queries", "keys"):
             object.__setattr__(self, name, as_rule(getattr(self, name)))
         if self.heads is not None:
-            object.__setattr__(self, "heads", checked_heads(self.heads))
+            object.__setattr__(self, "heads", whole_numbers("heads", self.heads))
         if self.layers is None:
             return
-        several = [self.layers] if isinstance(self.layers, int) else list(self.layers)
-        if not several or not all(isinstance(layer, int) and layer >= 0 for layer in several):
-            raise BadInputError(f"layers={self.layers!r}; they must be layer numbers, counted from 0")
-        object.__setattr__(self, "layers", self.layers if isinstance(self.layers, int) else tuple(several))
+        object.__setattr__(self, "layers", whole_numbers("layers", self.layers))
+        if min([self.layers] if isinstance(self.layers, int) else self.layers) < 0:
+            raise BadInputError(f"layers={self.layers!r}; they are counted from 0")
 
     def acts(self) -> list[Act]:
         """One act at the patterns of the layers."""

@@ -11,6 +11,7 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from jaxtyping import Bool, Int
@@ -245,16 +246,16 @@ def _patches(name: str, batch: Batch, shape: tuple[int, int], **known: Tensor | 
     return Layout(name, len(batch), shape, True, image, role=None, last_prompt=None, generated=None, **known)
 
 
-def checked_heads(heads: int | Sequence[int]) -> int | tuple[int, ...]:
-    """Head numbers as a number or a tuple.
+def whole_numbers(name: str, value: Any) -> int | tuple[int, ...]:
+    """A number or several, the latter as a tuple.
 
     Raises:
         BadInputError: If they are not whole numbers, or none.
     """
-    several = [heads] if isinstance(heads, int) else heads
-    if isinstance(heads, bool | str) or not all(isinstance(item, int) for item in several) or not len(several):
-        raise BadInputError(f"heads={heads!r}; it must be a head's number or several of them")
-    return heads if isinstance(heads, int) else tuple(heads)
+    several = value if isinstance(value, Sequence) and not isinstance(value, str) else [value]
+    if not several or not all(isinstance(item, int) and not isinstance(item, bool) for item in several):
+        raise BadInputError(f"{name}={value!r}; it must be a whole number or several of them")
+    return value if isinstance(value, int) else tuple(value)
 
 
 def head_mask(heads: int | Sequence[int] | None, count: int, name: str, device: torch.device) -> Tensor:

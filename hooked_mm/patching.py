@@ -15,7 +15,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import Act, Intervention
-from hooked_mm.layout import Layout, checked_heads, has_heads, head_mask, layout
+from hooked_mm.layout import Layout, has_heads, head_mask, layout, whole_numbers
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook, NamesFilter
 from hooked_mm.vectors import shown
@@ -57,7 +57,7 @@ class Patch(Intervention):
         if self.source_at is not None:
             object.__setattr__(self, "source_at", as_rule(self.source_at))
         if self.heads is not None:
-            object.__setattr__(self, "heads", checked_heads(self.heads))
+            object.__setattr__(self, "heads", whole_numbers("heads", self.heads))
 
     def acts(self) -> list[Act]:
         """One act at the point."""

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hooked_mm.batch import Modality, Role, parse_modality, parse_role
 from hooked_mm.errors import BadInputError, nearest
-from hooked_mm.layout import Layout, is_tower, layout
+from hooked_mm.layout import Layout, is_tower, layout, whole_numbers
 from hooked_mm.runner import Hook
 
 
@@ -110,7 +110,7 @@ class Positions(PositionRule):
             object.__setattr__(self, name, None if value is None else parse(value))
         for name in ("index", "sample"):
             value = getattr(self, name)
-            object.__setattr__(self, name, None if value is None else _numbers(name, value))
+            object.__setattr__(self, name, None if value is None else whole_numbers(name, value))
 
     def mask(self, layout: Layout) -> Bool[Tensor, "r p"]:
         """The chosen positions, (rows, positions) of the layout's shape.
@@ -150,15 +150,15 @@ class Positions(PositionRule):
 
     def _check_index(self, layout: Layout, length: Tensor) -> None:
         asked = _tuple(self.index)
-        missing = (length <= max(asked)) | (length < -min(asked))
+        missing = ((length <= max(asked)) | (length < -min(asked))).expand(layout.shape)
         if self.sample is not None:
             missing = missing & _among(layout, self.sample)
         if not bool(missing.any()):
             return
         row, column = (int(item) for item in missing.nonzero()[0])
-        sample = None if layout.sample is None else int(layout.sample.expand(missing.shape)[row, column])
+        sample = None if layout.sample is None else int(layout.sample.expand(layout.shape)[row, column])
         things = "patches" if is_tower(layout.name) else "tokens"
-        size = int(length.expand(missing.shape)[row, column])
+        size = int(length.expand(layout.shape)[row, column])
         raise BadInputError(f"{self!r}: there are only {size} {things} at {layout.name!r}", sample)
 
     def __repr__(self) -> str:
@@ -219,13 +219,6 @@ def as_rule(at: At) -> PositionRule:
             raise BadInputError(f"no positions are called {at!r}{nearest(at, _WORDS)}; known: {', '.join(_WORDS)}")
         return _WORDS[at]
     return Positions(index=at)
-
-
-def _numbers(name: str, value: int | Sequence[int]) -> int | tuple[int, ...]:
-    several = [value] if isinstance(value, int) else value
-    if isinstance(value, bool | str) or not all(isinstance(item, int) for item in several) or not len(several):
-        raise BadInputError(f"{name}={value!r}; it must be a whole number or several of them")
-    return value if isinstance(value, int) else tuple(value)
 
 
 def _tuple(value: int | Sequence[int] | None) -> tuple[int, ...]:
