@@ -89,6 +89,31 @@ def test_rules_in_every_step(
     assert (got - expected).abs().max() < 1e-12
 
 
+def masked_logits(llava: HookedMM, batch: Batch, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
+    """Logits of the bare model with a mask (batch, 1, q, k) of our own: causal, no padding, and not query to key."""
+    real = batch.mask()
+    count = real.shape[1]
+    allowed = torch.ones(count, count, dtype=torch.bool).tril() & real[:, None, :]
+    # A padded query sees itself, as a row without any key is no softmax.
+    allowed = allowed & ~(queries[:, :, None] & keys[:, None, :]) | torch.eye(count, dtype=torch.bool)
+    mask = torch.zeros(allowed.shape).masked_fill(~allowed, torch.finfo(torch.float32).min)[:, None]
+    with torch.no_grad():
+        return llava.hf_model(**{**batch.inputs, "attention_mask": mask}).logits
+
+
+def test_a_run_equals_the_bare_model_with_a_mask(llava: HookedMM, batch: Batch) -> None:
+    """The answer's position cut from the image in every layer: logits as with minus infinity in the mask."""
+    if NAME not in llava.hook_names:
+        pytest.skip("this model's attention patterns are not hooked")
+    image, last = batch.mask(modality="image"), torch.zeros_like(batch.mask())
+    last[:, -1] = True
+    plain, expected = masked_logits(llava, batch, last & ~last, image), masked_logits(llava, batch, last, image)
+    logits = llava.run_with_hooks(batch, [*KnockOut(None, "last_prompt", "image").specs()])
+    assert logits is not None
+    assert (logits - expected)[batch.mask()].abs().max() < 1e-4
+    assert (plain - expected)[:, -1].abs().max() > 1e-2
+
+
 def test_which_points_it_works_at(llava: HookedMM, batch: Batch) -> None:
     """One layer, several, all, or the tower's; printed on one line."""
     assert [names for names, _ in KnockOut(3).specs()] == [["blocks.3.attn.hook_pattern"]]
