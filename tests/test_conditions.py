@@ -153,6 +153,26 @@ def test_all_parts_of_a_composition_are_judged_before_the_first(llava: HookedMM,
     assert repr(made).endswith(f".when(Below(direction=<128 of norm 1>, threshold={middle + 5:.6g}))")
 
 
+def test_answers_of_another_step_or_batch_are_not_used() -> None:
+    """An act whose condition was not judged in this very step of this very run is refused."""
+    batch, other = make_batch([[TEXT] * 3]), make_batch([[TEXT] * 3])
+    value = torch.ones(1, 3, 128)
+    (_, look), (_, act) = Add(LATE, V).when(Above(U, -1e6, EARLY)).specs()
+    look(value, Hook(EARLY, 0, 0, batch))
+    assert torch.equal(act(value, Hook(LATE, 2, 0, batch)), value + V)
+    for hook in (Hook(LATE, 2, 0, other), Hook(LATE, 2, 1, batch)):
+        with pytest.raises(BadInputError, match="has not been judged"):
+            act(value[:, : 3 - 2 * hook.step], hook)
+
+
+def test_a_sample_without_a_position_to_look_at_does_not_pass() -> None:
+    """No image: neither above nor below anything."""
+    batch = make_batch([[TEXT, (2, 0)], [TEXT, TEXT]])
+    for over in ("any", "mean"):
+        condition = Below(U, 1e6, over=over, at="image")  # type: ignore[arg-type]
+        assert condition.judge(torch.ones(2, 2, 128), Hook(EARLY, 0, 0, batch)).tolist() == [True, False]
+
+
 def test_a_knockout_can_be_conditional() -> None:
     """Queries are narrowed to the samples, or the positions, that pass at an earlier point."""
     batch = make_batch([[TEXT] * 3, [TEXT] * 3])
