@@ -44,6 +44,8 @@ SIMPLE: list[Meaning] = [
     (LAST_PROMPT, lambda p: p["last"]),
     (Positions(index=0), lambda p: p["own"] == 0),
     (Positions(index=[0, -1]), lambda p: not p["generated"] and p["own"] in (0, p["length"] - 1)),
+    (Positions(start=-9), lambda p: p["modality"] != "pad"),
+    (Positions(index=-1), lambda p: not p["generated"] and p["own"] == p["length"] - 1),
     (Positions(start=2), lambda p: p["own"] >= 2),
     (Positions(start=-1, modality="text"), lambda p: p["own"] >= p["length"] - 1 and p["modality"] == "text"),
     (Positions(sample=0), lambda p: p["sample"] == 0 and p["modality"] != "pad"),
@@ -60,17 +62,8 @@ def combine(children: st.SearchStrategy[Meaning]) -> st.SearchStrategy[Meaning]:
     )
 
 
-@given(
-    samples=st.lists(st.lists(KINDS, min_size=1, max_size=5), min_size=1, max_size=3),
-    left=st.booleans(),
-    step=st.integers(0, 3),
-    beams=st.integers(1, 3),
-    meaning=st.recursive(st.sampled_from(SIMPLE), combine, max_leaves=4),
-)
-def test_rules_against_predicates(
-    samples: list[list[tuple[int, int]]], left: bool, step: int, beams: int, meaning: Meaning
-) -> None:
-    """A rule chooses exactly the positions for which its meaning holds, at step 0 as at later ones, with beams."""
+def check(samples: list[list[tuple[int, int]]], left: bool, step: int, beams: int, meaning: Meaning) -> None:
+    """The rule chooses exactly the positions for which its meaning holds."""
     rule, holds = meaning
     batch = make_batch(samples, left)
     width = batch.modality.shape[1]
@@ -96,6 +89,31 @@ def test_rules_against_predicates(
                 "samples": len(samples),
             }
             assert bool(mask[row, column]) == holds(fact), (rule, fact)
+
+
+@given(
+    samples=st.lists(st.lists(KINDS, min_size=1, max_size=5), min_size=1, max_size=3),
+    left=st.booleans(),
+    step=st.integers(0, 3),
+    beams=st.integers(1, 3),
+    meaning=st.recursive(st.sampled_from(SIMPLE), combine, max_leaves=4),
+)
+def test_rules_against_predicates(
+    samples: list[list[tuple[int, int]]], left: bool, step: int, beams: int, meaning: Meaning
+) -> None:
+    """Rules and their combinations, at step 0 as at later ones, with beams and padding."""
+    check(samples, left, step, beams, meaning)
+
+
+@pytest.mark.parametrize("number", range(len(SIMPLE)))
+def test_every_simple_rule_and_its_opposite(number: int) -> None:
+    """In one padded batch with everything in it, on either side, in the prompt and behind it."""
+    samples = [[(1, 1), (2, 0), (2, 0), (1, 2), (1, 1), (1, 3)], [(1, 1), (1, 2), (1, 1)], [(1, 2)]]
+    rule, holds = SIMPLE[number]
+    for left in (True, False):
+        for step in range(3):
+            check(samples, left, step, 2, (rule, holds))
+            check(samples, left, step, 2, (~rule, lambda p: p["modality"] != "pad" and not holds(p)))
 
 
 def test_rules_of_a_real_batch(llava: HookedMM, images: list[Image.Image]) -> None:
