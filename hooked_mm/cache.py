@@ -174,6 +174,26 @@ class ActivationCache(ResidualViews):
             raise UnknownHookError(f"no layer of {point!r} was cached{nearest(f'{prefix}blocks.0.hook_{inner}', self)}")
         return torch.stack([self.select(name, modality, role, sample, positions).values for name in names])
 
+    def grad(self, name: str) -> Tensor:
+        """The gradient of an activation, after `backward()` was called on something made of the logits.
+
+        Args:
+            name: A hook name that was cached by `run_with_cache(..., grad=True)`.
+
+        Raises:
+            UnknownHookError: If the name was not cached.
+            BadInputError: If the run kept no gradients, nothing was differentiated yet, or it does not depend on this.
+        """
+        value = self[name]
+        if not value.requires_grad:
+            raise BadInputError(f"the run kept no gradient of {name!r}; call run_with_cache(..., grad=True)")
+        if value.grad is None:
+            raise BadInputError(
+                f"there is no gradient of {name!r}: call backward() on a number made of the logits first; if you did, "
+                "that number does not depend on it"
+            )
+        return value.grad
+
     def to(self, device: str | torch.device, dtype: torch.dtype | None = None) -> ActivationCache:
         """The same cache with its values on another device or of another dtype."""
         moved = {name: value.to(device, dtype or value.dtype) for name, value in self._values.items()}

@@ -13,14 +13,17 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
 import torch
+from PIL import Image
 from torch import Tensor
 
 from hooked_mm.batch import Batch
 from hooked_mm.equations import BlockEquations, Check, compare, tolerance
+from hooked_mm.hook_points import HookPoint
 from hooked_mm.norms import norm_scale
 from hooked_mm.runner import Hook
-from hooked_mm.structure import Stack
+from hooked_mm.structure import Stack, Structure
 
 if TYPE_CHECKING:
     from hooked_mm.hooked import HookedMM
@@ -62,6 +65,21 @@ class ConformanceReport:
             found.setdefault(
                 check.point, f"{check.what} does not hold{error}{': ' if check.detail else ''}{check.detail}"
             )
+        return found
+
+    def untrusted(self, points: Mapping[str, HookPoint], structure: Structure) -> dict[str, str]:
+        """Every point that can't be trusted: those that fail, and the same in the other blocks of their kind."""
+        reasons = self.failed_points()
+        found = dict(reasons)
+        for name, why in reasons.items():
+            point = points.get(name)
+            if point is None or point.layer is None:
+                continue
+            blocks = structure.stacks[point.stream].blocks
+            for layer, block in enumerate(blocks):
+                other = name.replace(f"blocks.{point.layer}.", f"blocks.{layer}.")
+                if block.kind == blocks[point.layer].kind and other in points:
+                    found.setdefault(other, f"at {name} {why}")
         return found
 
     def table(self) -> list[tuple[str, str, int, str, str]]:
@@ -178,6 +196,7 @@ class _Probe:
                 yield from self.blocks(stream, stack, values)
             yield from self.logits(values)
             yield from self.images(values)
+            yield from self.crossed(values)
             yield from self.writes(values)
 
     def blocks(self, stream: str, stack: Stack, values: Mapping[str, Tensor]) -> Iterator[Check]:
@@ -234,6 +253,19 @@ class _Probe:
             yield compare(
                 "the stream's divisor", "ln_final.hook_scale", scale, norm_scale(stream, access.formula), keep
             )
+
+    def crossed(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """Keys of cross-attention are projected from the image's features, or from the encoder's last stream."""
+        encoder = self.structure.encoder
+        source = "projector.hook_out"
+        if encoder:
+            source = f"encoder.blocks.{len(encoder.blocks) - 1}.hook_resid_post"
+        for layer in self.layers["text"]:
+            block, name = self.structure.text.blocks[layer], f"blocks.{layer}.xattn.hook_k"
+            if name in values:
+                project = self.model.hf_model.get_submodule(f"{block.path}.{block.parts['xk']}")
+                expected = project(values[source]).reshape(values[name].shape)
+                yield compare("keys of cross-attention are of the image or encoder", source, values[name], expected)
 
     @property
     def embedded(self) -> str:
@@ -418,3 +450,15 @@ def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False, copi
     checks = tuple(probe.run())
     name = f"{type(model.hf_model).__name__} ({model.cfg.family})"
     return ConformanceReport(name, checks, probe.layers, describe_kinds(model))
+
+
+def probe_batch(model: HookedMM) -> tuple[Batch, int]:
+    """A batch made for the check, and how many times it holds the same sample: a picture of noise and a few words."""
+    pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    picture, text = Image.fromarray(pixels).resize((96, 96)), "What is in this picture?"
+    one = model.prepare([picture], [text])
+    # Per-head results of the blocks looked at are the largest of what is kept.
+    tested = sum(len(tested_layers(stack, full=False)) for stack in model.structure.stacks.values())
+    size = one.input_ids.shape[1] * model.cfg.n_heads * model.cfg.d_model * model.dtype.itemsize * tested
+    copies = int(min(8, max(1, 2**28 // size)))
+    return (model.prepare([picture] * copies, [text] * copies), copies) if copies > 1 else (one, 1)

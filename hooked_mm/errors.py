@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from difflib import get_close_matches
+from typing import Any
 
 
 class HookedMMError(Exception):
@@ -19,6 +20,14 @@ class UnknownHookError(HookedMMError, KeyError):
 
 class UnsupportedModelError(HookedMMError, NotImplementedError):
     """A model whose structure was not recognised."""
+
+
+class ConformanceError(HookedMMError):
+    """A model of which some hook points do not mean what their names say. `report` is the whole report."""
+
+    def __init__(self, message: str, report: Any) -> None:
+        super().__init__(message)
+        self.report = report
 
 
 class BadInputError(HookedMMError, ValueError):

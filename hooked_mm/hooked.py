@@ -9,7 +9,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float, Int
@@ -19,14 +19,17 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
-from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.conformance import ConformanceReport, check_conformance, probe_batch
+from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
 from hooked_mm.hook_points import HookPoint, list_hook_points
+from hooked_mm.interventions import Intervention
 from hooked_mm.prepare import SampleImages, prepare
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_model_path
-from hooked_mm.structure import StackConfig, resolve
+from hooked_mm.structure import StackConfig, Structure, resolve
 
 BatchLike = Batch | Mapping[str, Any]
+HookLike = HookSpec | Intervention
 
 
 @dataclass(frozen=True)
@@ -63,17 +66,35 @@ class HookedMM:
         hf_model: A loaded transformers model, PEFT-wrapped or not. It is used as it is, and left as it is.
         processor: Its processor. Without one, `prepare` is not available, but plain mappings of the model's forward
             tensors are taken wherever a batch is.
+        check: Prove that every hook point means what its name says: at once, on a picture made for it; without a
+            processor on the first batch with an image. `"full"` looks at every block instead of the first and last of
+            each kind, False at none.
+        strict: Refuse a model with points that fail; otherwise they become unavailable, with the reason.
+        structure: Where the model's parts are, if you know better than `resolve`.
+
+    Attributes:
+        conformance: The report of that check; None before it was made.
 
     Raises:
         UnsupportedModelError: If the architecture is not recognised.
+        ConformanceError: If points fail and `strict`; it names them.
     """
 
-    def __init__(self, hf_model: Any, processor: Any = None) -> None:
+    def __init__(
+        self,
+        hf_model: Any,
+        processor: Any = None,
+        *,
+        check: bool | Literal["full"] = True,
+        strict: bool = True,
+        structure: Structure | None = None,
+    ) -> None:
         self.hf_model, self.processor = hf_model, processor
-        self.structure = structure = resolve(hf_model)
+        self.structure = structure = structure or resolve(hf_model)
         self._points = list_hook_points(hf_model, structure)
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
+        self._active_backward: list[HookSpec] = []
 
         def sizes(stack: Any) -> dict[str, int]:
             return {name: getattr(stack, name) for name in StackConfig.__dataclass_fields__}
@@ -84,10 +105,36 @@ class HookedMM:
             family=structure.family,
             vision=StackConfig(**sizes(structure.vision)) if structure.vision else None,
         )
+        self.conformance: ConformanceReport | None = None
+        self._check, self._strict = check, strict
+        if check and processor is not None:
+            self._check_on(*probe_batch(self))
+
+    def _check_on(self, batch: Batch, copies: int = 1) -> None:
+        """Check on a batch, once; refuse what fails or make it unavailable."""
+        full, self._check = self._check == "full", False
+        self.conformance = report = check_conformance(self, batch, full=full, copies=copies)
+        if report.ok:
+            return
+        if self._strict:
+            named = "\n".join(f"  {point}: {why}" for point, why in report.failed_points().items())
+            raise ConformanceError(
+                f"{len(report.failed_points())} hook points of {report.model} do not mean what their names say:\n{named}\n"
+                "Load with strict=False to use the others, or with check=False at your own risk",
+                report,
+            )
+        self._runner.withdraw(report.untrusted(self._points, self.structure))
 
     @classmethod
     def from_pretrained(
-        cls, model_id: str | Path, *, dtype: str | torch.dtype = "auto", device_map: Any = None, **options: Any
+        cls,
+        model_id: str | Path,
+        *,
+        dtype: str | torch.dtype = "auto",
+        device_map: Any = None,
+        check: bool | Literal["full"] = True,
+        strict: bool = True,
+        **options: Any,
     ) -> HookedMM:
         """Load a model and its processor from the hub or from a folder.
 
@@ -95,21 +142,23 @@ class HookedMM:
             model_id: Hub id or folder.
             dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
             device_map: As in transformers; `"auto"` lets accelerate place the layers.
+            check: As in `HookedMM`.
+            strict: As in `HookedMM`.
             options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
         """
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
         model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
         model.requires_grad_(False)
-        return cls(model.eval(), AutoProcessor.from_pretrained(model_id, **shared))
+        return cls(model.eval(), AutoProcessor.from_pretrained(model_id, **shared), check=check, strict=strict)
 
     @classmethod
-    def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32") -> HookedMM:
-        """A small trained model that ships with the package: `"llava"`.
+    def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32", **options: Any) -> HookedMM:
+        """A small trained model that ships with the package: `"llava"`; options as in `from_pretrained`.
 
         Raises:
             BadInputError: For a name that does not exist.
         """
-        return cls.from_pretrained(small_model_path(name), dtype=dtype)
+        return cls.from_pretrained(small_model_path(name), dtype=dtype, **options)
 
     def __repr__(self) -> str:
         return (
@@ -120,12 +169,12 @@ class HookedMM:
     @property
     def hook_names(self) -> list[str]:
         """Every hook point, in execution order."""
-        return list(self._points)
+        return list(self._runner.points)
 
     @property
     def hook_points(self) -> dict[str, HookPoint]:
         """Every hook point by name, with what it means and where it lies."""
-        return dict(self._points)
+        return dict(self._runner.points)
 
     @property
     def device(self) -> torch.device:
@@ -205,18 +254,32 @@ class HookedMM:
         return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
-        return batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure.image_token_id)
+        made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure.image_token_id)
+        if self._check and made.has_images:
+            self._check_on(made)
+        return made
 
     def run_with_cache(
-        self, batch: BatchLike, names_filter: NamesFilter = None, stop_at_layer: int | None = None
+        self,
+        batch: BatchLike,
+        names_filter: NamesFilter = None,
+        stop_at_layer: int | None = None,
+        *,
+        grad: bool = False,
+        **options: Any,
     ) -> tuple[Float[Tensor, "b p vocab"] | None, ActivationCache]:
         """One forward pass, and what happened inside.
 
         Args:
             batch: From `prepare`, or a mapping of the model's own forward tensors.
-            names_filter: Which hook points to keep: a name, a glob, a list of those, a callable; None keeps all.
+            names_filter: Which hook points to keep: a name, a glob, a list of those, a callable. None keeps all but
+                attention patterns and per-head results, which make blocks compute what they would not: ask for those
+                by name or glob.
             stop_at_layer: Stop before this layer of the language model (negative counts from the end): the rest is
                 not computed, and the logits are None.
+            grad: Make what is kept part of the gradient's graph: after `loss(logits).backward()`, `cache.grad(name)`
+                is the loss's gradient.
+            options: Handed to the model's forward (`logits_to_keep=1`, ...).
 
         Returns:
             The logits, and the cache. Values are those after active hooks.
@@ -225,32 +288,61 @@ class HookedMM:
             UnknownHookError: If a name matches nothing; the nearest are offered.
         """
         made = self._batch(batch)
-        logits, saved = self._runner.forward(made, names_filter, self._active, save=True, stop_at_layer=stop_at_layer)
+        logits, saved = self._runner.forward(
+            made,
+            names_filter,
+            self._active,
+            save=True,
+            stop_at_layer=stop_at_layer,
+            backward=self._active_backward,
+            track=grad,
+            options=options,
+        )
         return logits, ActivationCache(saved, made, self._points, model=self)
 
     def run_with_hooks(
-        self, batch: BatchLike, fwd_hooks: Sequence[HookSpec] = (), stop_at_layer: int | None = None
+        self,
+        batch: BatchLike,
+        fwd_hooks: Sequence[HookLike] = (),
+        bwd_hooks: Sequence[HookSpec] = (),
+        stop_at_layer: int | None = None,
+        **options: Any,
     ) -> Float[Tensor, "b p vocab"] | None:
-        """One forward pass with functions at hook points; the logits.
+        """One forward pass with functions or interventions at hook points; the logits.
 
         Args:
             batch: From `prepare`, or a mapping of the model's own forward tensors.
-            fwd_hooks: Pairs (name or names_filter, function); a function is called as `fn(value, hook)` and returns
-                the value that shall go on, or None to leave it.
+            fwd_hooks: Interventions, or pairs (name or names_filter, function); a function is called as
+                `fn(value, hook)` and returns the value that shall go on, or None to leave it.
+            bwd_hooks: Pairs of the same kind, called with the gradient of the value when `backward()` is called on
+                something made of the logits; what they return goes on backwards.
             stop_at_layer: As in `run_with_cache`.
+            options: Handed to the model's forward.
         """
-        specs = [*self._active, *fwd_hooks]
-        return self._runner.forward(self._batch(batch), (), specs, stop_at_layer=stop_at_layer)[0]
+        logits, _ = self._runner.forward(
+            self._batch(batch),
+            (),
+            [*self._active, *expand(fwd_hooks)],
+            stop_at_layer=stop_at_layer,
+            backward=[*self._active_backward, *bwd_hooks],
+            options=options,
+        )
+        return logits
 
     @contextmanager
-    def hooks(self, fwd_hooks: Sequence[HookSpec]) -> Iterator[HookedMM]:
-        """While open, these functions run in every forward pass and generation; undone at the end, whatever happens."""
-        before = self._active
-        self._active = [*before, *fwd_hooks]
+    def hooks(self, fwd_hooks: Sequence[HookLike] = (), bwd_hooks: Sequence[HookSpec] = ()) -> Iterator[HookedMM]:
+        """While open, these run in every forward pass and generation; undone at the end, whatever happens.
+
+        Args:
+            fwd_hooks: As in `run_with_hooks`.
+            bwd_hooks: As in `run_with_hooks`; a generation, which computes no gradients, refuses them.
+        """
+        before, backward = self._active, self._active_backward
+        self._active, self._active_backward = [*before, *expand(fwd_hooks)], [*backward, *bwd_hooks]
         try:
             yield self
         finally:
-            self._active = before
+            self._active, self._active_backward = before, backward
 
     def generate(
         self, batch: BatchLike, max_new_tokens: int = 20, *, return_logits: bool = False, **options: Any
@@ -264,8 +356,13 @@ class HookedMM:
             options: As in transformers' `generate` (`do_sample`, `num_beams`, ...); greedy unless said otherwise.
 
         Raises:
-            BadInputError: If a prompt is padded on the right.
+            BadInputError: If a prompt is padded on the right, or backward hooks are active.
         """
+        if self._active_backward:
+            raise BadInputError(
+                "generation computes no gradients, but backward hooks are active; run the generated batch in one pass: "
+                "model.run_with_hooks(output.batch, bwd_hooks=...)"
+            )
         made = self._batch(batch)
         lengths = made.inputs["attention_mask"][:, -1]
         if bool((lengths == 0).any()):
@@ -279,7 +376,9 @@ class HookedMM:
             "output_logits": return_logits,
         }
         result = self._runner.generate(made, self._active, options)
-        tokens = result.sequences[:, made.input_ids.shape[1] :].to(made.input_ids.device)
+        # An encoder-decoder's answer begins with its start token, a decoder's with the prompt.
+        given = 1 if self.structure.encoder else made.input_ids.shape[1]
+        tokens = result.sequences[:, given:].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
         if self.processor is None:
             return GenerationOutput([], tokens, logits, None)
@@ -360,3 +459,11 @@ class HookedMM:
                 value = modules(structure.final_norm)(value)
             logits = unembed(value) * structure.logit_scale
             return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
+
+
+def expand(hooks: Sequence[HookLike]) -> list[HookSpec]:
+    """Pairs of names and functions, interventions resolved into theirs."""
+    made: list[HookSpec] = []
+    for hook in hooks:
+        made += hook.specs() if isinstance(hook, Intervention) else [hook]
+    return made

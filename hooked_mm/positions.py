@@ -17,7 +17,7 @@ from torch import Tensor
 
 from hooked_mm.batch import Modality, Role, parse_modality, parse_role
 from hooked_mm.errors import BadInputError, nearest
-from hooked_mm.layout import Layout, is_tower, layout, whole_numbers
+from hooked_mm.value_layout import Layout, is_tower, layout, whole_numbers
 from hooked_mm.runner import Hook
 
 

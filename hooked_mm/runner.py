@@ -82,7 +82,7 @@ def match_names(
         matched = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
         if not matched:
             reasons = [reason for name, reason in (explain or {}).items() if fnmatchcase(name, pattern)]
-            why = f" ({reasons[0]})" if reasons else ""
+            why = f": not available, because {reasons[0]}" if reasons else ""
             raise UnknownHookError(
                 f"no hook point is called or matches {pattern!r}{why}{nearest(pattern, known)}. See model.hook_names"
             )
@@ -112,7 +112,7 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
-        self.points = points
+        self.points: Mapping[str, HookPoint] = points
         self.unavailable: dict[str, str] = {}
         self._sites = dict(_sites(model, structure))
         self._tap_paths = {
@@ -131,6 +131,11 @@ class Runner:
             for point in points.values()
             if point.stream == "text" and point.name.endswith("hook_resid_pre")
         }
+
+    def withdraw(self, reasons: Mapping[str, str]) -> None:
+        """Take points out of the list, with the reason that an error shall give."""
+        self.unavailable.update(reasons)
+        self.points = {name: point for name, point in self.points.items() if name not in reasons}
 
     def get(self, path: str) -> Any:
         """The envoy of a module of the transformers model, or of a tap."""

@@ -11,7 +11,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.layout import Layout
+from hooked_mm.value_layout import Layout
 
 
 def checked(name: str, value: Any, dims: tuple[int, ...]) -> Tensor:

@@ -11,7 +11,7 @@ from PIL import Image
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.layout import has_heads, head_mask, layout, row_layout
+from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout
 from hooked_mm.runner import Hook
 
 IMAGE, TEXT = (int(Modality.IMAGE), int(Role.NONE)), (int(Modality.TEXT), int(Role.QUESTION))
