@@ -12,6 +12,7 @@ from torch import Tensor
 from hooked_mm.batch import Batch, Modality, Role, parse_modality
 from hooked_mm.errors import BadInputError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.layout import Where
 
 
 @dataclass(frozen=True)
@@ -19,7 +20,7 @@ class Selection:
     """Selected rows of one activation: `values` (n, ...), and where each row comes from.
 
     `sample` (n,) is the index in the batch; `position` (n,) the position in the sequence, or the patch index for
-    vision and projector points.
+    vision and projector points (in a packed tower, the place in the pack).
     """
 
     values: Float[Tensor, "n ..."]
@@ -33,7 +34,7 @@ class Selection:
 class ActivationCache(Mapping[str, Tensor]):
     """Activations of one run by hook name, in execution order.
 
-    Text points are (batch, pos, ...), vision and projector points (images, patches, ...).
+    Text points are (batch, pos, ...), vision and projector points (crops, patches, ...), or packed (patches, ...).
     """
 
     def __init__(self, values: dict[str, Tensor], batch: Batch, points: Mapping[str, HookPoint]) -> None:
@@ -59,21 +60,59 @@ class ActivationCache(Mapping[str, Tensor]):
 
     def _mask(
         self, name: str, modality: str | Modality | None, role: str | Role | None, sample: int | None
-    ) -> tuple[Bool[Tensor, "n p"], Int[Tensor, " n"]]:
-        """Which (row, position) are chosen, and the sample each row belongs to."""
-        if self._points[name].stream == "text":
-            return self.batch.mask(modality, role, sample), torch.arange(
-                len(self.batch), device=self.batch.modality.device
-            )
-        owner = self.batch.image_sample
+    ) -> tuple[Bool[Tensor, "n p"], Int[Tensor, "n p"]]:
+        """Which (row, position) are chosen, and the sample each belongs to."""
+        if self._points[name].stream not in ("vision", "projector"):
+            batch = self._positions(name)
+            samples = torch.arange(len(batch), device=batch.modality.device)
+            return batch.mask(modality, role, sample), samples[:, None].expand_as(batch.modality)
         if role is not None:
             raise BadInputError(f"{name!r} holds image patches, which have no role; leave role={role!r} out")
-        keep = torch.ones(self[name].shape[:2], dtype=torch.bool, device=owner.device)
+        layout = self.batch.layout
+        image = layout.owners(*layout.sheet(self[name]).shape[:2])
+        keep = image >= 0
+        owner = layout.image_sample[image.clamp_min(0)]
         if modality is not None and parse_modality(modality) != Modality.IMAGE:
             keep[:] = False
         if sample is not None:
-            keep &= (owner == sample % len(self.batch))[:, None]
+            keep &= owner == sample % len(self.batch)
         return keep, owner
+
+    def _positions(self, name: str) -> Batch:
+        """The batch whose positions a text point has: an encoder-decoder's text points are its decoder's."""
+        if self.batch.decoder is not None and self._points[name].stream == "text":
+            return self.batch.decoder
+        return self.batch
+
+    def grid(self, name: str, sample: int, overview: bool = False) -> list[Float[Tensor, "rows cols ..."]]:
+        """The values of one activation laid out as its images are, one tensor per image of the sample.
+
+        Crops are stitched at the finest resolution. NaN where an image has no position or patch: a border that the
+        model cut off.
+
+        Args:
+            name: Hook name: of the text (image positions), the projector or the tower (patches, class token left out).
+            sample: Index in the batch.
+            overview: The small overview that some models see beside the crops, instead of the crops.
+
+        Raises:
+            UnknownHookError: If the name was not cached.
+            BadInputError: If there is no such sample, or no grid; it says why.
+        """
+        value, point, layout = self[name], self._points[name], self.batch.layout
+        if not -len(self.batch) <= sample < len(self.batch):
+            raise BadInputError(f"sample {sample} asked of a batch of {len(self.batch)}")
+        where: Where = "sequence"
+        if point.stream == "vision" or (point.stream == "projector" and point.side == "input"):
+            # Some projectors are fed merged patches.
+            merged = point.stream == "projector" and layout.patches and not layout.fits_patches(value)
+            where = "tokens" if merged else "patches"
+        elif point.stream == "projector":
+            where = "tokens"
+        elif self._positions(name) is not self.batch or value.shape[:2] != self.batch.modality.shape:
+            raise BadInputError(f"{name!r} {tuple(value.shape)} does not have the batch's positions, so it has no grid")
+        images = (layout.image_sample == sample % len(self.batch)).nonzero()[:, 0].tolist()
+        return [layout.read(image, value, where, overview=overview) for image in images]
 
     def select(
         self,
@@ -95,9 +134,11 @@ class ActivationCache(Mapping[str, Tensor]):
             BadInputError: If modality, role or sample do not exist.
         """
         values = self[name]
+        if self._points[name].stream in ("vision", "projector"):
+            values = self.batch.layout.sheet(values)
         keep, owner = self._mask(name, modality, role, sample)
         rows, positions = keep.nonzero(as_tuple=True)
-        return Selection(values[rows.to(values.device), positions.to(values.device)], owner[rows], positions)
+        return Selection(values[rows.to(values.device), positions.to(values.device)], owner[rows, positions], positions)
 
     def stack(
         self,

@@ -1,9 +1,9 @@
-"""Loading a processor, also where transformers refuses because torchvision (needed for video alone) is missing."""
+"""Loading a processor, also where torchvision (needed for video alone) is missing; how processors cut pictures."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -11,10 +11,12 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
+from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
 from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import ProcessorMixin
 
-from hooked_mm.errors import UnsupportedModelError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.layout import Tiles
 
 
 def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
@@ -79,11 +81,27 @@ def _processor_class(name: str, options: dict[str, Any]) -> type[ProcessorMixin]
     return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name, **options)), None)
 
 
+class _NoVideo:
+    """In the place of a video processor: its settings are None, and videos are refused."""
+
+    def __getattr__(self, name: str) -> None:
+        if name.startswith("__"):
+            raise AttributeError(name)
+
+    def __call__(self, *videos: Any, **options: Any) -> None:
+        raise BadInputError(
+            "videos can't be processed: this processor was loaded without its video part; pip install "
+            "torchvision num2words and load it again"
+        )
+
+
 def _without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The same class with image processor and tokenizer as its only parts."""
     parts = kind.get_attributes()
 
-    class WithoutVideo(kind):  # type: ignore[misc,valid-type]
+    class WithoutVideo(kind):
+        video_processor = _NoVideo()
+
         @classmethod
         def get_attributes(cls) -> list[str]:
             return [part for part in parts if part != "video_processor"]
@@ -114,3 +132,56 @@ def _video_words() -> Iterator[None]:
         yield
     finally:
         processing_smolvlm.num2words = before
+
+
+Rule = Callable[[int, int, int], Tiles]
+"""(height, width, crops) of a picture -> how its crops are arranged."""
+
+
+def arrangement(processor: Any) -> Rule | None:
+    """How a processor cuts a picture where neither tensors nor ids tell; None for all others.
+
+    Raises (the rule itself):
+        BadInputError: If the processor made another number of crops than the rule says.
+    """
+    images = processor.image_processor
+    rule = RULES.get(type(images).__name__.removesuffix("Pil").removesuffix("Fast"))
+    if rule is None:
+        return None
+
+    def checked(height: int, width: int, crops: int) -> Tiles:
+        tiles = Tiles() if crops == 1 else rule(processor, height, width, crops)
+        if tiles.rows * tiles.cols + bool(tiles.overview) != crops:
+            raise BadInputError(
+                f"a picture of {height} x {width} pixels was cut into {crops} crops, but by the rule of "
+                f"{type(images).__name__} these would be {tiles}"
+            )
+        return tiles
+
+    return checked
+
+
+def _pan_and_scan(processor: Any, height: int, width: int, crops: int) -> Tiles:
+    """Gemma 3: the whole, then crops along the longer side."""
+    return Tiles(1, crops - 1, "first") if width >= height else Tiles(crops - 1, 1, "first")
+
+
+def _canvas(processor: Any, height: int, width: int, crops: int) -> Tiles:
+    """InternVL: the canvas of tiles nearest in shape, then a thumbnail."""
+    images = processor.image_processor
+    side = (images.size["height"], images.size["width"])
+    cols, rows = get_optimal_tiled_canvas((height, width), side, images.min_patches, images.max_patches)
+    return Tiles(rows, cols, "last")
+
+
+def _quadrants(processor: Any, height: int, width: int, crops: int) -> Tiles:
+    """Idefics2 with image splitting: quarters, then the whole."""
+    return Tiles(2, 2, "last")
+
+
+RULES: dict[str, Callable[[Any, int, int, int], Tiles]] = {
+    "Gemma3ImageProcessor": _pan_and_scan,
+    "GotOcr2ImageProcessor": _canvas,
+    "Idefics2ImageProcessor": _quadrants,
+}
+"""By the name of the image processor's class, without its backend."""

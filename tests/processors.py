@@ -91,9 +91,7 @@ def _square(side: int) -> dict[str, int]:
 
 def _llava() -> Any:
     return transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessorPil(
-            size={"shortest_edge": 24}, crop_size=_square(24), **_HALF
-        ),
+        image_processor=transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=_square(24), **_HALF),
         tokenizer=_tokenizer(["<image>"], "<pad>", "<s>", "</s>"),
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -179,9 +177,7 @@ def _qwen(patch: int = 4, temporal: int = 2) -> dict[str, Any]:
 
 def _gemma3() -> Any:
     marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
-    tokenizer = _tokenizer(
-        ["<start_of_turn>", "<end_of_turn>", *marks.values()], "<pad>", "<bos>", "<eos>", marks
-    )
+    tokenizer = _tokenizer(["<start_of_turn>", "<end_of_turn>", *marks.values()], "<pad>", "<bos>", "<eos>", marks)
     return transformers.Gemma3Processor(
         image_processor=transformers.Gemma3ImageProcessorPil(size=_square(16), **_HALF),
         tokenizer=tokenizer,
