@@ -7,6 +7,7 @@ are exact under any tokenizer, also where a token spans a mark and a word, or th
 
 from __future__ import annotations
 
+import copy
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -273,17 +274,17 @@ def process_prompts(
             f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way"
         )
     add_special = begins.pop()
-    encoded = processor(
+    said: list[list[dict[str, Any]]] = []
+    encoded = _listening(processor, said)(
         text=[prompt.text for prompt in prompts],
         images=[list(sample) for sample in pictures] if images else None,
         return_tensors="pt",
         padding=True,
         padding_side=padding_side,
         add_special_tokens=add_special,
-        return_text_replacement_offsets=True,
     )
     inputs = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
-    said = encoded.get("text_replacement_offsets") or [[] for _ in prompts]
+    said = said or [[] for _ in prompts]
     name = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
     roles, counts = [], []
     for row, (prompt, replaced) in enumerate(zip(rewritten, said, strict=True)):
@@ -295,6 +296,23 @@ def process_prompts(
         roles.append(_token_roles(tokenizer, prompt, full, image_id, row, add_special))
         counts += [block.count(name) for block in blocks] or [special.count(processor)] * len(pictures[row])
     return Processed(inputs, roles, counts)
+
+
+def _listening(processor: Any, said: list[list[dict[str, Any]]]) -> Any:
+    """A copy of the processor that notes, per sample, what it puts in the place of image tokens.
+
+    Not all of them hand this out when asked (`return_text_replacement_offsets`).
+    """
+    heard = copy.copy(processor)
+    inner = processor.get_text_with_replacements
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        text, replaced = inner(*args, **kwargs)
+        said.extend(replaced)
+        return text, replaced
+
+    heard.get_text_with_replacements = listen
+    return heard
 
 
 def _token_roles(

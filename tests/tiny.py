@@ -2,14 +2,21 @@
 
 from __future__ import annotations
 
+import copy
 import functools
 from types import MappingProxyType
 from typing import Any
 
+import numpy as np
 import torch
 import transformers
+from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from hooked_mm.batch import Batch
+from hooked_mm.cache import ActivationCache
+from hooked_mm.hook_points import HookPoint
+from hooked_mm.prepare import prepare
 from hooked_mm.structure import Stack, Structure
 from tests.processors import PINPOINTS, processor
 
@@ -179,10 +186,123 @@ def tiny(family: str) -> Any:
     """A model of a family, random weights, in evaluation mode (shared: leave it as it is)."""
     torch.manual_seed(0)
     config = _config(family, len(processor(family).tokenizer), image_token_id(family))
-    return AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
+    model = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
+    for name, weight in model.named_parameters():
+        if name.endswith("mm_input_projection_weight"):
+            # Gemma 3 begins with zeros, which no image would get through.
+            weight.normal_(std=0.02)
+    return model
 
 
 def structure(family: str) -> Structure:
     """A structure that knows the image token; paths are not needed by batches."""
     stack = Stack(2, 32, 4, 4, 8, 48, "", MappingProxyType({}))
     return Structure(family, stack, None, None, "", "", "", image_token_id(family), plain_positions=False)
+
+
+_TOWERS = {
+    "idefics2": "model.vision_model.encoder.layers.0",
+    "idefics3": "model.vision_model.encoder.layers.0",
+    "smolvlm": "model.vision_model.encoder.layers.0",
+    "qwen2_vl": "model.visual.blocks.0",
+    "qwen2_5_vl": "model.visual.blocks.0",
+    "qwen3_vl": "model.visual.blocks.0",
+    "internvl": "model.vision_tower.encoder.layer.0",
+    "mllama": "model.vision_model.transformer.layers.0",
+    "blip-2": "vision_model.encoder.layers.0",
+}
+_TEXTS = {
+    "idefics2": "model.text_model.layers.0",
+    "idefics3": "model.text_model.layers.0",
+    "smolvlm": "model.text_model.layers.0",
+    "blip-2": "language_model.model.decoder.layers.0",
+    "florence2": "model.language_model.encoder.layers.0",
+}
+_PROJECTORS = {
+    "idefics2": "model.connector",
+    "idefics3": "model.connector",
+    "smolvlm": "model.connector",
+    "qwen2_vl": "model.visual.merger",
+    "qwen2_5_vl": "model.visual.merger",
+    "qwen3_vl": "model.visual.merger",
+    "blip-2": "language_projection",
+}
+
+
+def points(family: str) -> dict[str, HookPoint]:
+    """Where the test looks: what enters the first blocks of tower and text, and what the projector makes."""
+    tower = _TOWERS.get(family, "model.vision_tower.encoder.layers.0")
+    text = _TEXTS.get(family, "model.language_model.layers.0")
+    projector = _PROJECTORS.get(family, "model.multi_modal_projector")
+    found = [
+        HookPoint("projector.hook_in", projector, "input", "projector", None, ""),
+        HookPoint("projector.hook_out", projector, "output", "projector", None, ""),
+        # An encoder-decoder's image positions are its encoder's.
+        HookPoint("hook_embed", text, "input", "encoder" if family == "florence2" else "text", None, ""),  # type: ignore[arg-type]
+    ]
+    if family != "florence2":
+        found.append(HookPoint("vision.hook_embed", tower, "input", "vision", None, ""))
+    return {point.name: point for point in found}
+
+
+def run(family: str, batch: Batch, model: Any = None) -> ActivationCache:
+    """A forward pass, read by raw PyTorch hooks at `points`."""
+    model = model or tiny(family)
+    values: dict[str, torch.Tensor] = {}
+
+    def take(name: str, value: Any) -> None:
+        values[name] = (value[0] if isinstance(value, tuple) else value).clone()
+
+    handles = []
+    for name, point in points(family).items():
+        module = model.get_submodule(point.module)
+        if point.side == "output":
+            handles.append(module.register_forward_hook(lambda m, a, out, name=name: take(name, out)))
+        else:
+
+            def before(module: Any, args: Any, kwargs: Any, name: str = name) -> None:
+                take(name, args[0] if args else next(v for v in kwargs.values() if isinstance(v, torch.Tensor)))
+
+            handles.append(module.register_forward_pre_hook(before, with_kwargs=True))
+    try:
+        with torch.no_grad():
+            model(**batch.inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+    return ActivationCache(values, batch, points(family))
+
+
+@functools.cache
+def position_wise(family: str) -> Any:
+    """The same model with a tower whose blocks do nothing: what a patch holds stays where it is."""
+    model = copy.deepcopy(tiny(family))
+    stack = points(family)["vision.hook_embed"].module.rsplit(".", 1)[0]
+    for name, weight in model.get_submodule(stack).named_parameters():
+        # What attention and MLP write into the stream.
+        if name.split(".")[-2] in ("out_proj", "o_proj", "fc2", "proj", "down_proj", "linear_fc2", "projection_layer"):
+            weight.zero_()
+    return model
+
+
+def picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """Noise."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def batch_of(
+    family: str, pictures: list[list[Image.Image]], side: str = "left", answers: list[str | None] | None = None
+) -> Batch:
+    """A prepared batch of a family, one question per sample."""
+    return prepare(
+        processor(family),
+        structure(family),
+        tiny(family).config,
+        pictures,
+        ["what is it?", "where", "and the colour of this one?", "how many"][: len(pictures)],
+        answers or [None] * len(pictures),
+        template=True,
+        padding_side=side,
+        dtype=torch.float32,
+    )
