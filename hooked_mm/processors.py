@@ -44,9 +44,9 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
     name = os.fspath(model_id)
     try:
         return AutoProcessor.from_pretrained(name, **options)
-    except (ImportError, ValueError) as error:
-        # Some of transformers' refusals are ValueErrors; any other ValueError is not about packages.
-        if not _missing(error):
+    except (ImportError, ValueError, OSError) as error:
+        # Refusals come as any of these; a folder written without a video part lacks its file. All else is not ours.
+        if not _missing(error) and "load video processor" not in str(error):
             raise
         refused = error
     found = _processor_class(name, options)
@@ -67,7 +67,7 @@ def _missing(error: Exception) -> list[str]:
 
 
 def _remedy(name: str, error: Exception) -> str:
-    advice = f"pip install {' '.join(_missing(error))}"
+    advice = f"pip install {' '.join(_missing(error) or ['torchvision'])}"
     return f"the processor of {name!r} can't be loaded: {str(error).strip()} Remedy: {advice}"
 
 

@@ -5,12 +5,14 @@ tokenizer with the family's special tokens, and a chat template of the family's 
 from __future__ import annotations
 
 import functools
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
 
 import transformers
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, trainers
+from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
 from hooked_mm.processors import load_processor
@@ -38,8 +40,6 @@ def _tokenizer(
     )
     tokenizer.train_from_iterator(CORPUS, trainer)
     if bos:
-        from tokenizers.processors import TemplateProcessing
-
         tokenizer.post_processor = TemplateProcessing(
             single=f"{bos} $A", special_tokens=[(bos, tokenizer.token_to_id(bos))]
         )
@@ -129,7 +129,8 @@ def _onevision() -> dict[str, Any]:
     }
 
 
-def _idefics2(split: bool = False) -> Any:
+def idefics2(split: bool = False) -> Any:
+    """Idefics2's processor, with or without image splitting."""
     return transformers.Idefics2Processor(
         image_processor=transformers.Idefics2ImageProcessorPil(
             do_image_splitting=split, size={"longest_edge": 48, "shortest_edge": 24}, **_HALF
@@ -238,7 +239,7 @@ def _florence2() -> Any:
 WHOLE = {
     "llava": _llava,
     "llava_next": _llava_next,
-    "idefics2": _idefics2,
+    "idefics2": idefics2,
     "idefics3": lambda: transformers.Idefics3Processor(**_idefics3_parts("Idefics3")),
     "gemma3": _gemma3,
     "mllama": _mllama,
@@ -262,8 +263,6 @@ FAMILIES = (*WHOLE, *WITH_VIDEO)
 
 def write_parts(family: str, folder: Path) -> None:
     """A folder as `save_pretrained` writes it for a processor with a video part."""
-    import json
-
     name, make = WITH_VIDEO[family]
     parts = make()
     tokenizer, image_processor = parts.pop("tokenizer"), parts.pop("image_processor")

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
@@ -12,7 +16,7 @@ from PIL import Image
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import Layout
-from tests.processors import FAMILIES
+from tests.processors import FAMILIES, idefics2, processor
 from tests.tiny import batch_of, picture, points, position_wise, run, structure, tiny
 
 ONE_IMAGE = ("blip-2", "florence2")
@@ -233,6 +237,63 @@ def test_raw_tensors_of_internvl_do_not_tell_the_arrangement() -> None:
     cache = run("internvl", raw)
     with pytest.raises(BadInputError, match="image 0 has no grid of sequence: how this image's crops are arranged"):
         cache.grid("hook_embed", 0)
+
+
+def pan_and_scan() -> Any:
+    """Gemma 3's processor with pan-and-scan: long pictures are shown whole, then in crops."""
+    made = copy.copy(processor("gemma3"))
+    made.images_kwargs = {
+        **made.images_kwargs,
+        "do_pan_and_scan": True,
+        "pan_and_scan_min_crop_size": 8,
+        "pan_and_scan_min_ratio_to_activate": 1.4,
+    }
+    return made
+
+
+VARIANTS = [
+    ("gemma3", pan_and_scan, (64, 32), (4, 8), True),
+    ("gemma3", pan_and_scan, (16, 48), (12, 4), True),
+    ("gemma3", pan_and_scan, (32, 32), (4, 4), False),
+    ("idefics2", lambda: idefics2(split=True), (48, 32), (6, 6), True),
+]
+
+
+@pytest.mark.parametrize(("family", "make", "size", "shape", "overview"), VARIANTS)
+@settings(max_examples=3)
+@given(data=st.data())
+def test_pictures_cut_on_request(
+    family: str, make: Callable[[], Any], size: tuple[int, int], shape: tuple, overview: bool, data: st.DataObject
+) -> None:
+    """Crops that only the processor knows of: shapes, and a bright spot lies where the grid says, in both views."""
+    variant = make()
+    (width, height), (rows, cols) = size, shape
+    grey = np.full((height, width, 3), 100, dtype=np.uint8)
+    row, col = data.draw(st.integers(0, rows - 1)), data.draw(st.integers(0, cols - 1))
+    spot = grey.copy()
+    spot[row * height // rows : (row + 1) * height // rows, col * width // cols : (col + 1) * width // cols] = 255
+    # Beside another image in the same sample, whose crops must be told apart.
+    batches = [
+        batch_of(family, [[picture(64, 32)], [Image.fromarray(of), picture(20, 20)]], variant=variant)
+        for of in (grey, spot)
+    ]
+    assert batches[0].image_sample.tolist() == [0, 1, 1]
+    dark, bright = (run(family, batch) for batch in batches)
+    seen = [dark.grid("vision.hook_embed", 1), bright.grid("vision.hook_embed", 1)]
+    change = (seen[1][0] - seen[0][0]).norm(dim=-1)
+    assert change.shape == shape
+    assert divmod(int(change.argmax()), cols) == (row, col)
+    assert torch.equal(seen[0][1], seen[1][1])
+    first, layout = batches[0].layout.images[1], batches[0].layout
+    assert (first.patches_overview is not None) == overview
+    if overview:
+        small = [layout.read(1, cache["vision.hook_embed"], "patches", overview=True) for cache in (dark, bright)]
+        most = divmod(int((small[1] - small[0]).norm(dim=-1).argmax()), small[0].shape[1])
+        there = ((row + 0.5) / rows * small[0].shape[0], (col + 0.5) / cols * small[0].shape[1])
+        assert max(abs(most[axis] + 0.5 - there[axis]) for axis in (0, 1)) <= 1
+    moved = (dark["hook_embed"] != bright["hook_embed"]).any(dim=-1)
+    assert moved.any()
+    assert not (moved & (batches[0].image_index != 1)).any()
 
 
 @pytest.mark.parametrize("family", ["llava", "llava_next", "qwen2_vl", "idefics3"])

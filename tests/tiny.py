@@ -291,17 +291,15 @@ def picture(width: int, height: int, seed: int = 0) -> Image.Image:
     return Image.fromarray(pixels)
 
 
-def batch_of(
-    family: str, pictures: list[list[Image.Image]], side: str = "left", answers: list[str | None] | None = None
-) -> Batch:
-    """A prepared batch of a family, one question per sample."""
+def batch_of(family: str, pictures: list[list[Image.Image]], side: str = "left", variant: Any = None) -> Batch:
+    """A prepared batch of a family, one question per sample; `variant` is another processor for it."""
     return prepare(
-        processor(family),
+        variant or processor(family),
         structure(family),
         tiny(family).config,
         pictures,
         ["what is it?", "where", "and the colour of this one?", "how many"][: len(pictures)],
-        answers or [None] * len(pictures),
+        [None] * len(pictures),
         template=True,
         padding_side=side,
         dtype=torch.float32,
