@@ -20,7 +20,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
 from transformers.vision_utils import get_vision_window_index
@@ -73,7 +73,9 @@ def read_layout(source: Source) -> Layout:
     pixels = source.inputs.get("pixel_values")
     if pixels is None:
         return none.to(device)
-    host = replace(source, image=source.image.cpu(), inputs={k: v.cpu() for k, v in source.inputs.items()})
+    # Counting is done on the host; pixels and their masks stay where they are.
+    small = {name: value if name.startswith("pixel") else value.cpu() for name, value in source.inputs.items()}
+    host = replace(source, image=source.image.cpu(), inputs=small)
     found = next(read for fits, read in READERS if fits(host))(host)
     sample, index, separator, images = place_images(host.image, found.plans)
     layout = Layout(found.kind, sample, index, separator, images, found.tower_image, **found.facts)
@@ -223,9 +225,7 @@ def _crops(source: Source) -> _Read:
     pixels, config = source.inputs["pixel_values"], source.config
     sample = torch.full((len(pixels),), -1)
     if pixels.ndim == 5:
-        # Samples with fewer crops are filled up with zeros, which the model takes out before the tower.
-        real = (pixels != 0).flatten(2).any(dim=2)
-        sample = real.nonzero()[:, 0]
+        sample = _real_crops(pixels).nonzero()[:, 0]
     rows, total = len(sample), int(source.image.sum())
     if not rows or total % rows:
         raise BadInputError(
@@ -261,6 +261,11 @@ def _crops(source: Source) -> _Read:
     unknown = "how this image's crops are arranged is not in the tensors; make the batch with model.prepare(...)"
     facts.setdefault("why", unknown if merge else f"{per} positions do not fit a crop of {shapes[0]} patches")
     return _Read("crops", plans, torch.tensor(owner), facts)
+
+
+def _real_crops(pixels: Float[Tensor, "b crops 3 h w"]) -> Bool[Tensor, "b crops"]:
+    """Samples with fewer crops are filled up with zeros, which the model takes out before the tower."""
+    return (pixels != 0).flatten(2).any(dim=2).cpu()
 
 
 def _crop_count(tile: Tiles) -> int:
@@ -301,12 +306,13 @@ def _patch_shapes(source: Source, pixels: Tensor) -> tuple[list[tuple[int, int]]
                 height, width = ((side + 2 * pad - kernel) // step + 1 for side in (height, width))
             size = 1
     stride = (height // size, width // size)
+    if pixels.ndim == 4:
+        return [stride] * len(pixels), stride
+    real = _real_crops(pixels)
     mask = source.inputs.get("pixel_attention_mask")
-    if mask is None or pixels.ndim == 4:
-        rows = len(pixels) if pixels.ndim == 4 else int((pixels != 0).flatten(2).any(dim=2).sum())
-        return [stride] * rows, stride
-    real = mask[(pixels != 0).flatten(2).any(dim=2)].bool()
-    heights, widths = real.any(dim=2).sum(dim=1) // size, real.any(dim=1).sum(dim=1) // size
+    if mask is None:
+        return [stride] * int(real.sum()), stride
+    heights, widths = (mask.bool().any(dim=axis).sum(dim=2).cpu()[real] // size for axis in (3, 2))
     return list(zip(heights.tolist(), widths.tolist(), strict=True)), stride
 
 

@@ -179,7 +179,7 @@ def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> 
             )
         if not text.replace(token, "").strip():
             raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
-        return Prompt.of(text, Role.QUESTION)
+        return Prompt.of(text, Role.QUESTION).sub(re.escape(token), lambda match: token)
     messages = _message(text, images, token)
     if not getattr(processor, "chat_template", None):
         raise BadInputError(

@@ -93,3 +93,20 @@ def test_to_moves_and_converts(cache: ActivationCache) -> None:
     assert list(half) == list(cache)
     assert half["hook_embed"].dtype == torch.float16
     assert half.batch is cache.batch
+
+
+def test_grids_lie_as_the_patches_do(cache: ActivationCache) -> None:
+    """Two images of 6 x 6 tokens, row by row, at positions, projector and tower alike; refusals name the reason."""
+    name = "blocks.3.hook_resid_post"
+    grids = cache.grid(name, 1)
+    assert [grid.shape for grid in grids] == [(6, 6, 128)] * 2
+    assert torch.equal(torch.cat([grid.flatten(0, 1) for grid in grids]), cache.select(name, "image", sample=1).values)
+    tower = cache.grid("vision.blocks.1.hook_resid_post", -2)
+    assert torch.equal(tower[1].flatten(0, 1), cache["vision.blocks.1.hook_resid_post"][2, 1:])
+    projected = cache.grid("projector.hook_out", 1)
+    assert torch.equal(torch.stack(projected), torch.stack(cache.grid("hook_embed", 1)))
+    assert cache.grid("hook_logits", 2) == []
+    with pytest.raises(BadInputError, match="sample 3 asked of a batch of 3"):
+        cache.grid(name, 3)
+    with pytest.raises(BadInputError, match="image 0 has no overview of sequence: it was shown to the tower once"):
+        cache.grid(name, 0, overview=True)
