@@ -15,6 +15,9 @@ from jaxtyping import Bool, Int
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.layout import Layout
+from hooked_mm.layout_kinds import Source, has_image_positions, read_layout
+from hooked_mm.structure import Structure
 
 
 class Modality(IntEnum):
@@ -61,17 +64,21 @@ class Batch:
 
     Attributes:
         inputs: The model's own forward tensors (`input_ids`, `attention_mask`, `pixel_values`, ...).
-        modality: (batch, pos) int8, values of `Modality`.
-        role: (batch, pos) int8, values of `Role`.
-        image_sample: (images,) which sample each image belongs to, in the order the tower sees them.
+        modality: (b, p) int8, values of `Modality`. IMAGE are the positions where image features stand; the marks that
+            some processors write around them are text.
+        role: (b, p) int8, values of `Role`.
+        layout: Where the images lie in the sequence and in the tower; see `Layout` for kinds and grids.
         tokens: Per sample, the token strings of all positions; empty without a tokenizer.
+        decoder: For an encoder-decoder model, the positions of the decoder (`decoder_input_ids`), with answers, as a
+            batch of its own whose `inputs` are `input_ids` and `attention_mask`; the others then are the encoder's.
     """
 
     inputs: dict[str, Tensor]
     modality: Int[Tensor, "b p"]
     role: Int[Tensor, "b p"]
-    image_sample: Int[Tensor, " images"]
+    layout: Layout
     tokens: list[list[str]]
+    decoder: Batch | None = None
 
     def __len__(self) -> int:
         return self.modality.shape[0]
@@ -84,10 +91,7 @@ class Batch:
     @property
     def length(self) -> int:
         """Positions that the decoder computes per sample."""
-        ids = self.inputs.get("decoder_input_ids")
-        if ids is not None:
-            return ids.shape[1]
-        return self.input_ids.shape[1]
+        return (self if self.decoder is None else self.decoder).input_ids.shape[1]
 
     @property
     def has_images(self) -> bool:
@@ -98,11 +102,31 @@ class Batch:
         """The same positions with other forward tensors (another picture, say)."""
         return replace(self, inputs=inputs)
 
+    @property
+    def image_sample(self) -> Int[Tensor, " images"]:
+        """Which sample each image belongs to, in batch order."""
+        return self.layout.image_sample
+
+    @property
+    def image_index(self) -> Int[Tensor, "b p"]:
+        """Which image each position belongs to, numbered in batch order; -1 elsewhere."""
+        return self.layout.image_index
+
+    @property
+    def separator(self) -> Bool[Tensor, "b p"]:
+        """Image positions that hold no patch of an image (newlines)."""
+        return self.layout.separator
+
     def to(self, device: str | torch.device) -> Batch:
         """The same batch with its tensors on another device."""
-        inputs = {name: value.to(device) for name, value in self.inputs.items()}
-        modality, role, owner = (value.to(device) for value in (self.modality, self.role, self.image_sample))
-        return replace(self, inputs=inputs, modality=modality, role=role, image_sample=owner)
+        return replace(
+            self,
+            inputs={name: value.to(device) for name, value in self.inputs.items()},
+            modality=self.modality.to(device),
+            role=self.role.to(device),
+            layout=self.layout.to(device),
+            decoder=None if self.decoder is None else self.decoder.to(device),
+        )
 
     def mask(
         self, modality: str | Modality | None = None, role: str | Role | None = None, sample: int | None = None
@@ -134,32 +158,51 @@ class Batch:
     def extend(self, new_tokens: Int[Tensor, "b new"], kept: Bool[Tensor, "b new"], names: list[list[str]]) -> Batch:
         """The batch with generated tokens behind its prompts, as role `answer`; tokens not `kept` become padding.
 
-        Prompts must be padded on the left, or prompt and answer would not be adjacent.
+        Prompts must be padded on the left, or prompt and answer would not be adjacent. In an encoder-decoder model the
+        tokens go behind the decoder's.
 
         Raises:
             BadInputError: If any sample of the batch is padded on the right.
         """
+        if self.decoder is not None:
+            longer = self.decoder.extend(new_tokens, kept, names)
+            inputs = {**self.inputs, **_decoder_inputs(longer.inputs)}
+            return replace(self, inputs=inputs, decoder=longer)
         padded = self.modality[:, -1] == Modality.PAD
         if bool(padded.any()):
             row = int(padded.nonzero()[0])
             raise BadInputError("is padded on the right; prepare with padding_side='left' to extend a batch", row)
+        new = new_tokens.shape[1]
+        longer_inputs = {name: _longer(name, value, new) for name, value in self.inputs.items()}
         mask = kept.to(self.inputs["attention_mask"].dtype)
-        inputs = {
-            **self.inputs,
-            "input_ids": torch.cat([self.input_ids, new_tokens], dim=1),
-            "attention_mask": torch.cat([self.inputs["attention_mask"], mask], dim=1),
-        }
-        if "position_ids" in inputs:
-            inputs["position_ids"] = count_positions(inputs["attention_mask"])
+        longer_inputs["input_ids"] = torch.cat([self.input_ids, new_tokens], dim=1)
+        longer_inputs["attention_mask"] = torch.cat([self.inputs["attention_mask"], mask], dim=1)
+        if "position_ids" in longer_inputs:
+            longer_inputs["position_ids"] = count_positions(longer_inputs["attention_mask"])
         modality = torch.where(kept, int(Modality.TEXT), int(Modality.PAD)).to(self.modality)
         role = torch.where(kept, int(Role.ANSWER), int(Role.NONE)).to(self.role)
         return replace(
             self,
-            inputs=inputs,
+            inputs=longer_inputs,
             modality=torch.cat([self.modality, modality], dim=1),
             role=torch.cat([self.role, role], dim=1),
+            layout=self.layout.pad(new),
             tokens=[old + new for old, new in zip(self.tokens, names, strict=True)],
         )
+
+
+def _longer(name: str, value: Tensor, new: int) -> Tensor:
+    """An input that tells something of every position, told of `new` more: they are text, and see what the last saw."""
+    if name in ("token_type_ids", "mm_token_type_ids"):
+        return torch.cat([value, value.new_zeros(len(value), new)], dim=1)
+    if name == "cross_attention_mask":
+        return torch.cat([value, value[:, -1:].expand(-1, new, *value.shape[2:])], dim=1)
+    return value
+
+
+def _decoder_inputs(inputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The decoder's tensors by the names the model's forward has for them."""
+    return {f"decoder_{name}": inputs[name] for name in ("input_ids", "attention_mask")}
 
 
 def count_positions(attention_mask: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
@@ -170,11 +213,20 @@ def count_positions(attention_mask: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
-def batch_from_inputs(inputs: Mapping[str, Any], image_token_id: int | None) -> Batch:
+def batch_from_inputs(inputs: Mapping[str, Any], structure: Structure, config: Any) -> Batch:
     """A batch from the model's own forward tensors: modality from the image token, roles unknown.
 
+    Where the tensors do not tell how an image was cut (InternVL, Gemma 3 with pan-and-scan, Idefics2 with image
+    splitting), a grid is missing, or each crop counts as an image of its own; `prepare` knows.
+
+    Args:
+        inputs: What the model's processor returns.
+        structure: The model's structure, for its image token.
+        config: The model's configuration.
+
     Raises:
-        BadInputError: If there are no `input_ids` of shape (batch, pos).
+        BadInputError: If there are no `input_ids` of shape (batch, pos), or a sample's image positions are not those
+            its images take.
     """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
     ids = tensors.get("input_ids")
@@ -185,23 +237,36 @@ def batch_from_inputs(inputs: Mapping[str, Any], image_token_id: int | None) -> 
             "of the model's processor, or model.prepare(images=..., text=...)"
         )
     mask = tensors.setdefault("attention_mask", torch.ones_like(ids))
-    image = ids == image_token_id if image_token_id is not None else torch.zeros_like(ids, dtype=torch.bool)
-    modality = torch.where(image, int(Modality.IMAGE), int(Modality.TEXT))
-    modality = modality.masked_fill(mask == 0, int(Modality.PAD)).to(torch.int8)
+    image = image_positions(tensors, structure, config)
+    modality = modalities(image, mask)
     role = torch.where(modality == Modality.TEXT, int(Role.UNKNOWN), int(Role.NONE)).to(torch.int8)
-    images = tensors["pixel_values"].shape[0] if "pixel_values" in tensors else 0
-    return Batch(tensors, modality, role, image_owner(image, images), tokens=[])
+    decoder = None
+    if "decoder_input_ids" in tensors:
+        ids = tensors["decoder_input_ids"]
+        mask = tensors.setdefault("decoder_attention_mask", torch.ones_like(ids))
+        decoder = decoder_batch(ids, mask, torch.where(mask == 0, int(Role.NONE), int(Role.UNKNOWN)), [])
+    return Batch(tensors, modality, role, read_layout(Source(tensors, image, config)), [], decoder)
 
 
-def image_owner(image: Bool[Tensor, "b p"], images: int) -> Int[Tensor, " images"]:
-    """Which sample each image belongs to, when every image takes the same number of positions."""
-    total = int(image.sum())
-    if not images:
-        return torch.zeros(0, dtype=torch.long, device=image.device)
-    if total % images:
-        raise BadInputError(
-            f"{total} image positions can't be shared equally by {images} images; each image token of the text must "
-            "be expanded to the number of patches, and there must be one per image"
-        )
-    owner = image.nonzero()[:, 0]
-    return owner[:: total // images]
+def image_positions(inputs: Mapping[str, Tensor], structure: Structure, config: Any) -> Bool[Tensor, "b p"]:
+    """Where image features take the place of the image token's embedding."""
+    ids = inputs["input_ids"]
+    if structure.image_token_id is None or not has_image_positions(config):
+        return torch.zeros_like(ids, dtype=torch.bool)
+    return (ids == structure.image_token_id) & inputs["attention_mask"].bool()
+
+
+def modalities(image: Bool[Tensor, "b p"], attention_mask: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
+    """`Modality` of every position."""
+    modality = torch.where(image, int(Modality.IMAGE), int(Modality.TEXT))
+    return modality.masked_fill(attention_mask == 0, int(Modality.PAD)).to(torch.int8)
+
+
+def decoder_batch(
+    ids: Int[Tensor, "b q"], mask: Int[Tensor, "b q"], role: Int[Tensor, "b q"], tokens: list[list[str]]
+) -> Batch:
+    """The positions of an encoder-decoder model's decoder: all text."""
+    nothing = torch.zeros_like(ids, dtype=torch.bool)
+    layout = Layout("none", ids.new_zeros(0), torch.full_like(ids, -1), nothing)
+    inputs = {"input_ids": ids, "attention_mask": mask}
+    return Batch(inputs, modalities(nothing, mask), role.to(torch.int8), layout, tokens)

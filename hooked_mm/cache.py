@@ -18,7 +18,8 @@ from hooked_mm.batch import Batch, Modality, Role, parse_modality
 from hooked_mm.cache_file import load_cache, save_cache
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
-from hooked_mm.residual import ResidualViews, Weights, take
+from hooked_mm.layout import Where
+from hooked_mm.residual import ResidualViews, Weights
 
 
 @dataclass(frozen=True)
@@ -26,7 +27,7 @@ class Selection:
     """Selected rows of one activation: `values` (n, ...), and where each row comes from.
 
     `sample` (n,) is the index in the batch; `position` (n,) the position in the sequence, or the patch index for
-    vision and projector points.
+    vision and projector points (in a packed tower, the place in the pack).
     """
 
     values: Float[Tensor, "n ..."]
@@ -40,7 +41,7 @@ class Selection:
 class ActivationCache(ResidualViews):
     """Activations of one run by hook name, in execution order.
 
-    Text points are (batch, pos, ...), vision and projector points (images, patches, ...).
+    Text points are (batch, pos, ...), vision and projector points (crops, patches, ...), or packed (patches, ...).
 
     Args:
         values: Activations by hook name.
@@ -78,20 +79,27 @@ class ActivationCache(ResidualViews):
 
     def _mask(
         self, name: str, modality: str | Modality | None, role: str | Role | None, sample: int | None
-    ) -> tuple[Bool[Tensor, "n p"], Int[Tensor, " n"]]:
-        """Which (row, position) are chosen, and the sample each row belongs to."""
-        if self._points[name].stream == "text":
-            return self.batch.mask(modality, role, sample), torch.arange(
-                len(self.batch), device=self.batch.modality.device
-            )
-        owner = self.batch.image_sample
+    ) -> tuple[Bool[Tensor, "n p"], Int[Tensor, "n p"]]:
+        """Which (row, position) are chosen, and the sample each belongs to."""
+        if self._points[name].stream not in ("vision", "projector"):
+            batch = self._positions(name)
+            if self[name].shape[:2] != batch.modality.shape:
+                raise BadInputError(
+                    f"{name!r} {tuple(self[name].shape)} does not have the positions of the text "
+                    f"{tuple(batch.modality.shape)}; index it itself"
+                )
+            samples = torch.arange(len(batch), device=batch.modality.device)
+            return batch.mask(modality, role, sample), samples[:, None].expand_as(batch.modality)
         if role is not None:
             raise BadInputError(f"{name!r} holds image patches, which have no role; leave role={role!r} out")
-        keep = torch.ones(self[name].shape[:2], dtype=torch.bool, device=owner.device)
+        layout = self.batch.layout
+        image = layout.owners(*layout.sheet(self[name]).shape[:2])
+        keep = image >= 0
+        owner = layout.image_sample[image.clamp_min(0)]
         if modality is not None and parse_modality(modality) != Modality.IMAGE:
             keep[:] = False
         if sample is not None:
-            keep &= (owner == sample % len(self.batch))[:, None]
+            keep &= owner == sample % len(self.batch)
         return keep, owner
 
     def _index(
@@ -101,19 +109,57 @@ class ActivationCache(ResidualViews):
         role: str | Role | None = None,
         sample: int | None = None,
         positions: int | Sequence[int] | None = None,
-    ) -> tuple[tuple[Tensor, ...], Int[Tensor, " n"]]:
-        """Where the chosen rows of a point lie, one index per leading dimension, and the sample of each."""
+    ) -> tuple[tuple[Tensor, Tensor], Int[Tensor, " n"]]:
+        """Where the chosen rows of a point's sheet lie, (row, place), and the sample of each."""
         keep, owner = self._mask(name, modality, role, sample)
-        if positions is not None and keep.ndim == 2:
-            own = self.batch.mask() if self._points[name].stream == "text" else torch.ones_like(keep)
-            keep = keep & chosen_positions(own, keep.any(dim=1), positions, owner)
-        elif positions is not None:
-            # Packed patches, (patches, d): those of one sample are counted together.
-            samples = owner.unique()
-            own = owner[None] == samples[:, None]
-            keep = keep & chosen_positions(own, (own & keep).any(dim=1), positions, samples).any(dim=0)
-        index = keep.nonzero(as_tuple=True)
-        return index, owner[index[0]]
+        if positions is not None:
+            text = self._points[name].stream not in ("vision", "projector")
+            own = self._positions(name).mask() if text else self._mask(name, None, None, None)[0]
+            if self.batch.layout.kind == "packed" and not text:
+                # One row holds the patches of all images: those of one sample are counted together.
+                samples = owner.unique()
+                each = own & (owner == samples[:, None])
+                keep = keep & chosen_positions(each, (each & keep).any(dim=1), positions, samples).any(dim=0)
+            else:
+                keep = keep & chosen_positions(own, keep.any(dim=1), positions, owner[:, 0])
+        rows, places = keep.nonzero(as_tuple=True)
+        return (rows, places), owner[rows, places]
+
+    def _positions(self, name: str) -> Batch:
+        """The batch whose positions a text point has: an encoder-decoder's text points are its decoder's."""
+        if self.batch.decoder is not None and self._points[name].stream == "text":
+            return self.batch.decoder
+        return self.batch
+
+    def grid(self, name: str, sample: int, overview: bool = False) -> list[Float[Tensor, "rows cols ..."]]:
+        """The values of one activation laid out as its images are, one tensor per image of the sample.
+
+        Crops are stitched at the finest resolution. NaN where an image has no position or patch: a border that the
+        model cut off.
+
+        Args:
+            name: Hook name: of the text (image positions), the projector or the tower (patches, class token left out).
+            sample: Index in the batch.
+            overview: The small overview that some models see beside the crops, instead of the crops.
+
+        Raises:
+            UnknownHookError: If the name was not cached.
+            BadInputError: If there is no such sample, or no grid; it says why.
+        """
+        value, point, layout = self[name], self._points[name], self.batch.layout
+        if not -len(self.batch) <= sample < len(self.batch):
+            raise BadInputError(f"sample {sample} asked of a batch of {len(self.batch)}")
+        where: Where = "sequence"
+        if point.stream == "vision" or name == "projector.hook_in":
+            # Some projectors are fed merged patches.
+            merged = point.stream == "projector" and layout.patches and not layout.fits_patches(value)
+            where = "tokens" if merged else "patches"
+        elif point.stream == "projector":
+            where = "tokens"
+        elif self._positions(name) is not self.batch or value.shape[:2] != self.batch.modality.shape:
+            raise BadInputError(f"{name!r} {tuple(value.shape)} does not have the batch's positions, so it has no grid")
+        images = (layout.image_sample == sample % len(self.batch)).nonzero()[:, 0].tolist()
+        return [layout.read(image, value, where, overview=overview) for image in images]
 
     def select(
         self,
@@ -138,8 +184,12 @@ class ActivationCache(ResidualViews):
             BadInputError: If modality, role, sample or a position do not exist.
         """
         values = self[name]
+        if self._points[name].form == "pattern":
+            raise BadInputError(
+                f"{name!r} is (b, heads, queries, keys), which has no rows per position; index it itself"
+            )
         index, samples = self._index(name, modality, role, sample, positions)
-        return Selection(take(values, index), samples, index[-1])
+        return Selection(self._take(values, index, self._points[name].stream), samples, index[1])
 
     def stack(
         self,

@@ -16,9 +16,9 @@ from jaxtyping import Bool, Float
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.value_layout import has_heads, layout
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook
+from hooked_mm.value_layout import has_heads, layout
 from hooked_mm.vectors import one_direction, shown, wide
 
 Over = Literal["position", "any", "mean"]

@@ -15,7 +15,7 @@ import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoModelForImageTextToText
 
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
@@ -24,6 +24,7 @@ from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelEr
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import Intervention
 from hooked_mm.prepare import SampleImages, prepare
+from hooked_mm.processors import load_processor
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_model_path
 from hooked_mm.structure import StackConfig, Structure, resolve
@@ -90,6 +91,7 @@ class HookedMM:
         structure: Structure | None = None,
     ) -> None:
         self.hf_model, self.processor = hf_model, processor
+        self._config = (hf_model.get_base_model() if hasattr(hf_model, "get_base_model") else hf_model).config
         self.structure = structure = structure or resolve(hf_model)
         self._points = list_hook_points(hf_model, structure)
         self._runner = Runner(hf_model, structure, self._points)
@@ -149,7 +151,7 @@ class HookedMM:
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
         model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
         model.requires_grad_(False)
-        return cls(model.eval(), AutoProcessor.from_pretrained(model_id, **shared), check=check, strict=strict)
+        return cls(model.eval(), load_processor(model_id, **shared), check=check, strict=strict)
 
     @classmethod
     def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32", **options: Any) -> HookedMM:
@@ -244,6 +246,7 @@ class HookedMM:
         made = prepare(
             self.processor,
             self.structure,
+            self._config,
             list(pictures),
             list(text),
             said,
@@ -254,7 +257,7 @@ class HookedMM:
         return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
-        made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure.image_token_id)
+        made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure, self._config)
         if self._check and made.has_images:
             self._check_on(made)
         return made
@@ -377,7 +380,7 @@ class HookedMM:
         }
         result = self._runner.generate(made, self._active, options)
         # An encoder-decoder's answer begins with its start token, a decoder's with the prompt.
-        given = 1 if self.structure.encoder else made.input_ids.shape[1]
+        given = made.length if made.decoder is not None or not self.structure.encoder else 1
         tokens = result.sequences[:, given:].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
         if self.processor is None:

@@ -24,9 +24,9 @@ from torch import Tensor
 from hooked_mm.batch import Batch
 from hooked_mm.conditions import Condition
 from hooked_mm.errors import BadInputError
-from hooked_mm.value_layout import has_heads, head_mask, is_tower, layout, row_layout, whole_numbers
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook, HookFunction, NamesFilter
+from hooked_mm.value_layout import has_heads, head_mask, is_tower, layout, row_layout, whole_numbers
 from hooked_mm.vectors import Spread, checked, checked_number, orthonormal, shown, unit, wide
 
 

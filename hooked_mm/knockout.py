@@ -10,9 +10,9 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import Act, Intervention
-from hooked_mm.value_layout import head_mask, row_layout, whole_numbers
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook
+from hooked_mm.value_layout import head_mask, row_layout, whole_numbers
 from hooked_mm.vectors import shown, wide
 
 

@@ -15,9 +15,9 @@ from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import Act, Intervention
-from hooked_mm.value_layout import Layout, has_heads, head_mask, layout, whole_numbers
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook, NamesFilter
+from hooked_mm.value_layout import Layout, has_heads, head_mask, layout, whole_numbers
 from hooked_mm.vectors import shown
 
 

@@ -17,8 +17,8 @@ from torch import Tensor
 
 from hooked_mm.batch import Modality, Role, parse_modality, parse_role
 from hooked_mm.errors import BadInputError, nearest
-from hooked_mm.value_layout import Layout, is_tower, layout, whole_numbers
 from hooked_mm.runner import Hook
+from hooked_mm.value_layout import Layout, is_tower, layout, whole_numbers
 
 
 class PositionRule(ABC):

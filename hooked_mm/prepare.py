@@ -1,8 +1,4 @@
-"""From pictures and texts to a padded batch: chat template, image loading, modality and role of every position.
-
-The roles are found on the *unexpanded* prompt, where each image is one token, and carried over to the processor's ids
-by matching the text between images. So it does not matter how many tokens a processor makes of an image.
-"""
+"""From pictures and texts to a padded batch: image loading, and the modality and role of every position."""
 
 from __future__ import annotations
 
@@ -13,18 +9,26 @@ from typing import Any
 
 import numpy as np
 import torch
+from jaxtyping import Int
 from PIL import Image, ImageOps, UnidentifiedImageError
+from torch import Tensor
 
-from hooked_mm.batch import Batch, Modality, Role, count_positions, image_owner
+from hooked_mm.batch import (
+    Batch,
+    Role,
+    count_positions,
+    decoder_batch,
+    image_positions,
+    modalities,
+)
 from hooked_mm.errors import BadInputError
+from hooked_mm.layout_kinds import Arrange, Source, read_layout
+from hooked_mm.processors import arrangement
+from hooked_mm.prompts import Prompt, check_answer, image_token, join_answer, process_prompts, render_prompt
 from hooked_mm.structure import Structure
 
 ImageSource = Image.Image | str | os.PathLike
 SampleImages = ImageSource | Sequence[ImageSource] | None
-
-# Private-use characters no tokenizer or template treats specially; they stand for the question while the template is
-# rendered, so that its own text can't be mistaken for the question.
-_MARK = "\ue000"
 
 
 def load_image(source: ImageSource) -> Image.Image:
@@ -70,145 +74,10 @@ def load_images(source: SampleImages) -> list[Image.Image]:
     return [load_image(source)]
 
 
-def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
-    """One user turn. Image tokens in the text say where the images go; without any, images go first."""
-    count = text.count(image_token)
-    if count not in (0, images):
-        raise BadInputError(
-            f"the text has {count} image tokens {image_token!r} for {images} images: {text!r}. Write one per image, "
-            "or none to have the images placed before the text"
-        )
-    if not text.replace(image_token, "").strip():
-        raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
-    # Without tokens all images stand first; with tokens each stands between the pieces that its token parts.
-    pieces = text.split(image_token) if count else [text]
-    content: list[dict[str, Any]] = [{"type": "image"}] * (0 if count else images)
-    for index, piece in enumerate(pieces):
-        if index:
-            content.append({"type": "image"})
-        if piece.strip():
-            content.append({"type": "text", "text": piece.strip()})
-    return [{"role": "user", "content": content}]
-
-
-def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    content = [
-        {**part, "text": f"{_MARK}{part['text']}{_MARK}"} if part["type"] == "text" else part
-        for part in messages[0]["content"]
-    ]
-    return [{**messages[0], "content": content}]
-
-
-def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> list[tuple[str, Role]]:
-    """The prompt as pieces of text with their roles, image tokens unexpanded.
-
-    Args:
-        processor: The model's processor.
-        text: The user's words, or with `template=False` the whole prompt as the model shall see it.
-        images: How many images the sample has.
-        template: Whether to wrap the text in the processor's chat template.
-
-    Raises:
-        BadInputError: If the text is empty or its image tokens do not match the images.
-    """
-    token = processor.image_token
-    if _MARK in text:
-        raise BadInputError(f"the text contains the private-use character U+E000: {text!r}; remove it")
-    if not template:
-        count = text.count(token)
-        if count != images:
-            raise BadInputError(
-                f"the text has {count} image tokens {token!r} for {images} images: {text!r}. With template=False the "
-                "text is taken as it stands: write one image token per image"
-            )
-        if not text.replace(token, "").strip():
-            raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
-        return [(text, Role.QUESTION)]
-    messages = _message(text, images, token)
-    if not getattr(processor, "chat_template", None):
-        raise BadInputError(
-            "this processor has no chat template; give the whole prompt yourself with template=False, image tokens "
-            "included"
-        )
-    rendered = processor.apply_chat_template(_marked(messages), add_generation_prompt=True, tokenize=False)
-    pieces = rendered.split(_MARK)
-    if rendered.replace(_MARK, "").count(token) != images:
-        raise BadInputError(
-            f"the chat template wrote {rendered.count(token)} image tokens for {images} images; it may not support "
-            "images. Give the whole prompt yourself with template=False"
-        )
-    return [(piece, Role.QUESTION if index % 2 else Role.TEMPLATE) for index, piece in enumerate(pieces) if piece]
-
-
-def _check_answer(answer: str | None, image_token: str) -> None:
-    if answer is not None and not answer.strip():
-        raise BadInputError(f"the answer is empty ({answer!r}); pass None for a sample without an answer")
-    if answer is not None and image_token in answer:
-        raise BadInputError(f"the answer contains the image token {image_token!r}: {answer!r}; remove it")
-
-
-def join_answer(prompt: str, answer: str) -> str:
-    """The answer as it follows the prompt: with a space before it unless the prompt ends in white space."""
-    return answer if not prompt or prompt[-1].isspace() or answer[:1].isspace() else f" {answer}"
-
-
-def token_roles(tokenizer: Any, pieces: list[tuple[str, Role]], **options: Any) -> tuple[list[int], list[Role]]:
-    """Token ids of the joined pieces and the role of each token.
-
-    A token belongs to the piece in which it ends (leading-space tokens begin in the piece before). Special tokens that
-    the tokenizer adds are template.
-    """
-    text = "".join(piece for piece, _ in pieces)
-    encoded = tokenizer(text, return_offsets_mapping=True, **options)
-    ends, total = [], 0
-    for piece, role in pieces:
-        total += len(piece)
-        ends.append((total, role))
-    roles = []
-    for start, end in encoded["offset_mapping"]:
-        if start == end:
-            roles.append(Role.TEMPLATE)
-        else:
-            roles.append(next(role for limit, role in ends if end <= limit))
-    return list(encoded["input_ids"]), roles
-
-
-def expand_roles(plain: list[int], roles: list[Role], full: list[int], image_id: int) -> list[Role]:
-    """Carry roles from ids with one token per image to the processor's ids, where each image takes many.
-
-    The runs of text between images stand unchanged in `full`; what lies between two runs is image (role NONE).
-
-    Raises:
-        BadInputError: If a run of text can't be found, because the processor rewrote the text.
-    """
-    cuts = [index for index, token in enumerate(plain) if token == image_id]
-    bounds = zip([0, *[cut + 1 for cut in cuts]], [*cuts, len(plain)], strict=True)
-    found: list[Role] = []
-    runs = [(plain[a:b], roles[a:b]) for a, b in bounds]
-    # Between two adjacent images there is no text to look for.
-    runs = [run for number, run in enumerate(runs) if run[0] or number in (0, len(runs) - 1)]
-    for number, (ids, run_roles) in enumerate(runs):
-        if number == 0:
-            start = 0
-        elif number == len(runs) - 1:
-            start = len(full) - len(ids)
-        else:
-            # At least one position is taken by the image before this run, and no image id is text.
-            start = len(found) + 1
-            while start < len(full) and (full[start] == image_id or full[start : start + len(ids)] != ids):
-                start += 1
-        if start < len(found) or full[start : start + len(ids)] != ids:
-            raise BadInputError(
-                "the processor's token ids do not contain the prompt's own text, so roles can't be told; tokens of the "
-                f"text: {ids}"
-            )
-        found += [Role.NONE] * (start - len(found)) + run_roles
-    return found
-
-
 def prepare(
     processor: Any,
     structure: Structure,
+    config: Any,
     images: Sequence[SampleImages],
     text: Sequence[str],
     answers: Sequence[str | None],
@@ -217,62 +86,67 @@ def prepare(
     padding_side: str,
     dtype: torch.dtype,
 ) -> Batch:
-    """Build the padded batch; see `HookedMM.prepare` for the arguments (here already one per sample)."""
+    """Build the padded batch; see `HookedMM.prepare` for the arguments (here already one per sample).
+
+    In an encoder-decoder model the answers go to the decoder.
+    """
+    separate = bool(getattr(config, "is_encoder_decoder", False))
     pictures: list[list[Image.Image]] = []
-    prompts: list[str] = []
-    plains: list[tuple[list[int], list[Role]]] = []
-    tokenizer = processor.tokenizer
-    specials: set[bool] = set()
+    prompts: list[Prompt] = []
     for index, (source, words, answer) in enumerate(zip(images, text, answers, strict=True)):
         try:
             loaded = load_images(source)
-            pieces = render_prompt(processor, words, len(loaded), template=template)
-            _check_answer(answer, processor.image_token)
+            prompt = render_prompt(processor, words, len(loaded), template=template)
+            check_answer(answer, image_token(processor))
         except BadInputError as error:
             raise type(error)(error.reason, index) from error
-        prompt = "".join(piece for piece, _ in pieces)
-        # A template that writes the first special token itself must not get it from the tokenizer again.
-        add_special = not (tokenizer.bos_token and prompt.startswith(tokenizer.bos_token))
-        specials.add(add_special)
-        if answer is not None:
-            pieces.append((join_answer(prompt, answer), Role.ANSWER))
+        if answer is not None and not separate:
+            prompt = prompt + Prompt.of(join_answer(prompt.text, answer), Role.ANSWER)
         pictures.append(loaded)
-        prompts.append("".join(piece for piece, _ in pieces))
-        plains.append(token_roles(tokenizer, pieces, add_special_tokens=add_special))
-    if len(specials) > 1:
-        raise BadInputError(
-            f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way"
-        )
-    nested = [sample for sample in pictures if sample]
-    encoded = processor(
-        text=prompts,
-        images=nested or None,
-        return_tensors="pt",
-        padding=True,
-        padding_side=padding_side,
-        add_special_tokens=specials.pop(),
-    )
-    inputs = {
-        name: value.to(dtype) if value.is_floating_point() else value
-        for name, value in encoded.items()
-        if isinstance(value, torch.Tensor)
-    }
-    ids, mask = inputs["input_ids"], inputs["attention_mask"].bool()
-    if structure.plain_positions:
+        prompts.append(prompt)
+    flat = [picture for sample in pictures for picture in sample]
+    processed = process_prompts(processor, structure.image_token_id, prompts, pictures, padding_side)
+    inputs = {name: value.to(dtype) if value.is_floating_point() else value for name, value in processed.inputs.items()}
+    if structure.plain_positions and not separate:
         inputs["position_ids"] = count_positions(inputs["attention_mask"])
-    image_id = -1 if structure.image_token_id is None else structure.image_token_id
-    role = torch.zeros_like(ids, dtype=torch.int8)
-    for row, (plain, roles) in enumerate(plains):
-        full = ids[row][mask[row]].tolist()
-        expanded = expand_roles(plain, roles, full, image_id)
-        role[row, mask[row]] = torch.tensor([int(item) for item in expanded], dtype=torch.int8)
-    modality = torch.where(mask, int(Modality.TEXT), int(Modality.PAD)).to(torch.int8)
-    modality = modality.masked_fill(mask & (role == Role.NONE), int(Modality.IMAGE))
-    count = sum(map(len, nested))
-    return Batch(
-        inputs=inputs,
-        modality=modality,
-        role=role,
-        image_sample=image_owner(modality == Modality.IMAGE, count),
-        tokens=[tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()],
-    )
+    image = image_positions(inputs, structure, config)
+    mask = inputs["attention_mask"].bool()
+    role = torch.zeros_like(inputs["input_ids"], dtype=torch.int8)
+    for row, roles in enumerate(processed.roles):
+        role[row, mask[row]] = torch.tensor([int(item) for item in roles], dtype=torch.int8)
+    role = role.masked_fill(image, int(Role.NONE))
+    counts = [count for count in processed.counts if count is not None]
+    told = counts if len(counts) == len(flat) else None
+    layout = read_layout(Source(inputs, image, config, told, _arrange(processor, flat)))
+    if len(layout.image_sample) != len(flat):
+        raise BadInputError(
+            f"the processor made {len(layout.image_sample)} images of the {len(flat)} given; their crops can't be told "
+            "apart"
+        )
+    tokenizer = processor.tokenizer
+    names = [tokenizer.convert_ids_to_tokens(row) for row in inputs["input_ids"].tolist()]
+    decoder = None
+    if separate:
+        decoder = _decoder(tokenizer, config, answers)
+        inputs |= {f"decoder_{name}": value for name, value in decoder.inputs.items()}
+    return Batch(inputs, modalities(image, inputs["attention_mask"]), role, layout, names, decoder)
+
+
+def _arrange(processor: Any, pictures: list[Image.Image]) -> Arrange | None:
+    """How this processor cuts these pictures; None if it never does, or marks its crops in the text."""
+    rule = arrangement(processor)
+    if rule is None:
+        return None
+    return lambda number, crops: rule(pictures[number].height, pictures[number].width, crops)
+
+
+def _decoder(tokenizer: Any, config: Any, answers: Sequence[str | None]) -> Batch:
+    """The decoder's start token and the answers, padded on the right: its positions are counted from the left."""
+    start = config.get_text_config().decoder_start_token_id
+    rows = [[start] + (tokenizer(a, add_special_tokens=False)["input_ids"] if a else []) for a in answers]
+    width = max(map(len, rows))
+    filled = torch.tensor([row + [tokenizer.pad_token_id] * (width - len(row)) for row in rows])
+    mask: Int[Tensor, "b q"] = torch.tensor([[1] * len(row) + [0] * (width - len(row)) for row in rows])
+    role = torch.full_like(filled, int(Role.ANSWER)).masked_fill(mask == 0, int(Role.NONE))
+    role[:, 0] = int(Role.TEMPLATE)
+    return decoder_batch(filled, mask, role, [tokenizer.convert_ids_to_tokens(row) for row in filled.tolist()])

@@ -71,6 +71,12 @@ class ResidualViews(Mapping[str, Tensor]):
     ) -> tuple[tuple[Tensor, ...], Tensor]:
         """Where the chosen rows of a point lie, one index per leading dimension, and the sample of each."""
 
+    def _take(self, value: Tensor, index: tuple[Tensor, ...] | None, stack: str) -> Tensor:
+        """Rows of a value at (row, place) of its sheet; None takes it as it is."""
+        if index is not None and stack.startswith(("vision", "projector")):
+            value = self.batch.layout.sheet(value)
+        return take(value, index)
+
     def _weights(self) -> Weights:
         if self._model is None:
             raise BadInputError(
@@ -162,8 +168,8 @@ class ResidualViews(Mapping[str, Tensor]):
                 f"{chosen}; pass the selection it was made with"
             )
         if index is not None and given == whole:
-            parts = torch.stack([take(part, index) for part in parts])
-        return parts, take(scale, index), index, samples
+            parts = torch.stack([self._take(part, index, stack) for part in parts])
+        return parts, self._take(scale, index, stack), index, samples
 
     def decompose_resid(
         self,
@@ -207,10 +213,10 @@ class ResidualViews(Mapping[str, Tensor]):
                 f"no {mode} component lies before layer {layer}; ask for a later one or incl_embeds=True"
             )
         index = self._rows(stack, where)[0]
-        parts = torch.stack([take(self._component(name, stack), index) for _, name in named])
+        parts = torch.stack([self._take(self._component(name, stack), index, stack) for _, name in named])
         whole = self._stream(layer, mlp_input, stack)
         if check and mode == "all" and incl_embeds and whole is not None:
-            attribution.check_sum(parts, take(whole, index), f"the residual stream of layer {layer}")
+            attribution.check_sum(parts, self._take(whole, index, stack), f"the residual stream of layer {layer}")
         if apply_ln:
             parts = self.apply_ln_to_stack(parts, layer, mlp_input, stack=stack, **where)
         return (parts, [label for label, _ in named]) if return_labels else parts
@@ -244,7 +250,9 @@ class ResidualViews(Mapping[str, Tensor]):
         layer, n_layers = self._layer(layer, mlp_input, stack), attribution.layer_count(self._points, stack)
         places = attribution.stream_places(layer, n_layers, incl_mid, mlp_input)
         index = self._rows(stack, where)[0]
-        streams = torch.stack([take(self._stream_or_refuse(at, mid, stack), index) for _, at, mid in places])
+        streams = torch.stack(
+            [self._take(self._stream_or_refuse(at, mid, stack), index, stack) for _, at, mid in places]
+        )
         if apply_ln and layer == n_layers:
             formula = self._norm(layer, mlp_input, stack)
             if formula is not None:
@@ -289,18 +297,18 @@ class ResidualViews(Mapping[str, Tensor]):
             name = f"{stack}blocks.{at}.attn.hook_z"
             if name not in self._points or not self._ran(name):
                 continue
-            z = take(self[name], index)
+            z = self._take(self[name], index, stack)
             block, modules = blocks.blocks[at], self._weights().hf_model.get_submodule
             out = modules(f"{block.path}.{block.parts['o']}")
             weight, bias = attribution.linear_map(out, z.shape[-2] * z.shape[-1])
             heads, bias = attribution.behind_projection(block, modules, attribution.head_results(z, weight), bias)
             if check:
-                whole = take(self[f"{stack}blocks.{at}.hook_attn_out"], index)
+                whole = self._take(self[f"{stack}blocks.{at}.hook_attn_out"], index, stack)
                 attribution.check_sum([*heads, bias.to(heads).expand_as(heads[0])], whole, f"attn_out of layer {at}")
             parts += heads
             labels += [f"L{at}H{head}" for head in range(len(heads))]
         if incl_remainder:
-            whole = take(self._stream_or_refuse(layer, False, stack), index)
+            whole = self._take(self._stream_or_refuse(layer, False, stack), index, stack)
             wide = at_least_float32(whole)
             parts.append((wide - sum(at_least_float32(part) for part in parts)).to(whole))
             labels.append("remainder")

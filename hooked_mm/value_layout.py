@@ -114,7 +114,7 @@ def layout(hook: Hook, shape: Sequence[int]) -> Layout:
             f"{hook.name!r} is not laid out by positions of the text; to cut attention between positions, use KnockOut"
         )
     if not is_tower(hook.name):
-        return token_layout(hook.name, hook.batch, hook.step, shape[0], shape[1])
+        return row_layout(hook, shape[0], shape[1])
     packed = len(shape) - has_heads(hook.name) == 2
     return _packed_layout(hook, shape[0]) if packed else row_layout(hook, shape[0], shape[1])
 
@@ -123,7 +123,11 @@ def row_layout(hook: Hook, rows: int, count: int) -> Layout:
     """The layout of an activation of so many rows and positions, whatever its other dimensions; towers not packed."""
     if is_tower(hook.name):
         return patch_layout(hook.name, hook.batch, rows, count)
-    return token_layout(hook.name, hook.batch, hook.step, rows, count)
+    batch = hook.batch
+    # In an encoder-decoder model the given positions are the encoder's; the decoder has its own.
+    if batch.decoder is not None and not hook.name.startswith("encoder."):
+        batch = batch.decoder
+    return token_layout(hook.name, batch, hook.step, rows, count)
 
 
 def token_layout(name: str, batch: Batch, step: int, rows: int, count: int) -> Layout:

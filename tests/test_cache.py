@@ -147,23 +147,18 @@ def test_positions_go_with_the_other_conditions(cache: ActivationCache) -> None:
     assert len(cache.select("hook_embed", positions=40, sample=1)) == 1
 
 
-def test_packed_patches_are_selected_by_their_owner(cache: ActivationCache, monkeypatch: pytest.MonkeyPatch) -> None:
-    """(patches, d) with an owner per patch: rows in order, positions counted among a sample's own."""
-    owner = torch.tensor([0, 0, 1, 1, 1])
-    value = torch.arange(10.0).view(5, 2)
-    packed = ActivationCache({"vision.hook_embed": value}, cache.batch, cache._points)
-
-    def mask(name: str, modality: Any, role: Any, sample: int | None) -> tuple[Tensor, Tensor]:
-        return torch.ones(5, dtype=torch.bool) if sample is None else owner == sample, owner
-
-    monkeypatch.setattr(packed, "_mask", mask)
-    assert torch.equal(packed.select("vision.hook_embed", sample=1).values, value[2:])
+def test_packed_patches_are_selected_by_their_owner() -> None:
+    """(patches, d) of a packed tower: rows in order, positions counted among a sample's own."""
+    model = HookedMM(miniature("qwen2_vl"), check=False)
+    _, packed = model.run_with_cache(miniature_inputs(model.hf_model, 2), "vision.hook_embed")
+    value = packed["vision.hook_embed"]
+    assert value.shape == (48, 32)
+    assert torch.equal(packed.select("vision.hook_embed", sample=1).values, value[24:])
     ends = packed.select("vision.hook_embed", positions=-1)
-    assert torch.equal(ends.values, value[[1, 4]])
+    assert torch.equal(ends.values, value[[23, 47]])
     assert ends.sample.tolist() == [0, 1]
-    with pytest.raises(BadInputError, match="sample 0: position 2 asked of 2 positions"):
-        packed.select("vision.hook_embed", positions=2)
-    assert torch.equal(packed.select("vision.hook_embed", positions=2, sample=1).values, value[4:])
+    with pytest.raises(BadInputError, match="sample 0: position 24 asked of 24 positions"):
+        packed.select("vision.hook_embed", positions=24)
 
 
 def test_stacks_of_an_encoder_have_its_prefix(cache: ActivationCache) -> None:
@@ -225,3 +220,20 @@ def test_a_loaded_cache_takes_the_model_it_is_from(llava: HookedMM, cache: Activ
     )
     with pytest.raises(StoreError, match=r"is from another model .*'n_layers': 6.* than the one given .*'n_layers': 3"):
         ActivationCache.load(path, model=other)
+
+
+def test_grids_lie_as_the_patches_do(cache: ActivationCache) -> None:
+    """Two images of 6 x 6 tokens, row by row, at positions, projector and tower alike; refusals name the reason."""
+    name = "blocks.3.hook_resid_post"
+    grids = cache.grid(name, 1)
+    assert [grid.shape for grid in grids] == [(6, 6, 128)] * 2
+    assert torch.equal(torch.cat([grid.flatten(0, 1) for grid in grids]), cache.select(name, "image", sample=1).values)
+    tower = cache.grid("vision.blocks.1.hook_resid_post", -2)
+    assert torch.equal(tower[1].flatten(0, 1), cache["vision.blocks.1.hook_resid_post"][2, 1:])
+    projected = cache.grid("projector.hook_out", 1)
+    assert torch.equal(torch.stack(projected), torch.stack(cache.grid("hook_embed", 1)))
+    assert cache.grid("hook_logits", 2) == []
+    with pytest.raises(BadInputError, match="sample 3 asked of a batch of 3"):
+        cache.grid(name, 3)
+    with pytest.raises(BadInputError, match="image 0 has no overview of sequence: it was shown to the tower once"):
+        cache.grid(name, 0, overview=True)

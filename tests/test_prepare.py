@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers, trainers
@@ -15,7 +17,9 @@ from transformers import LlavaProcessor, PreTrainedTokenizerFast
 from hooked_mm.batch import Batch, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.prepare import expand_roles, join_answer, load_image, prepare
+from hooked_mm.prepare import load_image, prepare
+from tests.processors import FAMILIES, processor
+from tests.tiny import picture, structure, tiny
 
 
 def by_role(batch: Batch, sample: int, role: str) -> list[str]:
@@ -133,42 +137,6 @@ def test_pictures_of_other_kinds_become_rgb(tmp_path: Path) -> None:
         assert load_image(Image.new(mode, (5, 4))).mode == "RGB"
 
 
-@given(
-    st.lists(st.lists(st.integers(10, 14), max_size=4), min_size=1, max_size=5),
-    st.lists(st.integers(1, 6), min_size=4, max_size=4),
-    st.booleans(),
-)
-def test_roles_survive_any_expansion(texts: list[list[int]], sizes: list[int], wrapped: bool) -> None:
-    """Whatever a processor makes of each image (here also with marks around it), text keeps its roles."""
-    image, mark = 7, 8
-    plain, roles, full, expected = [], [], [], []
-    for number, ids in enumerate(texts):
-        if number:
-            plain.append(image)
-            roles.append(Role.TEMPLATE)
-            block = [image] * sizes[(number - 1) % 4]
-            block = [mark, *block, mark] if wrapped else block
-            full += block
-            expected += [Role.NONE] * len(block)
-        plain += ids
-        full += ids
-        roles += [Role.QUESTION] * len(ids)
-        expected += [Role.QUESTION] * len(ids)
-    assert expand_roles(plain, roles, full, image) == expected
-
-
-def test_text_that_the_processor_rewrote_is_refused() -> None:
-    """Roles are never guessed."""
-    with pytest.raises(BadInputError, match="roles can't be told"):
-        expand_roles([1, 7, 2, 3], [Role.QUESTION] * 4, [1, 7, 7, 2, 4], 7)
-
-
-def test_answers_follow_with_one_space() -> None:
-    """No second space where the prompt ends in white space."""
-    assert join_answer("assistant :", "red") == " red"
-    assert join_answer("assistant\n", "red") == "red"
-
-
 def subword_processor(llava: HookedMM) -> LlavaProcessor:
     """The small LLaVA's processor with a byte-level BPE tokenizer, whose words take several tokens."""
     tokenizer = Tokenizer(models.BPE())
@@ -205,11 +173,12 @@ def test_roles_of_any_text_under_byte_level_bpe(
     """Decoding the tokens of each role gives back the question and the answer, whatever their characters."""
     if not question.strip() or not answer.strip() or "<" in question:
         return
-    processor = subword_processor(llava)
-    structure = llava.structure.__class__(**{**vars(llava.structure), "image_token_id": 3})
+    made = subword_processor(llava)
+    small = replace(llava.structure, image_token_id=3)
     batch = prepare(
-        processor,
-        structure,
+        made,
+        small,
+        llava.hf_model.config,
         [images[0], None],
         [question, "what"],
         [answer, "a longer answer than the other"],
@@ -219,4 +188,108 @@ def test_roles_of_any_text_under_byte_level_bpe(
     )
     for role, said in (("question", question), ("answer", answer)):
         ids = batch.input_ids[0][batch.mask(role=role, sample=0)[0]]
-        assert processor.tokenizer.decode(ids).strip() == said.strip()
+        assert made.tokenizer.decode(ids).strip() == said.strip()
+
+
+INSERTING = ("blip-2", "florence2")
+"""Families whose processor writes the image token itself and which have no chat template."""
+CHARACTERS = st.characters(codec="utf-8", exclude_categories=["Cs", "Co", "Cc"], exclude_characters="<>")
+TEXTS = st.text(CHARACTERS, min_size=1, max_size=8).filter(str.strip).filter(lambda text: text == text.strip())
+
+
+def make(
+    family: str, pictures: list, text: list[str], answers: list[str | None] | None = None, **options: Any
+) -> Batch:
+    """A batch of any family."""
+    options = {"template": True, "padding_side": "left", "dtype": torch.float32, **options}
+    answers = answers or [None] * len(text)
+    return prepare(processor(family), structure(family), tiny(family).config, pictures, text, answers, **options)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@settings(max_examples=6)
+@given(data=st.data())
+def test_roles_of_every_family(family: str, data: st.DataObject) -> None:
+    """Question and answer are found again in the tokens of their roles; image positions have none."""
+    number = 1 if family in INSERTING else data.draw(st.integers(0, 3))
+    side, question, answer = data.draw(st.sampled_from(["left", "right"])), data.draw(TEXTS), data.draw(TEXTS)
+    pictures = [picture(20 + 8 * seed, 24, seed) for seed in range(number)]
+    batch = make(
+        family, [pictures, picture(30, 20)], [question, "what"], [answer, "a longer answer"], padding_side=side
+    )
+    tokenizer = processor(family).tokenizer
+    spoken = batch.decoder or batch
+    for of, role, said in ((batch, "question", question), (spoken, "answer", answer)):
+        ids = of.input_ids[0][of.mask(role=role, sample=0)[0]]
+        assert tokenizer.decode(ids).strip() == said
+    real = batch.inputs["attention_mask"].bool()
+    assert torch.equal(batch.modality > 0, real)
+    assert torch.equal((batch.role == Role.NONE) & real, batch.mask(modality="image"))
+    assert torch.equal(batch.mask(modality="image"), batch.image_index >= 0)
+    assert batch.image_sample.tolist() == [0] * number + [1]
+    if family not in INSERTING:
+        # The picture of a sample does not depend on its neighbours.
+        alone = make(family, [pictures], [question], [answer], padding_side=side)
+        assert torch.equal(alone.input_ids[0], batch.input_ids[0][real[0]])
+        assert torch.equal(alone.role[0], batch.role[0][real[0]])
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in INSERTING])
+def test_whole_prompts_of_every_family(family: str) -> None:
+    """With template=False the words around the image token are the question, the marks of the processor template."""
+    token = str(processor(family).image_token)
+    batch = make(family, [picture(24, 24)], [f"what{token} is it"], template=False)
+    ids = batch.input_ids[0][batch.mask(role="question")[0]]
+    assert processor(family).tokenizer.decode(ids) == "what is it"
+
+
+@pytest.mark.parametrize(
+    ("family", "pictures", "text", "reason"),
+    [
+        ("blip-2", [None], ["what?"], "sample 0: Blip2Processor takes exactly one image per prompt, got 0"),
+        ("blip-2", [[picture(9, 9)] * 2], ["what?"], "exactly one image per prompt, got 2"),
+        ("blip-2", [picture(9, 9)], ["<image> what?"], "writes the image token '<image>' itself; remove it"),
+        ("blip-2", [picture(9, 9)], [" "], "the prompt is empty"),
+        ("florence2", [[picture(9, 9)] * 2], ["what?"], "at most one image per prompt, got 2"),
+        ("florence2", [picture(9, 9), None], ["what?", "and?"], "sample 1: has no image, but others of the batch have"),
+    ],
+)
+def test_what_a_family_does_not_take_is_refused(family: str, pictures: list, text: list[str], reason: str) -> None:
+    """The reason and the processor are named."""
+    with pytest.raises(BadInputError, match=reason):
+        make(family, pictures, text)
+
+
+def test_answers_of_an_encoder_decoder_go_to_its_decoder() -> None:
+    """Florence-2: the decoder's start token, the answers, padding on the right; the encoder has the question alone."""
+    batch = make("florence2", [picture(9, 9), picture(9, 9)], ["<CAPTION>", "where?"], [None, "in the city"])
+    assert batch.decoder is not None
+    tokenizer = processor("florence2").tokenizer
+    assert tokenizer.decode(batch.input_ids[0][batch.mask(role="question")[0]]) == "What does the image describe?"
+    assert batch.decoder.inputs["input_ids"] is batch.inputs["decoder_input_ids"]
+    assert batch.decoder.role[:, 0].tolist() == [Role.TEMPLATE, Role.TEMPLATE]
+    assert batch.decoder.mask(role="answer")[0].sum() == 0
+    assert tokenizer.decode(batch.decoder.input_ids[1][batch.decoder.mask(role="answer")[1]]) == "in the city"
+    logits = tiny("florence2")(**batch.inputs).logits
+    assert logits.shape[:2] == batch.decoder.modality.shape
+    none = make("florence2", [None], ["what?"])
+    assert not none.has_images
+    assert none.mask(modality="image").sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("family", "names"),
+    [
+        ("qwen2_vl", {"image_grid_thw", "mm_token_type_ids"}),
+        ("gemma3", {"token_type_ids"}),
+        ("mllama", {"aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"}),
+        ("idefics3", {"pixel_attention_mask"}),
+        ("llava_onevision", {"image_sizes", "batch_num_images"}),
+    ],
+)
+def test_what_a_model_needs_beside_comes_through(family: str, names: set[str]) -> None:
+    """Extra inputs of the processor reach the model; nothing that is no tensor does."""
+    batch = make(family, [picture(24, 24), None], ["what", "where?"])
+    assert names <= set(batch.inputs)
+    assert all(isinstance(value, torch.Tensor) for value in batch.inputs.values())
+    tiny(family)(**batch.inputs)

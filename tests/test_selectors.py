@@ -197,6 +197,6 @@ def test_unknown_modalities_and_roles_are_refused(
 
 def test_raw_tensors_have_no_answer(llava: HookedMM) -> None:
     """A batch made from raw tensors has no roles, so words of its answer can't be asked for."""
-    batch = batch_from_inputs({"input_ids": torch.tensor([[2, 8, 39]])}, 4)
+    batch = batch_from_inputs({"input_ids": torch.tensor([[2, 8, 39]])}, llava.structure, llava.hf_model.config)
     with pytest.raises(BadInputError, match="roles are unknown"):
         TokenOfInterest(("red",))(batch, llava.tokenizer)

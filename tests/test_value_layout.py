@@ -11,8 +11,8 @@ from PIL import Image
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout
 from hooked_mm.runner import Hook
+from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout
 
 IMAGE, TEXT = (int(Modality.IMAGE), int(Role.NONE)), (int(Modality.TEXT), int(Role.QUESTION))
 KINDS = st.sampled_from([IMAGE, TEXT, (int(Modality.TEXT), int(Role.TEMPLATE)), (int(Modality.TEXT), int(Role.ANSWER))])

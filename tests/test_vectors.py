@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import Add, ProjectOut
-from hooked_mm.value_layout import layout
 from hooked_mm.runner import Hook
+from hooked_mm.value_layout import layout
 from hooked_mm.vectors import Spread, checked, checked_number, orthonormal, show, unit
 from tests.test_layout import make_batch
 

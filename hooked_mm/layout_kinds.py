@@ -1,0 +1,381 @@
+"""Reading a layout from the model's forward tensors and configuration, by what these hold.
+
+| tensors | configuration | kind | models |
+|---|---|---|---|
+| `image_grid_thw` | `vision_config.spatial_merge_size` | packed | Qwen2-VL, Qwen2.5-VL, Qwen3-VL |
+| `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
+| `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
+| `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
+| `pixel_values` (crops, 3, h, w) | | crops | LLaVA, Gemma 3, InternVL, Florence-2 |
+| one of the last two | `perceiver_config` or `qformer_config` | resampled | Idefics2, BLIP-2 |
+
+Add a kind: write its reader, add a row to `READERS`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+from transformers.image_processing_utils import select_best_resolution
+from transformers.vision_utils import get_vision_window_index
+
+from hooked_mm.errors import BadInputError
+from hooked_mm.layout import ImageLayout, Kind, Layout, Plan, Tiles, cells, place_images, stitch
+
+Arrange = Callable[[int, int], Tiles]
+"""(number of the image, number of its crops) -> how they are arranged."""
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a layout is read from.
+
+    Attributes:
+        inputs: The forward tensors.
+        image: (b, p) bool, where the image token stands.
+        config: The model's configuration.
+        counts: How many image positions each image takes, where a processor has said so.
+        arrange: How a processor cuts its pictures; without one, only what the tensors tell is known.
+    """
+
+    inputs: Mapping[str, Tensor]
+    image: Bool[Tensor, "b p"]
+    config: Any
+    counts: Sequence[int] | None = None
+    arrange: Arrange | None = None
+
+
+@dataclass(frozen=True)
+class _Read:
+    """What a reader found; the rest of `Layout` follows from it."""
+
+    kind: Kind
+    plans: list[Plan]
+    tower_image: Tensor
+    facts: dict[str, Any] = field(default_factory=dict)
+
+
+def read_layout(source: Source) -> Layout:
+    """Where the images of a batch lie.
+
+    Raises:
+        BadInputError: If the image positions of a sample are not those its images take.
+    """
+    nowhere = torch.full(source.image.shape, -1, dtype=torch.long)
+    none = Layout("none", nowhere.new_zeros(0), nowhere, torch.zeros_like(source.image, device="cpu"))
+    device = source.image.device
+    pixels = source.inputs.get("pixel_values")
+    if pixels is None:
+        return none.to(device)
+    # Counting is done on the host; pixels and their masks stay where they are.
+    small = {name: value if name.startswith("pixel") else value.cpu() for name, value in source.inputs.items()}
+    host = replace(source, image=source.image.cpu(), inputs=small)
+    found = next(read for fits, read in READERS if fits(host))(host)
+    sample, index, separator, images = place_images(host.image, found.plans)
+    layout = Layout(found.kind, sample, index, separator, images, found.tower_image, **found.facts)
+    return layout.to(device)
+
+
+def has_image_positions(config: Any) -> bool:
+    """Whether image features stand in the text's sequence; not where text reads them by cross-attention alone."""
+    return not getattr(config.get_text_config(), "cross_attention_layers", None)
+
+
+def _packed(source: Source) -> _Read:
+    """Patches come in blocks of merge x merge, block by block row by row; behind the projector a block is one token.
+
+    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart.
+    """
+    vision = source.config.vision_config
+    merge = vision.spatial_merge_size
+    sizes = source.inputs["image_grid_thw"]
+    unit = merge**2
+    units = torch.arange(int(sizes.prod(dim=1).sum()) // unit)
+    if hasattr(vision, "window_size"):
+        units, _ = get_vision_window_index(
+            sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
+        )
+    order = (units[:, None] * unit + torch.arange(unit)).flatten()
+    patch_place, unit_place = order.argsort(), units.argsort()
+    plans: list[Plan] = []
+    owner: list[int] = []
+    start = 0
+    for number, (frames, height, width) in enumerate(sizes.tolist()):
+        total = frames * height * width
+        blocks = torch.arange(total).view(frames, height // merge, width // merge, merge, merge)
+        patch = blocks.permute(0, 1, 3, 2, 4).reshape(frames * height, width)
+        token = torch.arange(total // unit).view(frames * height // merge, width // merge)
+        layout = ImageLayout(
+            grid=token,
+            patches=_in_row_zero(patch_place[patch + start]),
+            tokens=_in_row_zero(unit_place[token + start // unit]),
+        )
+        plans.append(Plan(layout, total // unit, _nothing()))
+        owner += [number] * total
+        start += total
+    return _Read("packed", plans, torch.tensor(owner), {"tower_order": order})
+
+
+def _in_row_zero(index: Int[Tensor, "rows cols"]) -> Int[Tensor, "rows cols 2"]:
+    return torch.stack([torch.zeros_like(index), index], dim=-1)
+
+
+def _nothing() -> Int[Tensor, " none"]:
+    return torch.zeros(0, dtype=torch.long)
+
+
+def _cross(source: Source) -> _Read:
+    """A row of the tower is an image slot of a sample: its tiles one behind the other, filled up with empty ones."""
+    vision = source.config.vision_config
+    ids = source.inputs["aspect_ratio_ids"]
+    side = source.inputs["pixel_values"].shape[-1] // vision.patch_size
+    tiles = source.inputs["pixel_values"].shape[2]
+    valid = torch.zeros(ids.numel(), tiles * side**2, dtype=torch.bool)
+    plans: list[Plan] = []
+    owner = torch.full((ids.numel(),), -1)
+    for row, ratio in enumerate(ids.flatten().tolist()):
+        if not ratio:
+            continue
+        rows, cols = vision.supported_aspect_ratios[ratio - 1]
+        grids = [cells(row, side, side, start=tile * side**2) for tile in range(rows * cols)]
+        patches = stitch(grids, rows, cols)
+        valid[row, : rows * cols * side**2] = True
+        owner[row] = len(plans)
+        layout = ImageLayout(patches=patches, tokens=patches)
+        plans.append(Plan(layout, 0, _nothing(), sample=row // ids.shape[1]))
+    facts = {
+        "valid": valid,
+        "tiles": tiles,
+        "patches": side**2,
+        "tokens": side**2,
+        "why": "text reads this model's images by cross-attention; the sequence holds no image features",
+    }
+    return _Read("cross", plans, owner, facts)
+
+
+def _newline(source: Source) -> _Read:
+    """Overview, then the stitched crops without the border that was added to fill them, a newline behind each row.
+
+    As LLaVA-NeXT's and LLaVA-OneVision's `pack_image_features`; OneVision shrinks very large grids. An image beside
+    others in its sample (OneVision) is shown once and small.
+    """
+    vision, config = source.config.vision_config, source.config
+    size, side = vision.image_size, vision.image_size // vision.patch_size
+    numbers = source.inputs.get("batch_num_images")
+    sizes = source.inputs["image_sizes"].tolist()
+    cut = [True] * len(sizes) if numbers is None else [n == 1 for n in numbers.tolist() for _ in range(n)]
+    plans, owner, row = [], [], 0
+    for number, (height, width) in enumerate(sizes):
+        base = torch.arange(side**2).view(side, side)
+        small = cells(row, side, side)
+        if not cut[number]:
+            layout = ImageLayout(grid=base, patches=small, tokens=small)
+            plans.append(Plan(layout, side**2 + 1, torch.tensor([side**2])))
+            owner.append(number)
+            row += 1
+            continue
+        best = select_best_resolution([height, width], config.image_grid_pinpoints)
+        rows, cols = best[0] // size, best[1] // size
+        large = stitch([cells(row + 1 + crop, side, side) for crop in range(rows * cols)], rows, cols)
+        grid, separators = _rows_with_newlines(
+            (rows * side, cols * side), (height, width), _limit(config, side), side**2
+        )
+        layout = ImageLayout(grid, base, large, small, large, small)
+        plans.append(Plan(layout, int(separators[-1]) + 1, separators))
+        owner += [number] * (rows * cols + 1)
+        row += rows * cols + 1
+    return _Read("newline", plans, torch.tensor(owner), {"patches": side**2, "tokens": side**2})
+
+
+def _limit(config: Any, side: int) -> int:
+    """How many tokens a stitched grid may have before it is shrunk; 0 for no limit."""
+    ratio = getattr(config, "vision_aspect_ratio", None)
+    return int(ratio.removeprefix("anyres_max_")) * side**2 if ratio else 0
+
+
+def _rows_with_newlines(
+    full: tuple[int, int], picture: tuple[int, int], limit: int, start: int
+) -> tuple[Int[Tensor, "rows cols"], Int[Tensor, " rows"]]:
+    """The stitched grid's ordinals (from `start`, -1 in the border) and those of the newlines."""
+    (rows, cols), (height, width) = full, picture
+    top = left = 0
+    if width / height > cols / rows:
+        top = (rows - int(round(height * (cols / width), 7))) // 2
+    else:
+        left = (cols - int(round(width * (rows / height), 7))) // 2
+    inner = (rows - 2 * top, cols - 2 * left)
+    ratio = math.sqrt(inner[0] * inner[1] / limit) if limit else 0.0
+    if ratio > 1.1:
+        inner = (int(inner[0] // ratio), int(inner[1] // ratio))
+        full, top, left = inner, 0, 0
+    grid = torch.full(full, -1)
+    line = start + torch.arange(inner[0])[:, None] * (inner[1] + 1)
+    grid[top : top + inner[0], left : left + inner[1]] = line + torch.arange(inner[1])
+    return grid, (line + inner[1]).flatten()
+
+
+def _crops(source: Source) -> _Read:
+    """Crop by crop, each with as many positions as any other."""
+    pixels, config = source.inputs["pixel_values"], source.config
+    sample = torch.full((len(pixels),), -1)
+    if pixels.ndim == 5:
+        sample = _real_crops(pixels).nonzero()[:, 0]
+    rows, total = len(sample), int(source.image.sum())
+    if not rows or total % rows:
+        raise BadInputError(
+            f"{total} image positions can't be shared equally by {rows} crops of images; each image token of the text "
+            "must be expanded to the number of patches, and there must be one per image"
+        )
+    per = total // rows
+    resampled = any(hasattr(config, name) for name in ("perceiver_config", "qformer_config"))
+    shapes, stride = _patch_shapes(source, pixels)
+    merge, lead = (0, 0) if resampled else _merge(shapes[0], per)
+    fine = [cells(row, *shapes[row], width=stride[1]) for row in range(rows)]
+    coarse = [cells(row, shape[0] // merge, shape[1] // merge) for row, shape in enumerate(shapes)] if merge else []
+    tiles = _tiles(source, sample.tolist(), per)
+    plans, owner, row = [], [], 0
+    for number, tile in enumerate(tiles):
+        count = _crop_count(tile)
+        layout = _image_of_crops(tile, row, fine, coarse, per, lead)
+        plans.append(Plan(layout, count * per, _nothing(), int(sample[row])))
+        owner += [number] * count
+        row += count
+    valid = torch.zeros(rows, stride[0] * stride[1], dtype=torch.bool)
+    for grid in fine:
+        valid[grid[..., 0], grid[..., 1]] = True
+    facts: dict[str, Any] = {"valid": valid, "patches": stride[0] * stride[1]}
+    if hasattr(config.vision_config, "patch_stride"):
+        facts = {"why": "the tower is a row of stages, each with a grid of its own"}
+        plans = [replace(plan, layout=replace(plan.layout, patches=None)) for plan in plans]
+    if resampled:
+        facts["why"] = "this model's image positions are latent queries, which belong to no place in the image"
+        facts["tokens"] = per
+        return _Read("resampled", plans, torch.tensor(owner), facts)
+    facts["tokens"] = per - lead if merge else 0
+    unknown = "how this image's crops are arranged is not in the tensors; make the batch with model.prepare(...)"
+    facts.setdefault("why", unknown if merge else f"{per} positions do not fit a crop of {shapes[0]} patches")
+    return _Read("crops", plans, torch.tensor(owner), facts)
+
+
+def _real_crops(pixels: Float[Tensor, "b crops 3 h w"]) -> Bool[Tensor, "b crops"]:
+    """Samples with fewer crops are filled up with zeros, which the model takes out before the tower."""
+    return (pixels != 0).flatten(2).any(dim=2).cpu()
+
+
+def _crop_count(tile: Tiles) -> int:
+    return max(1, tile.rows) * tile.cols + bool(tile.overview)
+
+
+def _image_of_crops(
+    tile: Tiles, row: int, fine: list[Tensor], coarse: list[Tensor], per: int, lead: int
+) -> ImageLayout:
+    """Stitch the crops that begin at tower row `row`; positions count from the image's first."""
+    parts = list(range(row, row + _crop_count(tile)))
+    whole = parts.pop(0 if tile.overview == "first" else -1) if tile.overview else None
+
+    def grids(of: list[Tensor]) -> tuple[Tensor | None, Tensor | None]:
+        if not of:
+            return None, None
+        main = stitch([of[part] for part in parts], tile.rows, tile.cols) if tile.rows else None
+        return main, None if whole is None else of[whole]
+
+    def ordinals(tokens: Tensor | None) -> Tensor | None:
+        return None if tokens is None else (tokens[..., 0] - row) * per + tokens[..., 1] + lead
+
+    patches, tokens = grids(fine), grids(coarse)
+    return ImageLayout(ordinals(tokens[0]), ordinals(tokens[1]), *patches, *tokens)
+
+
+def _patch_shapes(source: Source, pixels: Tensor) -> tuple[list[tuple[int, int]], tuple[int, int]]:
+    """The real patches (rows, cols) of each crop, and the (rows, cols) that all crops are filled up to."""
+    vision = source.config.vision_config
+    size: Any = vision.patch_size
+    height, width = pixels.shape[-2:]
+    if isinstance(size, list | tuple):
+        if not hasattr(vision, "patch_stride"):
+            size = size[0]
+        else:
+            # A tower of stages, each with a convolution of its own; crops are whole.
+            for kernel, step, pad in zip(size, vision.patch_stride, vision.patch_padding, strict=True):
+                height, width = ((side + 2 * pad - kernel) // step + 1 for side in (height, width))
+            size = 1
+    stride = (height // size, width // size)
+    if pixels.ndim == 4:
+        return [stride] * len(pixels), stride
+    real = _real_crops(pixels)
+    mask = source.inputs.get("pixel_attention_mask")
+    if mask is None:
+        return [stride] * int(real.sum()), stride
+    heights, widths = (mask.bool().any(dim=axis).sum(dim=2).cpu()[real] // size for axis in (3, 2))
+    return list(zip(heights.tolist(), widths.tolist(), strict=True)), stride
+
+
+def _merge(shape: tuple[int, int], per: int) -> tuple[int, int]:
+    """(m, lead): m x m patches make one token, and `lead` tokens of the crop stand before them; m = 0: does not fit."""
+    for lead in (0, 1):
+        ratio = shape[0] * shape[1] / (per - lead) if per > lead else 0.0
+        merge = math.isqrt(int(ratio))
+        if merge and merge**2 == ratio and shape[0] % merge == 0 and shape[1] % merge == 0:
+            return merge, lead
+    return 0, 0
+
+
+def _tiles(source: Source, samples: list[int], per: int) -> list[Tiles]:
+    """How the crops make images: as the processor says, as the ids tell, or one crop an image."""
+    if source.counts is not None and source.arrange is not None:
+        return [source.arrange(number, count // per) for number, count in enumerate(source.counts)]
+    if samples and samples[0] >= 0 and not hasattr(source.config, "perceiver_config"):
+        return _tiles_by_marks(source, per)
+    if hasattr(source.config, "downsample_ratio"):
+        runs = [stop - start for row in source.image for start, stop in runs_of(row)]
+        return [Tiles() if run == per else Tiles(0, run // per - 1, "last") for run in runs]
+    return [Tiles()] * len(samples)
+
+
+def runs_of(row: Bool[Tensor, " p"]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of adjacent True."""
+    edge = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    return list(zip((edge == 1).nonzero()[:, 0].tolist(), (edge == -1).nonzero()[:, 0].tolist(), strict=True))
+
+
+def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
+    """Idefics3 marks crops: fake, <row_r_col_c>, crop, ..., a line break behind each row; fake, <global>, crop, fake.
+
+    So the mark before a sample's last crop is the global one, and what follows that crop is the fake token.
+    """
+    tiles: list[Tiles] = []
+    ids = source.inputs["input_ids"]
+    for number, row in enumerate(source.image):
+        runs = [(at, at + per) for start, stop in runs_of(row) for at in range(start, stop, per)]
+        if not runs:
+            continue
+        last_start, last_stop = runs[-1]
+        if not last_start or last_stop >= len(row):
+            raise BadInputError("an image's crops have no marks around them; use the model's own processor", number)
+        whole, fake = int(ids[number, last_start - 1]), int(ids[number, last_stop])
+        breaks, crops, before = 0, 0, 0
+        for start, stop in runs:
+            if int(ids[number, start - 1]) == whole:
+                lines = breaks + 1
+                tiles.append(Tiles(lines, crops // lines, "last") if crops else Tiles())
+                breaks = crops = 0
+            else:
+                breaks += crops > 0 and int(ids[number, before]) != fake
+                crops += 1
+            before = stop
+    return tiles
+
+
+READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], _Read]], ...] = (
+    (lambda source: "image_grid_thw" in source.inputs, _packed),
+    (lambda source: "aspect_ratio_ids" in source.inputs, _cross),
+    (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
+    (lambda source: True, _crops),
+)
+"""Condition and reader, the first that fits."""

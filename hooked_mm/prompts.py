@@ -1,0 +1,341 @@
+"""What becomes of a prompt: its text with the role of every character, through the processor's own rewriting.
+
+Processors replace each image token by many, with marks around them, and some add words or spaces. All of this is
+followed character by character; at the end the text is tokenized again and must give the processor's own ids. So roles
+are exact under any tokenizer, also where a token spans a mark and a word, or they are refused.
+"""
+
+from __future__ import annotations
+
+import copy
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from PIL import Image
+from torch import Tensor
+
+from hooked_mm.batch import Role
+from hooked_mm.errors import BadInputError
+
+# Private-use characters no tokenizer or template treats specially; they stand for the question while the template is
+# rendered, so that its own text can't be mistaken for the question.
+_MARK = "\ue000"
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """A text and the role of each of its characters, equally many."""
+
+    text: str
+    roles: tuple[Role, ...]
+
+    @classmethod
+    def of(cls, text: str, role: Role) -> Prompt:
+        """A text that plays one role."""
+        return cls(text, (role,) * len(text))
+
+    def __add__(self, other: Prompt) -> Prompt:
+        return Prompt(self.text + other.text, self.roles + other.roles)
+
+    def __getitem__(self, part: slice) -> Prompt:
+        return Prompt(self.text[part], self.roles[part])
+
+    def sub(self, pattern: str, new: Callable[[re.Match[str]], str]) -> Prompt:
+        """Every match replaced, as `re.sub`; what is put in is template."""
+        made, last = Prompt("", ()), 0
+        for match in re.finditer(pattern, self.text):
+            made = made + self[last : match.start()] + Prompt.of(new(match), Role.TEMPLATE)
+            last = match.end()
+        return made + self[last:]
+
+
+@dataclass(frozen=True)
+class Habit:
+    """What a processor does with prompts beside putting many image tokens in the place of one, and saying so.
+
+    Attributes:
+        inserts: It writes the image tokens itself: prompts have none, and no chat template.
+        needs_image: It, or its model, takes no prompt without an image.
+        begins: It writes the beginning-of-text token itself, so the tokenizer must not.
+        count: How many image positions each image takes, where the processor does not say it with the text.
+        rewrite: (processor, prompt, images of the whole batch) -> the text as it is tokenized, followed by role.
+    """
+
+    inserts: bool = False
+    needs_image: bool = False
+    begins: bool = False
+    count: Callable[[Any], int | None] = lambda processor: None
+    rewrite: Callable[[Any, Prompt, int], Prompt] = lambda processor, prompt, images: prompt
+
+
+def _idefics2(processor: Any, prompt: Prompt, images: int) -> Prompt:
+    """Latents between fake tokens, five times if the image is split; touching fake tokens become one."""
+    fake, token = processor.fake_image_token, processor.image_token
+    block = f"{fake}{token * processor.image_seq_len}{fake}" * (
+        5 if processor.image_processor.do_image_splitting else 1
+    )
+    prompt = prompt.sub(re.escape(token), lambda match: block)
+    prompt = prompt.sub(re.escape(fake + fake), lambda match: fake)
+    return prompt.sub(re.escape(fake) + r"(?=[^\s<])", lambda match: f"{fake} ")
+
+
+def _mllama(processor: Any, prompt: Prompt, images: int) -> Prompt:
+    """A beginning-of-text token behind leading image tokens, unless there is one."""
+    if processor.bos_token in prompt.text:
+        return prompt
+    lead = re.match(f"(?:{re.escape(processor.image_token)})*", prompt.text)
+    cut = lead.end() if lead else 0
+    return prompt[:cut] + Prompt.of(processor.bos_token, Role.TEMPLATE) + prompt[cut:]
+
+
+def _florence2(processor: Any, prompt: Prompt, images: int) -> Prompt:
+    """A task token becomes its sentence; with images, an image token, begin and end stand around it."""
+    (words,) = processor._construct_prompts([prompt.text])
+    if words != prompt.text:
+        prompt = Prompt.of(words, Role.QUESTION)
+    if not images:
+        return prompt
+    before = Prompt.of(processor.image_token + processor.tokenizer.bos_token, Role.TEMPLATE)
+    return before + prompt + Prompt.of(processor.tokenizer.eos_token, Role.TEMPLATE)
+
+
+HABITS = {
+    "Idefics2Processor": Habit(
+        count=lambda processor: processor.image_seq_len * (5 if processor.image_processor.do_image_splitting else 1),
+        rewrite=_idefics2,
+    ),
+    "MllamaProcessor": Habit(begins=True, rewrite=_mllama),
+    "Blip2Processor": Habit(inserts=True, needs_image=True, count=lambda processor: processor.num_query_tokens),
+    "Florence2Processor": Habit(inserts=True, begins=True, rewrite=_florence2),
+}
+"""By the name of the processor's class; the others only replace image tokens, and say so."""
+
+
+def habit(processor: Any) -> Habit:
+    """What is special about a processor."""
+    return HABITS.get(type(processor).__name__, Habit())
+
+
+def image_token(processor: Any) -> str:
+    """The image token of prompts, as text."""
+    return str(processor.image_token)
+
+
+def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
+    """One user turn. Image tokens in the text say where the images go; without any, images go first."""
+    count = text.count(image_token)
+    if count not in (0, images):
+        raise BadInputError(
+            f"the text has {count} image tokens {image_token!r} for {images} images: {text!r}. Write one per image, "
+            "or none to have the images placed before the text"
+        )
+    if not text.replace(image_token, "").strip():
+        raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
+    # Without tokens all images stand first; with tokens each stands between the pieces that its token parts.
+    pieces = text.split(image_token) if count else [text]
+    content: list[dict[str, Any]] = [{"type": "image"}] * (0 if count else images)
+    for index, piece in enumerate(pieces):
+        if index:
+            content.append({"type": "image"})
+        if piece.strip():
+            content.append({"type": "text", "text": piece.strip()})
+    return [{"role": "user", "content": content}]
+
+
+def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    content = [
+        {**part, "text": f"{_MARK}{part['text']}{_MARK}"} if part["type"] == "text" else part
+        for part in messages[0]["content"]
+    ]
+    return [{**messages[0], "content": content}]
+
+
+def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> Prompt:
+    """The prompt with its roles, image tokens unexpanded.
+
+    Args:
+        processor: The model's processor.
+        text: The user's words, or with `template=False` the whole prompt as the model shall see it.
+        images: How many images the sample has.
+        template: Whether to wrap the text in the processor's chat template.
+
+    Raises:
+        BadInputError: If the text is empty or its image tokens do not match the images.
+    """
+    token = image_token(processor)
+    if _MARK in text:
+        raise BadInputError(f"the text contains the private-use character U+E000: {text!r}; remove it")
+    if habit(processor).inserts:
+        _check_inserted(processor, text, images)
+        return Prompt.of(text, Role.QUESTION)
+    if not template:
+        count = text.count(token)
+        if count != images:
+            raise BadInputError(
+                f"the text has {count} image tokens {token!r} for {images} images: {text!r}. With template=False the "
+                "text is taken as it stands: write one image token per image"
+            )
+        if not text.replace(token, "").strip():
+            raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
+        return Prompt.of(text, Role.QUESTION).sub(re.escape(token), lambda match: token)
+    messages = _message(text, images, token)
+    if not getattr(processor, "chat_template", None):
+        raise BadInputError(
+            "this processor has no chat template; give the whole prompt yourself with template=False, image tokens "
+            "included"
+        )
+    rendered = processor.apply_chat_template(_marked(messages), add_generation_prompt=True, tokenize=False)
+    pieces = rendered.split(_MARK)
+    if rendered.replace(_MARK, "").count(token) != images:
+        raise BadInputError(
+            f"the chat template wrote {rendered.count(token)} image tokens for {images} images; it may not support "
+            "images. Give the whole prompt yourself with template=False"
+        )
+    parts = [Prompt.of(piece, Role.QUESTION if index % 2 else Role.TEMPLATE) for index, piece in enumerate(pieces)]
+    return sum(parts[1:], parts[0])
+
+
+def _check_inserted(processor: Any, text: str, images: int) -> None:
+    """A prompt for a processor that writes the image token itself: one image, no token, no template."""
+    token, name = image_token(processor), type(processor).__name__
+    if token in text:
+        raise BadInputError(f"{name} writes the image token {token!r} itself; remove it from the text: {text!r}")
+    if images > 1 or (habit(processor).needs_image and not images):
+        wanted = "exactly one image" if habit(processor).needs_image else "at most one image"
+        raise BadInputError(f"{name} takes {wanted} per prompt, got {images}")
+    if not text.strip():
+        raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
+
+
+def check_answer(answer: str | None, image_token: str) -> None:
+    """Refuse an answer that is empty or holds an image token."""
+    if answer is not None and not answer.strip():
+        raise BadInputError(f"the answer is empty ({answer!r}); pass None for a sample without an answer")
+    if answer is not None and image_token in answer:
+        raise BadInputError(f"the answer contains the image token {image_token!r}: {answer!r}; remove it")
+
+
+def join_answer(prompt: str, answer: str) -> str:
+    """The answer as it follows the prompt: with a space before it unless the prompt ends in white space."""
+    return answer if not prompt or prompt[-1].isspace() or answer[:1].isspace() else f" {answer}"
+
+
+@dataclass(frozen=True)
+class Processed:
+    """What the processor made of a batch.
+
+    Attributes:
+        inputs: Its tensors.
+        roles: Per sample, the role of each token that is not padding.
+        counts: Per image, how many image positions it takes; None where the processor does not say.
+    """
+
+    inputs: dict[str, Tensor]
+    roles: list[list[Role]]
+    counts: list[int | None]
+
+
+def process_prompts(
+    processor: Any,
+    image_id: int | None,
+    prompts: Sequence[Prompt],
+    pictures: Sequence[Sequence[Image.Image]],
+    padding_side: str,
+) -> Processed:
+    """Call the processor and follow what it does to the prompts.
+
+    Args:
+        processor: The model's processor.
+        image_id: The id of the token whose embedding image features replace.
+        prompts: One per sample, image tokens unexpanded.
+        pictures: Those of each sample.
+        padding_side: `"left"` or `"right"`.
+
+    Raises:
+        BadInputError: If the processor takes no such mix of prompts, or made another text of them than is known here.
+    """
+    images, tokenizer, special = sum(map(len, pictures)), processor.tokenizer, habit(processor)
+    if special.inserts and images not in (0, len(pictures)):
+        lacking = next(index for index, sample in enumerate(pictures) if not sample)
+        raise BadInputError(
+            f"has no image, but others of the batch have; {type(processor).__name__} writes an image token into every "
+            "prompt. Make a batch of its own of the prompts without images",
+            lacking,
+        )
+    rewritten = [special.rewrite(processor, prompt, images) for prompt in prompts]
+    # A template that writes the first special token itself must not get it from the tokenizer again.
+    begins = {not (tokenizer.bos_token and prompt.text.startswith(tokenizer.bos_token)) for prompt in rewritten}
+    if special.begins:
+        begins = {False}
+    if len(begins) > 1:
+        raise BadInputError(
+            f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way"
+        )
+    add_special = begins.pop()
+    said: list[list[dict[str, Any]]] = []
+    encoded = _listening(processor, said)(
+        text=[prompt.text for prompt in prompts],
+        images=[list(sample) for sample in pictures] if images else None,
+        return_tensors="pt",
+        padding=True,
+        padding_side=padding_side,
+        add_special_tokens=add_special,
+    )
+    inputs = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
+    said = said or [[] for _ in prompts]
+    name = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
+    roles, counts = [], []
+    for row, (prompt, replaced) in enumerate(zip(rewritten, said, strict=True)):
+        blocks = [item["replacement"] for item in replaced]
+        if blocks:
+            queue = iter(blocks)
+            prompt = prompt.sub(re.escape(image_token(processor)), lambda _, queue=queue: next(queue))  # type: ignore[misc]
+        full = inputs["input_ids"][row][inputs["attention_mask"][row].bool()].tolist()
+        roles.append(_token_roles(tokenizer, prompt, full, image_id, row, add_special))
+        counts += [block.count(name) for block in blocks] or [special.count(processor)] * len(pictures[row])
+    return Processed(inputs, roles, counts)
+
+
+def _listening(processor: Any, said: list[list[dict[str, Any]]]) -> Any:
+    """A copy of the processor that notes, per sample, what it puts in the place of image tokens.
+
+    Not all of them hand this out when asked (`return_text_replacement_offsets`).
+    """
+    heard = copy.copy(processor)
+    inner = processor.get_text_with_replacements
+
+    def listen(*args: Any, **kwargs: Any) -> Any:
+        text, replaced = inner(*args, **kwargs)
+        said.extend(replaced)
+        return text, replaced
+
+    heard.get_text_with_replacements = listen
+    return heard
+
+
+def _token_roles(
+    tokenizer: Any, prompt: Prompt, full: list[int], image_id: int | None, row: int, add_special: bool
+) -> list[Role]:
+    ids, roles = token_roles(tokenizer, prompt, add_special_tokens=add_special)
+    # Blip2 puts the image tokens in front of the tokenized text.
+    lead = len(full) - len(ids)
+    if lead < 0 or full[lead:] != ids or any(token != image_id for token in full[:lead]):
+        raise BadInputError(
+            "the processor's token ids are not those of the prompt's text as it was followed here, so roles can't be "
+            f"told; followed: {prompt.text!r}, the processor's: {tokenizer.decode(full)!r}",
+            row,
+        )
+    return [Role.NONE] * lead + roles
+
+
+def token_roles(tokenizer: Any, prompt: Prompt, **options: Any) -> tuple[list[int], list[Role]]:
+    """Token ids of a text and the role of each token.
+
+    A token has the role of its last character (leading-space tokens begin in the piece before). Special tokens that
+    the tokenizer adds are template.
+    """
+    encoded = tokenizer(prompt.text, return_offsets_mapping=True, **options)
+    roles = [Role.TEMPLATE if start == end else prompt.roles[end - 1] for start, end in encoded["offset_mapping"]]
+    return list(encoded["input_ids"]), roles

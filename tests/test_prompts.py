@@ -1,0 +1,149 @@
+"""Prompts followed through a processor's rewriting, character by character."""
+
+from __future__ import annotations
+
+import copy
+import re
+from types import SimpleNamespace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hooked_mm.batch import Role
+from hooked_mm.errors import BadInputError
+from hooked_mm.prompts import HABITS, Prompt, join_answer, process_prompts, render_prompt, token_roles
+from tests.processors import FAMILIES, idefics2, processor
+from tests.tiny import image_token_id, picture
+
+ROLES = st.sampled_from([Role.TEMPLATE, Role.QUESTION, Role.ANSWER])
+
+
+def prompt_of(pieces: list[tuple[str, Role]]) -> Prompt:
+    """Pieces joined."""
+    return sum((Prompt.of(text, role) for text, role in pieces), Prompt("", ()))
+
+
+@given(st.lists(st.tuples(st.text(st.sampled_from("ab#"), max_size=4), ROLES), max_size=6), st.text("xy", max_size=3))
+def test_replacing_keeps_the_roles_of_all_else(pieces: list[tuple[str, Role]], new: str) -> None:
+    """The text is that of `re.sub`; what is put in is template, every other character keeps its role."""
+    prompt = prompt_of(pieces)
+    changed = prompt.sub("#+", lambda match: new)
+    assert changed.text == re.sub("#+", new, prompt.text)
+    assert len(changed.roles) == len(changed.text)
+    kept = [(letter, role) for letter, role in zip(prompt.text, prompt.roles, strict=True) if letter != "#"]
+    found = [(letter, role) for letter, role in zip(changed.text, changed.roles, strict=True) if letter not in "xy"]
+    assert found == kept
+    put_in = {role for letter, role in zip(changed.text, changed.roles, strict=True) if letter in "xy"}
+    assert put_in <= {Role.TEMPLATE}
+
+
+def test_a_token_has_the_role_of_its_last_character() -> None:
+    """Under BPE a leading space belongs to the word; special tokens that the tokenizer adds are template."""
+    tokenizer = processor("llava").tokenizer
+    prompt = Prompt.of("what ", Role.QUESTION) + Prompt.of("is", Role.ANSWER)
+    ids, roles = token_roles(tokenizer, prompt)
+    names = tokenizer.convert_ids_to_tokens(ids)
+    assert names[0] == "<s>"
+    assert roles[0] == Role.TEMPLATE
+    said = [name for name, role in zip(names, roles, strict=True) if role == Role.ANSWER]
+    assert "".join(said) == "Ġis"
+
+
+@given(before=st.sampled_from(["", "User:", "a "]), after=st.sampled_from(["what", " what", "", "\n", "<end>"]))
+@pytest.mark.parametrize("split", [False, True])
+def test_idefics2s_marks_and_spaces_are_template(split: bool, before: str, after: str) -> None:
+    """Adjacent fake tokens become one, and a space stands before a word: none of it is the question's."""
+    made = idefics2(split=split)
+    text = f"{before}<image><image>{after}"
+    prompt = Prompt.of(text, Role.QUESTION)
+    rewritten = HABITS["Idefics2Processor"].rewrite(made, prompt, 2)
+    heard: list[str] = []
+    listening = copy.copy(made)
+
+    class Tokenizer:
+        """Notes what it is asked to tokenize."""
+
+        def __call__(self, texts: list[str], **options: object) -> dict:
+            heard.extend(texts)
+            raise InterruptedError
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(made.tokenizer, name)
+
+    listening.tokenizer = Tokenizer()
+    with pytest.raises(InterruptedError):
+        listening(text=[text], images=None)
+    assert [rewritten.text] == heard
+    question = "".join(
+        letter for letter, role in zip(rewritten.text, rewritten.roles, strict=True) if role == Role.QUESTION
+    )
+    assert question == before + after
+
+
+def test_mllama_begins_behind_leading_images() -> None:
+    """Where the processor puts the beginning-of-text token, and only if there is none."""
+    made = processor("mllama")
+    rewrite = HABITS["MllamaProcessor"].rewrite
+    bare = rewrite(made, Prompt.of("<|image|>what", Role.QUESTION), 1)
+    assert bare.text == made.prepare_inputs_layout(text=["<|image|>what"])[1][0] == "<|image|><|begin_of_text|>what"
+    assert rewrite(made, bare, 1) == bare
+
+
+@pytest.mark.parametrize("family", [family for family in FAMILIES if family not in ("blip-2", "florence2")])
+def test_counts_are_the_positions_of_each_image(family: str) -> None:
+    """The image tokens in the ids are as many as the processor said, image by image."""
+    made = processor(family)
+    pictures = [[picture(40, 24)], [picture(24, 40), picture(30, 30)]]
+    prompts = [render_prompt(made, "what?", len(sample), template=True) for sample in pictures]
+    done = process_prompts(made, image_token_id(family), prompts, pictures, "left")
+    if family == "mllama":
+        assert done.counts == [None] * 3  # its image token is text
+        return
+    found = (done.inputs["input_ids"] == image_token_id(family)).sum(dim=1).tolist()
+    assert found == [done.counts[0], done.counts[1] + done.counts[2]]
+
+
+def test_text_that_the_processor_rewrote_otherwise_is_refused() -> None:
+    """Roles are never guessed: both texts are shown."""
+    made = copy.copy(processor("llava"))
+    tokenizer = made.tokenizer
+
+    class Shouting:
+        """A processor's own idea of the text."""
+
+        def __call__(self, texts: list[str] | str, **options: object) -> object:
+            return tokenizer(texts if isinstance(texts, str) else [text.upper() for text in texts], **options)
+
+        def __getattr__(self, name: str) -> object:
+            return getattr(tokenizer, name)
+
+    made.tokenizer = Shouting()
+    prompt = Prompt.of("what is it", Role.QUESTION)
+    with pytest.raises(BadInputError, match=r"sample 0: .*roles can't be told; followed: 'what is it', .*WHAT IS IT"):
+        process_prompts(made, 4, [prompt], [[]], "left")
+
+
+def test_answers_follow_with_one_space() -> None:
+    """No second space where the prompt ends in white space."""
+    assert join_answer("assistant :", "red") == " red"
+    assert join_answer("assistant\n", "red") == "red"
+
+
+def test_a_template_that_drops_images_is_refused() -> None:
+    """It may not support images; the way out is named."""
+    blind = copy.copy(processor("llava"))
+    blind.chat_template = "{% for message in messages %}{{ message['content'][-1]['text'] }}{% endfor %}"
+    with pytest.raises(BadInputError, match="the chat template wrote 0 image tokens for 1 images"):
+        render_prompt(blind, "what?", 1, template=True)
+    none = SimpleNamespace(image_token="<image>", chat_template=None)
+    with pytest.raises(BadInputError, match="has no chat template; give the whole prompt yourself"):
+        render_prompt(none, "what?", 1, template=True)
+
+
+def test_prompts_that_begin_differently_are_refused() -> None:
+    """The tokenizer writes the first special token into all prompts or into none."""
+    made = processor("llava")
+    prompts = [Prompt.of("<s>what", Role.QUESTION), Prompt.of("what", Role.QUESTION)]
+    with pytest.raises(BadInputError, match="some prompts begin with '<s>' and some do not"):
+        process_prompts(made, 4, prompts, [[], []], "left")
