@@ -31,6 +31,8 @@ def bridge(model: Any) -> TransformerBridge:
     device = model.device
     model = copy.deepcopy(model)
     model.set_attn_implementation("eager")
+    # A model that was built and not loaded doesn't say what it is.
+    model.config.architectures = model.config.architectures or [type(model).__name__]
     return TransformerBridge.boot_transformers(str(small_model_path("llava")), hf_model=model, device=device)
 
 

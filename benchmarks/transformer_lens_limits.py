@@ -1,6 +1,6 @@
 """What TransformerLens does with vision-language models, found by trying: two tables, good and bad alike.
 
-`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4). The first table tries every family that we
+`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4 and peft). The first table tries every family that we
 support, as a miniature with random weights; the second asks one question per row of the small trained LLaVA. Nothing
 in them is typed in by hand: every entry is computed from what happened.
 """
@@ -41,7 +41,6 @@ def acts(moved: float) -> str:
 def family_row(family: str) -> str:
     """One row of the first table."""
     model = miniature(family)
-    model.config.architectures = [type(model).__name__]
     with without_torchvision_check(model) as wanted:
         try:
             subject = Subject(model, miniature_inputs(model))
@@ -335,7 +334,6 @@ QUESTIONS: tuple[Callable[[Subject], Answer], ...] = (
 def packed_tower() -> Answer:
     """Packed tower (Qwen2.5-VL): values by picture, q, k, v by head"""
     model = miniature("qwen2_5_vl")
-    model.config.architectures = [type(model).__name__]
     with without_torchvision_check(model):
         s = Subject(model, miniature_inputs(model))
     parts = [
