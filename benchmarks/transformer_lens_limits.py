@@ -1,8 +1,8 @@
 """What TransformerLens does with vision-language models, found by trying: two tables, good and bad alike.
 
-`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4 and peft). The first table tries every family that we
-support, as a miniature with random weights; the second asks one question per row of the small trained LLaVA. Nothing
-in them is typed in by hand: every entry is computed from what happened.
+`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4 and peft). The first table tries every family that
+we support, as a miniature with random weights; the second asks one question per row of the small trained LLaVA. Every
+verdict is computed from what happened.
 """
 
 from __future__ import annotations
@@ -100,7 +100,8 @@ def modality(s: Subject) -> Answer:
     words = ("modal", "image", "role", "position_kind")
     public = {name for owner in (s.bridge, s.cache) for name in dir(owner) if not name.startswith("_")}
     found = sorted(name for name in public if any(word in name.lower() for word in words))
-    return "no", f"of {len(public)} public names of model and cache only {', '.join(found)} speaks of it"
+    verdict = "no" if found == ["prepare_multimodal_inputs"] else "perhaps"
+    return verdict, f"of {len(public)} public names of model and cache only {', '.join(found)} speaks of it"
 
 
 def embed(s: Subject) -> Answer:
@@ -271,11 +272,26 @@ def gradients(s: Subject) -> Answer:
     return "yes" if got == names else "no", f"`incl_bwd=True`: {', '.join(got)}"
 
 
-def attribution(s: Subject) -> Answer:
-    """Decompositions of the stream, head results, logit attribution"""
-    stream, heads = s.cache.decompose_resid(layer=-1), s.cache.stack_head_results(layer=-1)
-    scores = s.cache.logit_attrs(stream, tokens=5)
-    return "yes", f"components {tuple(stream.shape)}, heads {tuple(heads.shape)}, attributions {tuple(scores.shape)}"
+def heads(s: Subject) -> Answer:
+    """Per-head results and logit attribution"""
+    parts = s.cache.stack_head_results(layer=-1, incl_remainder=False)
+    whole = sum(s.cache[f"blocks.{layer}.hook_attn_out"] for layer in range(len(s.bridge.blocks)))
+    off = float((parts.sum(dim=0) - whole)[s.real].abs().max())
+    scores = s.cache.logit_attrs(parts, tokens=5)
+    return (
+        "yes" if off < 1e-4 else "no",
+        f"heads sum to what attention adds within {off:.0e}; scores {tuple(scores.shape)}",
+    )
+
+
+def decomposition(s: Subject) -> Answer:
+    """Components of the residual stream sum to it"""
+    total = s.cache.decompose_resid(layer=-1).sum(dim=0)
+    off = (total - s.cache[f"blocks.{len(s.bridge.blocks) - 1}.hook_resid_post"]).abs().amax(dim=-1)
+    image = s.ids == s.model.config.image_token_id
+    text, picture = float(off[s.real & ~image].max()), float(off[image].max())
+    verdict = {(True, True): "yes", (True, False): "at text positions"}.get((text < 1e-3, picture < 1e-3), "no")
+    return verdict, f"decompose_resid: off by {text:.0e} at text positions, by {picture:.0f} at image positions"
 
 
 def leaves_model(s: Subject) -> Answer:
@@ -327,7 +343,7 @@ def installs(s: Subject) -> Answer:
 QUESTIONS: tuple[Callable[[Subject], Answer], ...] = (
     *(same_logits, batch_independence, prepares_batches, modality, embed, tower, dead_names, asks_for_dead_name),
     *(misspelt, resid_mid, text_patterns, tower_patterns, generation, beams, generation_cache, stops, gradients),
-    *(attribution, leaves_model, peft, installs),
+    *(heads, decomposition, leaves_model, peft, installs),
 )
 
 
@@ -341,11 +357,9 @@ def packed_tower() -> Answer:
     ]
     shape = tuple(s.cache["vision_encoder.blocks.1.hook_resid_post"].shape)
     grids = s.inputs["image_grid_thw"].prod(dim=1).tolist()
-    return (
-        "no",
-        f"resid_post is {shape} for pictures of {grids} patches, and nothing says whose rows are whose; attention has "
-        f"{', '.join(parts)}",
-    )
+    packed = shape[0] == sum(grids) and parts == ["qkv.hook_out"]
+    found = f"resid_post is {shape} for pictures of {grids} patches, with no index of pictures; attention has "
+    return "no" if packed else "yes", found + ", ".join(parts)
 
 
 def main() -> None:
