@@ -1,8 +1,8 @@
 """What TransformerLens does with vision-language models, found by trying: two tables, good and bad alike.
 
-`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4 and peft). The first table tries every family that
-we support, as a miniature with random weights; the second asks one question per row of the small trained LLaVA. Every
-verdict is computed from what happened.
+`python -m benchmarks.transformer_lens_limits` (needs TransformerLens 4 and peft). The first table tries every family
+that we support, as a miniature with random weights; the second asks one question per row of the small trained LLaVA.
+Every verdict is computed from what happened.
 """
 
 from __future__ import annotations
