@@ -145,7 +145,7 @@ def test_a_patch_reaches_the_position_the_grid_says(family: str, data: st.DataOb
     overview = data.draw(st.booleans()) and batch.layout.images[image].overview is not None
     lies = batch.layout.images[image]
     patches, tokens = (lies.patches_overview, lies.overview) if overview else (lies.patches, lies.grid)
-    if patches.shape[0] % tokens.shape[0]:
+    if batch.layout.kind == "newline" and patches.shape[:2] != tokens.shape:
         return  # OneVision has shrunk this grid
     ratio = patches.shape[0] // tokens.shape[0]
     row, col = data.draw(st.integers(0, patches.shape[0] - 1)), data.draw(st.integers(0, patches.shape[1] - 1))
@@ -159,6 +159,21 @@ def test_a_patch_reaches_the_position_the_grid_says(family: str, data: st.DataOb
     if position >= 0:
         expected[image, position] = True
     assert torch.equal(moved, expected)
+
+
+@settings(max_examples=6)
+@given(row=st.integers(0, 7), col=st.integers(0, 7))
+def test_a_grid_that_onevision_shrinks_still_shows_the_picture(row: int, col: int) -> None:
+    """8 x 8 patches become 5 x 5 positions: the one that changes most lies where the patch was."""
+    batch = made("llava_onevision", [[(32, 32)]], "left")
+    lies = batch.layout.images[0]
+    assert lies.grid.shape == (5, 5)
+    model = position_wise("llava_onevision")
+    before = run("llava_onevision", batch, model).grid("hook_embed", 0)[0]
+    batch.inputs["pixel_values"] = pixels_of("llava_onevision", batch, lies.patches[row, col])
+    after = run("llava_onevision", batch, model).grid("hook_embed", 0)[0]
+    most = divmod(int((after - before).norm(dim=-1).argmax()), 5)
+    assert max(abs((most[0] + 0.5) / 5 - (row + 0.5) / 8), abs((most[1] + 0.5) / 5 - (col + 0.5) / 8)) <= 0.15
 
 
 @pytest.mark.parametrize("family", [f for f in FAMILIES if f not in ("mllama", "idefics2", "blip-2", "florence2")])
