@@ -64,7 +64,7 @@ def eager_attention(
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
 ) -> Float[Tensor, "b heads q k"]:
-    """Attention pattern softmax(cap(q k^T * scaling) + mask), in float32, cast to the queries' dtype.
+    """Attention pattern softmax(cap(q k^T * scaling) + mask), in at least float32, cast to the queries' dtype.
 
     Args:
         query: After rotary embedding.
@@ -80,10 +80,11 @@ def eager_attention(
     if mask is not None:
         mask = mask[..., : key.shape[2]]
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
+    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
     if sinks is not None:
         extra = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        return torch.cat([scores, extra], dim=-1).softmax(dim=-1, dtype=torch.float32)[..., :-1].to(query.dtype)
-    return scores.softmax(dim=-1, dtype=torch.float32).to(query.dtype)
+        return torch.cat([scores, extra], dim=-1).softmax(dim=-1, dtype=wide)[..., :-1].to(query.dtype)
+    return scores.softmax(dim=-1, dtype=wide).to(query.dtype)
 
 
 def _block_mask(bounds: Tensor, length: int, device: torch.device) -> Tensor:
@@ -164,7 +165,9 @@ def _eager(
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 
-def _plain_eager(module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any):
+def _plain_eager(
+    module: Any, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, **options: Any
+) -> tuple[Tensor, Tensor]:
     return _eager(None, module, query, key, value, attention_mask, None, options)
 
 

@@ -23,13 +23,15 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-import hooked_mm.batch as batch_module
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, StoreError
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.layout import ImageLayout, Layout
 
 FORMAT = 1
 PACKAGES = ("hooked-mm", "torch", "transformers", "safetensors")
+CLASSES: dict[str, type] = {"Batch": Batch, "Layout": Layout, "ImageLayout": ImageLayout}
+"""What a batch is made of; a file's header can name no other class."""
 _KEY = "hooked_mm"
 
 
@@ -48,12 +50,12 @@ def _encode(value: Any, path: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, Mapping):
         return {"dict": {str(key): _encode(item, f"{path}/{key}", tensors) for key, item in value.items()}}
     name = type(value).__name__
-    if is_dataclass(value) and getattr(batch_module, name, None) is type(value):
+    if is_dataclass(value) and CLASSES.get(name) is type(value):
         content = {field.name: getattr(value, field.name) for field in fields(value)}
         return {"class": name, "fields": _encode(content, path, tensors)["dict"]}
     raise BadInputError(
         f"{path} is a {name}, which a cache file can't hold; a batch holds tensors, numbers, strings, lists, mappings "
-        "and the classes of hooked_mm.batch"
+        "and {', '.join(CLASSES)}"
     )
 
 
@@ -68,8 +70,8 @@ def _decode(tree: Any, tensors: Mapping[str, Tensor]) -> Any:
         return tuple(_decode(item, tensors) for item in tree["tuple"])
     if "dict" in tree:
         return {key: _decode(item, tensors) for key, item in tree["dict"].items()}
-    made = getattr(batch_module, tree["class"])
-    if not (isinstance(made, type) and is_dataclass(made)):
+    made = CLASSES.get(tree["class"])
+    if made is None:
         raise TypeError(f"{tree['class']!r} is not a class of a batch")
     return made(**{key: _decode(item, tensors) for key, item in tree["fields"].items()})
 

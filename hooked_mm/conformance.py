@@ -183,8 +183,8 @@ class _Probe:
         with torch.no_grad():
             bare = self.model.hf_model(**self.batch.inputs).logits
             plain, _ = self.read([name for name in self.names() if not self.points[name].costly])
-            same = "holds" if torch.equal(plain, bare) else "fails"
-            yield Check("reading changes no logit, bit for bit", "hook_logits", same)
+            same = torch.equal(plain, bare)
+            yield Check("reading changes no logit, bit for bit", "hook_logits", "holds" if same else "fails")
             between = [
                 f"{PREFIXES[s]}blocks.{layer + 1}.hook_resid_pre" for s in self.layers for layer in self.layers[s]
             ]

@@ -43,15 +43,22 @@ def tolerance(dtype: torch.dtype) -> float:
     return max(2e-5, 8 * torch.finfo(dtype).eps)
 
 
-def compare(what: str, point: str, got: Tensor, expected: Tensor, keep: Tensor | None = None) -> Check:
-    """Whether two values agree, where `keep` (over the leading dimensions) is true."""
+def compare(
+    what: str,
+    point: str,
+    got: Tensor,
+    expected: Tensor,
+    keep: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> Check:
+    """Whether two values agree, where `keep` (over the leading dimensions) is true, to the rounding of `dtype`."""
     if got.shape != expected.shape:
         return Check(what, point, "fails", None, f"shapes {tuple(got.shape)} and {tuple(expected.shape)} differ")
     if keep is not None and keep.shape == got.shape[: keep.ndim]:
         got, expected = got[keep], expected[keep]
     size = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
     error = (got.float() - expected.float()).abs().max().item() / size if got.numel() else 0.0
-    return Check(what, point, "holds" if error <= tolerance(got.dtype) else "fails", error)
+    return Check(what, point, "holds" if error <= tolerance(dtype or got.dtype) else "fails", error)
 
 
 class BlockEquations:
@@ -69,13 +76,14 @@ class BlockEquations:
         self, values: Mapping[str, Tensor], model: nn.Module, block: Block, prefix: str, keep: Tensor | None
     ) -> None:
         self.values, self.model, self.block, self.prefix, self.keep = values, model, block, prefix, keep
+        self.dtype = values[f"{prefix}hook_resid_post"].dtype
 
     def get(self, name: str) -> Tensor | None:
         """A value of this block, None if the block has no such point."""
         return self.values.get(self.prefix + name)
 
     def _same(self, what: str, name: str, got: Tensor, expected: Tensor) -> Check:
-        return compare(what, self.prefix + name, got, expected, self.keep)
+        return compare(what, self.prefix + name, got, expected, self.keep, self.dtype)
 
     def _module(self, role: str) -> Any:
         return submodule(self.model, f"{self.block.path}.{self.block.parts[role]}")

@@ -121,7 +121,7 @@ class HookedMM:
         if self._strict:
             named = "\n".join(f"  {point}: {why}" for point, why in report.failed_points().items())
             raise ConformanceError(
-                f"{len(report.failed_points())} hook points of {report.model} do not mean what their names say:\n{named}\n"
+                f"hook points of {report.model} that do not mean what their names say:\n{named}\n"
                 "Load with strict=False to use the others, or with check=False at your own risk",
                 report,
             )

@@ -90,7 +90,8 @@ def has_image_positions(config: Any) -> bool:
 def _packed(source: Source) -> _Read:
     """Patches come in blocks of merge x merge, block by block row by row; behind the projector a block is one token.
 
-    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart.
+    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart; its
+    tower's last step puts the tokens back.
     """
     vision = source.config.vision_config
     merge = vision.spatial_merge_size
@@ -102,7 +103,7 @@ def _packed(source: Source) -> _Read:
             sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
         )
     order = (units[:, None] * unit + torch.arange(unit)).flatten()
-    patch_place, unit_place = order.argsort(), units.argsort()
+    patch_place = order.argsort()
     plans: list[Plan] = []
     owner: list[int] = []
     start = 0
@@ -114,7 +115,7 @@ def _packed(source: Source) -> _Read:
         layout = ImageLayout(
             grid=token,
             patches=_in_row_zero(patch_place[patch + start]),
-            tokens=_in_row_zero(unit_place[token + start // unit]),
+            tokens=_in_row_zero(token + start // unit),
         )
         plans.append(Plan(layout, total // unit, _nothing()))
         owner += [number] * total

@@ -101,7 +101,8 @@ class _Root(nn.Module):
         return self.model(**inputs)
 
     def generate(self, **inputs: Any) -> Any:
-        return self.model.generate(**inputs)
+        generate: Any = self.model.generate
+        return generate(**inputs)
 
 
 class Runner:

@@ -60,9 +60,9 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
         "layernorm_after",
     ),
     "mlp": (*_MLPS, "fc2"),
-    "mlp_gate": (*_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1")), "fc1"),
+    "mlp_gate": (*_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc")), "fc1"),
     "mlp_up": _inside(_MLPS, ("up_proj",)),
-    "mlp_down": (*_inside(_MLPS, ("down_proj", "fc2", "linear_fc2")), "fc2"),
+    "mlp_down": (*_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj")), "fc2"),
     "mlp_post_norm": ("post_feedforward_layernorm",),
 }
 # What multiplies a module's output before it is added to the stream: (parameter, function). The first that exists.
@@ -303,7 +303,6 @@ def _block(block: nn.Module, path: str, what: str) -> Block:
     layer_type = getattr(module, "layer_type", None) or ("sliding" if getattr(module, "is_sliding", False) else None)
     arguments = inspect.signature(type(module).forward).parameters
     normed = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
-    mlp_in = submodule(block, found["mlp_gate"]) if "mlp_gate" in found else None
     mlp_down = submodule(block, found["mlp_down"]) if "mlp_down" in found else None
     return Block(
         path=path,
@@ -315,9 +314,8 @@ def _block(block: nn.Module, path: str, what: str) -> Block:
         n_kv_heads=kv_heads,
         d_head=d_head,
         d_model=_width(submodule(block, out), "out_features") if out else 0,
-        d_mlp=_width(mlp_down or mlp_in, "in_features" if mlp_down is not None else "out_features")
-        if mlp_down is not None or mlp_in is not None
-        else 0,
+        # An MLP of no known parts (a mixture of experts) has no neurons of its own.
+        d_mlp=0 if mlp_down is None else _width(mlp_down, "in_features"),
         rotary="position_embeddings" in arguments
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask="full_text_row_masked_out_mask" in inspect.signature(type(block).forward).parameters

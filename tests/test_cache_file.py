@@ -17,17 +17,21 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 import hooked_mm.cache_file as cache_file
-from hooked_mm.batch import Batch, batch_from_inputs
+from hooked_mm.batch import Batch, Role
 from hooked_mm.cache_file import load_cache, save_cache
 from hooked_mm.errors import BadInputError, StoreError
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.layout import Layout
 
-POINTS = {name: HookPoint(name, "m", "output", "text", 0, "é", 2, True) for name in "abcd"}
+POINTS = {name: HookPoint(name, "text", 0, "é", once=True, form="heads") for name in "abcd"}
 
 
 def small_batch() -> Batch:
     """Two samples of three tokens."""
-    return batch_from_inputs({"input_ids": torch.arange(6).view(2, 3)}, None)
+    ids, none = torch.arange(6).view(2, 3), torch.zeros(2, 3, dtype=torch.bool)
+    layout = Layout("none", torch.zeros(0, dtype=torch.long), torch.full((2, 3), -1), none)
+    role = torch.full((2, 3), int(Role.UNKNOWN), dtype=torch.int8)
+    return Batch({"input_ids": ids, "attention_mask": torch.ones_like(ids)}, torch.ones_like(role), role, layout, [])
 
 
 def save(path: Path, values: dict[str, Tensor] | None = None, batch: Any = None) -> Path:
@@ -82,24 +86,24 @@ class Kind(Enum):
 
 
 def test_later_fields_of_a_batch_are_kept_or_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Classes of the batch module, tuples, mappings; a class from elsewhere is refused, and nothing is written."""
+    """Classes that are listed, tuples, mappings; a class from elsewhere is refused, and nothing is written."""
 
     @dataclass(frozen=True)
-    class Layout:
-        """A class that the batch module might get."""
+    class Odd:
+        """A class that a batch might get."""
 
         grid: tuple[int, int]
         rows: Any
 
     batch = small_batch()
-    held = Layout((2, 3), {"x": [torch.ones(2), None, 1.5, True], "k": Kind.ONE})
+    held = Odd((2, 3), {"x": [torch.ones(2), None, 1.5, True], "k": Kind.ONE})
     odd = replace(batch, tokens=held)  # type: ignore[arg-type]
-    with pytest.raises(BadInputError, match=r"batch/tokens is a Layout, which a cache file can't hold"):
+    with pytest.raises(BadInputError, match=r"batch/tokens is a Odd, which a cache file can't hold"):
         save(tmp_path / "x", batch=odd)
     assert not list(tmp_path.iterdir())
-    monkeypatch.setattr(cache_file.batch_module, "Layout", Layout, raising=False)
+    monkeypatch.setitem(cache_file.CLASSES, "Odd", Odd)
     back: Any = load_cache(save(tmp_path / "x", batch=odd))[1].tokens
-    assert isinstance(back, Layout)
+    assert isinstance(back, Odd)
     assert back.grid == (2, 3)
     assert torch.equal(back.rows["x"][0], torch.ones(2))
     assert back.rows["x"][1:] == [None, 1.5, True]

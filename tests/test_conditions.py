@@ -20,7 +20,7 @@ from hooked_mm.interventions import Add, Scale
 from hooked_mm.knockout import KnockOut
 from hooked_mm.runner import Hook
 from tests.raw import raw_hook
-from tests.test_layout import make_batch
+from tests.test_value_layout import make_batch
 
 PROMPTS = ["what colour is the circle ?", "describe the scene .", "what place is this ? describe the scene ."]
 EARLY, LATE = "blocks.0.hook_resid_post", "blocks.2.hook_resid_post"

@@ -33,9 +33,12 @@ def raw(llava: HookedMM, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
     return raw_values(llava.hf_model, batch.inputs)
 
 
+DERIVED = ("hook_scale", "hook_normalized", "hook_rot_q", "hook_rot_k", "hook_pattern", "hook_result")
+
+
 def test_every_listed_point_is_in_the_reference(llava: HookedMM) -> None:
-    """The hand-written table and the list name the same points, so none escapes the comparison."""
-    assert set(llava.hook_names) == set(TABLE)
+    """The hand-written table names every point that is a module's own value; the derived are checked by formula."""
+    assert {name for name in llava.hook_names if not name.endswith(DERIVED)} == set(TABLE)
 
 
 def test_listed_points_fire_and_equal_raw_hooks_bit_for_bit(
@@ -43,7 +46,7 @@ def test_listed_points_fire_and_equal_raw_hooks_bit_for_bit(
 ) -> None:
     """Reading 142 points at once gives what a raw hook reads one at a time."""
     assert list(ours[1])
-    assert set(ours[1]) == set(raw[1])
+    assert set(ours[1]) >= set(raw[1])
     different = [name for name, value in raw[1].items() if not torch.equal(value, ours[1][name])]
     assert not different
 
@@ -77,7 +80,8 @@ def test_names_are_in_execution_order(llava: HookedMM, batch: Batch) -> None:
             handle.remove()
     # hook_embed and the first block's resid_pre are one place, as are a tower's.
     once = [name for name in seen if name not in ("hook_embed", "vision.hook_embed")]
-    assert once == [name for name in llava.hook_names if name not in ("hook_embed", "vision.hook_embed")]
+    listed = [name for name in llava.hook_names if name in TABLE and not name.endswith("hook_embed")]
+    assert once == listed
 
 
 @pytest.mark.parametrize(("prefix", "layers"), [("", 6), ("vision.", 4)])

@@ -31,7 +31,7 @@ from hooked_mm.interventions import (
 from hooked_mm.positions import QUESTION, Positions
 from hooked_mm.runner import Hook
 from tests.raw import raw_hook
-from tests.test_layout import make_batch
+from tests.test_value_layout import make_batch
 
 PROMPTS = ["what colour is the circle ?", "describe the scene .", "what ?"]
 POINT = "blocks.0.hook_resid_post"

@@ -17,7 +17,7 @@ from hooked_mm.patching import Patch
 from hooked_mm.positions import Positions
 from hooked_mm.runner import Hook
 from tests.raw import raw_hook
-from tests.test_layout import make_batch
+from tests.test_value_layout import make_batch
 
 POINT, TOWER = "blocks.1.hook_resid_post", "projector.hook_out"
 PROMPTS = ["what colour is the circle ?", "describe the scene .", "what place is this ?"]

@@ -27,7 +27,7 @@ from hooked_mm.positions import (
     as_rule,
 )
 from hooked_mm.runner import Hook
-from tests.test_layout import KINDS, make_batch
+from tests.test_value_layout import KINDS, make_batch
 
 RESID = "blocks.1.hook_resid_post"
 # A rule, and what it means for one position told as a dictionary of plain facts.

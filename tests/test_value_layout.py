@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -11,11 +14,18 @@ from PIL import Image
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.layout import Layout
 from hooked_mm.runner import Hook
 from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout
 
 IMAGE, TEXT = (int(Modality.IMAGE), int(Role.NONE)), (int(Modality.TEXT), int(Role.QUESTION))
 KINDS = st.sampled_from([IMAGE, TEXT, (int(Modality.TEXT), int(Role.TEMPLATE)), (int(Modality.TEXT), int(Role.ANSWER))])
+
+
+def of_images(owner: torch.Tensor, modality: torch.Tensor, kind: Any = "crops") -> Layout:
+    """Images of these samples, of which nothing else is known."""
+    nothing = torch.zeros(modality.shape, dtype=torch.bool)
+    return Layout(kind, owner.long(), torch.full(modality.shape, -1), nothing)
 
 
 def make_batch(samples: list[list[tuple[int, int]]], left: bool = True, **inputs: torch.Tensor) -> Batch:
@@ -28,7 +38,7 @@ def make_batch(samples: list[list[tuple[int, int]]], left: bool = True, **inputs
     modality, role = torch.tensor(rows, dtype=torch.int8).unbind(-1)
     owner = torch.tensor([row for row, tokens in enumerate(samples) if IMAGE in tokens])
     ids = torch.zeros(len(samples), width, dtype=torch.long)
-    return Batch({"input_ids": ids, **inputs}, modality, role, owner, [])
+    return Batch({"input_ids": ids, **inputs}, modality, role, of_images(owner, modality), [])
 
 
 @given(
@@ -88,7 +98,7 @@ def test_a_packed_tower_is_split_by_its_grid() -> None:
     """Two images of one sample and one of another, of 4, 6 and 8 patches; merged by two behind the projector."""
     samples = [[IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, TEXT], [IMAGE, IMAGE, IMAGE, IMAGE, TEXT]]
     batch = make_batch(samples, image_grid_thw=torch.tensor([[1, 2, 2], [1, 2, 3], [2, 2, 2]]))
-    batch = Batch(batch.inputs, batch.modality, batch.role, torch.tensor([0, 0, 1]), [])
+    batch = replace(batch, layout=of_images(torch.tensor([0, 0, 1]), batch.modality))
     tower = layout(Hook("vision.blocks.0.hook_resid_post", 0, 0, batch), (18, 32))
     own = [*range(4), *range(6), *range(8)]
     assert tower.need("own", "").flatten().tolist() == own

@@ -16,7 +16,7 @@ from hooked_mm.interventions import Add, ProjectOut
 from hooked_mm.runner import Hook
 from hooked_mm.value_layout import layout
 from hooked_mm.vectors import Spread, checked, checked_number, orthonormal, show, unit
-from tests.test_layout import make_batch
+from tests.test_value_layout import make_batch
 
 TEXT = (1, 2)
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 import functools
-from types import MappingProxyType
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -13,11 +13,13 @@ import transformers
 from PIL import Image
 from transformers import AutoModelForImageTextToText
 
+from hooked_mm.access import Access, FieldValue, ModuleValue
 from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
-from hooked_mm.hook_points import HookPoint
+from hooked_mm.hook_points import HookPoint, Stream
+from hooked_mm.miniatures import miniature
 from hooked_mm.prepare import prepare
-from hooked_mm.structure import Stack, Structure
+from hooked_mm.structure import Structure, resolve
 from tests.processors import PINPOINTS, processor
 
 _STACK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
@@ -194,10 +196,14 @@ def tiny(family: str) -> Any:
     return model
 
 
+@functools.cache
+def _llava() -> Structure:
+    return resolve(miniature("llava"))
+
+
 def structure(family: str) -> Structure:
     """A structure that knows the image token; paths are not needed by batches."""
-    stack = Stack(2, 32, 4, 4, 8, 48, "", MappingProxyType({}))
-    return Structure(family, stack, None, None, "", "", "", image_token_id(family), plain_positions=False)
+    return replace(_llava(), family=family, image_token_id=image_token_id(family), plain_positions=False)
 
 
 _TOWERS = {
@@ -234,14 +240,19 @@ def points(family: str) -> dict[str, HookPoint]:
     tower = _TOWERS.get(family, "model.vision_tower.encoder.layers.0")
     text = _TEXTS.get(family, "model.language_model.layers.0")
     projector = _PROJECTORS.get(family, "model.multi_modal_projector")
+    out: Access = ModuleValue(projector, "output")
+    if family == "qwen2_5_vl":
+        # The projector's own output is in window order.
+        out = FieldValue("model.visual", "pooler_output")
+    # An encoder-decoder's image positions are its encoder's.
+    stream: Stream = "encoder" if family == "florence2" else "text"
     found = [
-        HookPoint("projector.hook_in", projector, "input", "projector", None, ""),
-        HookPoint("projector.hook_out", projector, "output", "projector", None, ""),
-        # An encoder-decoder's image positions are its encoder's.
-        HookPoint("hook_embed", text, "input", "encoder" if family == "florence2" else "text", None, ""),  # type: ignore[arg-type]
+        HookPoint("projector.hook_in", "projector", None, "", ModuleValue(projector, "input")),
+        HookPoint("projector.hook_out", "projector", None, "", out),
+        HookPoint("hook_embed", stream, None, "", ModuleValue(text, "input")),
     ]
     if family != "florence2":
-        found.append(HookPoint("vision.hook_embed", tower, "input", "vision", None, ""))
+        found.append(HookPoint("vision.hook_embed", "vision", None, "", ModuleValue(tower, "input")))
     return {point.name: point for point in found}
 
 
@@ -256,7 +267,11 @@ def run(family: str, batch: Batch, model: Any = None) -> ActivationCache:
     handles = []
     for name, point in points(family).items():
         module = model.get_submodule(point.module)
-        if point.side == "output":
+        access = point.access
+        if isinstance(access, FieldValue):
+            field = access.name
+            handles.append(module.register_forward_hook(lambda m, a, o, n=name, f=field: take(n, getattr(o, f))))
+        elif isinstance(access, ModuleValue) and access.side == "output":
             handles.append(module.register_forward_hook(lambda m, a, out, name=name: take(name, out)))
         else:
 

@@ -1,0 +1,90 @@
+"""Every proved family with what it has and what was checked, or the proof for one model (`--check`)."""
+
+from __future__ import annotations
+
+import sys
+import time
+import warnings
+from collections.abc import Sequence
+
+from jsonargparse import ArgumentParser
+
+from hooked_mm.conformance import ConformanceReport, describe_kinds
+from hooked_mm.errors import ConformanceError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.miniatures import miniature, miniature_inputs
+from hooked_mm.structure import FAMILIES
+
+
+def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
+    """Build a family's miniature and check it; the model and its report, whatever it says.
+
+    Raises:
+        BadInputError: For a family without a miniature.
+    """
+    model = HookedMM(miniature(family), check="full" if full else True, strict=False)
+    model.run_with_cache(miniature_inputs(model.hf_model), "hook_embed")
+    assert model.conformance is not None
+    return model, model.conformance
+
+
+def check_model(model_id: str, *, full: bool, dtype: str, device_map: str | None) -> ConformanceReport:
+    """Load a model of the hub or a folder and check it; or the miniature, for the name of a family."""
+    if model_id in FAMILIES:
+        return check_miniature(model_id, full=full)[1]
+    try:
+        model = HookedMM.from_pretrained(model_id, dtype=dtype, device_map=device_map, check="full" if full else True)
+    except ConformanceError as error:
+        report: ConformanceReport = error.report
+        return report
+    assert model.conformance is not None
+    return model.conformance
+
+
+def table(families: Sequence[str] = FAMILIES, *, full: bool = False) -> tuple[list[str], bool]:
+    """The lines of the table, one per family, and whether every check of every family holds."""
+    heading = f"{'family':16} {'points':>6} {'text':>4} {'tower':>5} {'hold':>5} {'fail':>4} {'n/a':>4} {'error':>8} {'s':>5}  kind"
+    lines, fine = [heading], True
+    for family in families:
+        start = time.monotonic()
+        model, report = check_miniature(family, full=full)
+        counts = [
+            sum(check.verdict == verdict for check in report.checks) for verdict in ("holds", "fails", "not applicable")
+        ]
+        worst = max((check.error for check in report.checks if check.error is not None), default=0.0)
+        vision = model.cfg.vision
+        fine &= report.ok
+        kinds = ", ".join(kind.split(":")[0] for kind in describe_kinds(model))
+        lines.append(
+            f"{family:16} {len(model.hook_names):6} {model.cfg.n_layers:4} {vision.n_layers if vision else 0:5} {counts[0]:5} "
+            f"{counts[1]:4} {counts[2]:4} {worst:8.1e} {time.monotonic() - start:5.1f}  {kinds}"
+        )
+    return lines, fine
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `hooked-mm models`."""
+    parser = ArgumentParser(
+        prog="hooked-mm models",
+        description="Without arguments: every proved family as a random miniature, what resolves and what was checked.",
+    )
+    parser.add_argument("--check", metavar="ID", help="a hub id, a folder or a family: print its whole report")
+    parser.add_argument("--full", action="store_true", help="look at every block, not the first and last of each kind")
+    parser.add_argument("--dtype", default="auto", help="of the weights, with --check")
+    parser.add_argument("--device_map", help="as in transformers, with --check")
+    chosen = parser.parse_args(None if argv is None else list(argv))
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        if chosen.check:
+            report = check_model(chosen.check, full=chosen.full, dtype=chosen.dtype, device_map=chosen.device_map)
+            print(report)
+            fine = report.ok
+        else:
+            lines, fine = table(full=chosen.full)
+            print("\n".join(lines))
+            print(
+                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the kind of "
+                "model.\nhooked-mm models --check FAMILY_OR_ID prints every check."
+            )
+    if not fine:
+        sys.exit(1)
