@@ -91,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines, fine = table(full=chosen.full)
             print("\n".join(lines))
             print(
-                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the kind "
-                "of model.\nhooked-mm models --check FAMILY_OR_ID prints every check."
+                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the\n"
+                "kind of model. hooked-mm models --check FAMILY_OR_ID prints every check."
             )
     if not fine:
         sys.exit(1)
