@@ -23,7 +23,8 @@ if TYPE_CHECKING:
         UnsupportedModelError,
     )
     from hooked_mm.extraction import Extractor, extract
-    from hooked_mm.hooked import GenerationOutput, HookedMM
+    from hooked_mm.generation import GenerationOutput
+    from hooked_mm.hooked import HookedMM
     from hooked_mm.interventions import Add, Compose, Intervention, ProjectOut, Replace, Rotate, Scale, SetComponent
     from hooked_mm.knockout import KnockOut
     from hooked_mm.patching import Patch
@@ -52,7 +53,7 @@ _HOME = {
     "UnsupportedModelError": "errors",
     "Extractor": "extraction",
     "extract": "extraction",
-    "GenerationOutput": "hooked",
+    "GenerationOutput": "generation",
     "HookedMM": "hooked",
     "Add": "interventions",
     "Compose": "interventions",

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.conformance import ConformanceReport, describe_kinds
 from hooked_mm.errors import ConformanceError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
-from hooked_mm.structure import FAMILIES
 
 
 def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
