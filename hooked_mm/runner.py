@@ -71,7 +71,7 @@ def match_names(
     Raises:
         UnknownHookError: If a name or glob matches nothing; the nearest names are offered.
     """
-    known = list(names)
+    known = dict.fromkeys(names)
     if names_filter is None:
         left_out = set(costly)
         return [name for name in known if name not in left_out]
@@ -79,7 +79,7 @@ def match_names(
         return [name for name in known if names_filter(name)]
     chosen: set[str] = set()
     for pattern in [names_filter] if isinstance(names_filter, str) else names_filter:
-        matched = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+        matched = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
         if not matched:
             reasons = [reason for name, reason in (explain or {}).items() if fnmatchcase(name, pattern)]
             why = f": not available, because {reasons[0]}" if reasons else ""
