@@ -26,6 +26,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from benchmarks.models import LlavaInputs, Size, mid_llava, small_llava
+from hooked_mm.batch import batch_from_inputs
 from hooked_mm.hooked import HookedMM
 
 Method = Callable[[], object]
@@ -33,8 +34,6 @@ SIZES: dict[str, Callable[[], Size]] = {"small": small_llava, "mid": mid_llava}
 BARE = "bare forward"
 TOWER, DECODER = "tower and projector", "decoder"
 OURS, OURS_HALF = "ours, logits_to_keep=1", "ours, stop_at_layer at half depth"
-LAST_ONLY = torch.tensor([-1])
-"""`logits_to_keep` as a tensor of positions, which a mapping of forward tensors can hold."""
 
 
 @dataclass(frozen=True)
@@ -97,19 +96,20 @@ def with_raw_hooks(model: Any, inputs: LlavaInputs) -> list[Tensor]:
 
 def methods(size: Size, inputs: LlavaInputs) -> dict[str, Method]:
     """Every row of the table by name, and the parts of the bare forward that the target of the last row is made of."""
-    model, ours = size.model, HookedMM(size.model)
+    # The proof at load is not what is measured here.
+    model, ours = size.model, HookedMM(size.model, check=False)
+    batch = batch_from_inputs(inputs, ours.structure, model.config)
     layers, decoder = ours.cfg.n_layers, model.model.language_model
     names = [f"blocks.{layer}.hook_resid_post" for layer in range(layers)]
-    last_only = {**inputs, "logits_to_keep": LAST_ONLY.to(model.device)}
     embeds = model.get_input_embeddings()(inputs["input_ids"])
     found: dict[str, Method] = {
         BARE: lambda: model(**inputs, logits_to_keep=1),
         "bare forward, all logits": lambda: model(**inputs),
         "output_hidden_states=True": lambda: model(**inputs, logits_to_keep=1, output_hidden_states=True),
         "PyTorch hooks, all resid_post": lambda: with_raw_hooks(model, inputs),
-        "ours, all resid_post, all logits": lambda: ours.run_with_cache(inputs, names),
-        OURS: lambda: ours.run_with_cache(last_only, names),
-        OURS_HALF: lambda: ours.run_with_cache(inputs, names[: layers // 2], stop_at_layer=layers // 2),
+        "ours, all resid_post, all logits": lambda: ours.run_with_cache(batch, names),
+        OURS: lambda: ours.run_with_cache(batch, names, logits_to_keep=1),
+        OURS_HALF: lambda: ours.run_with_cache(batch, names[: layers // 2], stop_at_layer=layers // 2),
         TOWER: lambda: model.model.get_image_features(inputs["pixel_values"]),
         DECODER: lambda: decoder(inputs_embeds=embeds, attention_mask=inputs["attention_mask"]),
     }

@@ -11,10 +11,26 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from hooked_mm.batch import Batch, Modality, Role
     from hooked_mm.cache import ActivationCache, Selection
+    from hooked_mm.conditions import Above, Below
+    from hooked_mm.conformance import ConformanceReport
     from hooked_mm.data import Sample, SampleDataModule
-    from hooked_mm.errors import BadInputError, HookedMMError, StoreError, UnknownHookError, UnsupportedModelError
+    from hooked_mm.errors import (
+        BadInputError,
+        ConformanceError,
+        HookedMMError,
+        StoreError,
+        UnknownHookError,
+        UnsupportedModelError,
+    )
     from hooked_mm.extraction import Extractor, extract
-    from hooked_mm.hooked import GenerationOutput, HookedMM
+    from hooked_mm.generation import GenerationOutput
+    from hooked_mm.hooked import HookedMM
+    from hooked_mm.interventions import Add, Compose, Intervention, ProjectOut, Replace, Rotate, Scale, SetComponent
+    from hooked_mm.knockout import KnockOut
+    from hooked_mm.patching import Patch
+    from hooked_mm.positions import Positions
+    from hooked_mm.processors import load_processor
+    from hooked_mm.runner import Hook
     from hooked_mm.selectors import LastPrompt, MeanOver, TokenOfInterest
     from hooked_mm.store import ActivationStore, StoreWriter
 
@@ -24,17 +40,34 @@ _HOME = {
     "Role": "batch",
     "ActivationCache": "cache",
     "Selection": "cache",
+    "Above": "conditions",
+    "Below": "conditions",
+    "ConformanceReport": "conformance",
     "Sample": "data",
     "SampleDataModule": "data",
     "BadInputError": "errors",
+    "ConformanceError": "errors",
     "HookedMMError": "errors",
     "StoreError": "errors",
     "UnknownHookError": "errors",
     "UnsupportedModelError": "errors",
     "Extractor": "extraction",
     "extract": "extraction",
-    "GenerationOutput": "hooked",
+    "GenerationOutput": "generation",
     "HookedMM": "hooked",
+    "Add": "interventions",
+    "Compose": "interventions",
+    "Intervention": "interventions",
+    "ProjectOut": "interventions",
+    "Replace": "interventions",
+    "Rotate": "interventions",
+    "Scale": "interventions",
+    "SetComponent": "interventions",
+    "KnockOut": "knockout",
+    "Patch": "patching",
+    "Positions": "positions",
+    "load_processor": "processors",
+    "Hook": "runner",
     "LastPrompt": "selectors",
     "MeanOver": "selectors",
     "TokenOfInterest": "selectors",
@@ -43,27 +76,44 @@ _HOME = {
 }
 
 __all__ = [
+    "Above",
     "ActivationCache",
     "ActivationStore",
+    "Add",
     "BadInputError",
     "Batch",
+    "Below",
+    "Compose",
+    "ConformanceError",
+    "ConformanceReport",
     "Extractor",
     "GenerationOutput",
+    "Hook",
     "HookedMM",
     "HookedMMError",
+    "Intervention",
+    "KnockOut",
     "LastPrompt",
     "MeanOver",
     "Modality",
+    "Patch",
+    "Positions",
+    "ProjectOut",
+    "Replace",
     "Role",
+    "Rotate",
     "Sample",
     "SampleDataModule",
+    "Scale",
     "Selection",
+    "SetComponent",
     "StoreError",
     "StoreWriter",
     "TokenOfInterest",
     "UnknownHookError",
     "UnsupportedModelError",
     "extract",
+    "load_processor",
 ]
 
 

@@ -157,14 +157,29 @@ class _Probe:
         self.points = model.hook_points
         self.layers = {name: tested_layers(stack, full=full) for name, stack in self.structure.stacks.items()}
         self.copies = copies
+        self.dead: set[str] = set()
 
     def names(self) -> list[str]:
-        """Every point of the tested blocks, and those outside blocks."""
+        """Every point of the tested blocks, and those outside blocks, that is reached."""
         return [
             name
             for name, point in self.points.items()
-            if point.layer is None or point.layer in self.layers.get(point.stream, ())
+            if name not in self.dead and (point.layer is None or point.layer in self.layers.get(point.stream, ()))
         ]
+
+    def reached(self) -> Iterator[Check]:
+        """Every listed point fires: an attention that does not ask transformers for its function has no pattern."""
+        try:
+            self.read(self.names())
+            return
+        except Exception:
+            names = self.names()
+        for name in names:
+            try:
+                self.read([name])
+            except Exception:
+                self.dead.add(name)
+                yield Check("the point is reached", name, "fails", None, "no value passes there in a forward pass")
 
     def keep(self, stream: str) -> Tensor | None:
         """Positions of a stream that are not padding."""
@@ -182,6 +197,7 @@ class _Probe:
         """Every check."""
         with torch.no_grad():
             bare = self.model.hf_model(**self.batch.inputs).logits
+            yield from self.reached()
             plain, _ = self.read([name for name in self.names() if not self.points[name].costly])
             same = torch.equal(plain, bare)
             yield Check("reading changes no logit, bit for bit", "hook_logits", "holds" if same else "fails")
@@ -192,12 +208,15 @@ class _Probe:
             logits, values = self.read(names)
             what = "reading patterns changes the logits by rounding only"
             yield compare(what, "hook_logits", logits, bare, self.keep("text"))
-            for stream, stack in self.structure.stacks.items():
-                yield from self.blocks(stream, stack, values)
-            yield from self.logits(values)
-            yield from self.images(values)
-            yield from self.crossed(values)
-            yield from self.writes(values)
+            sections = [self.blocks(stream, stack, values) for stream, stack in self.structure.stacks.items()]
+            sections += [self.logits(values), self.images(values), self.crossed(values), self.writes(values)]
+            for section in sections:
+                try:
+                    yield from section
+                except KeyError as missing:
+                    # What follows from a value that is never reached can't be checked; that it is not, was said above.
+                    if missing.args[0] not in self.dead:
+                        raise
 
     def blocks(self, stream: str, stack: Stack, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """The equations of each tested block, and how blocks join."""

@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
 from transformers import AutoModelForImageTextToText
@@ -21,43 +20,16 @@ from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
 from hooked_mm.conformance import ConformanceReport, check_conformance, probe_batch
 from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
+from hooked_mm.generation import GenerationOutput, check_left_padding, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
-from hooked_mm.interventions import Intervention
-from hooked_mm.prepare import SampleImages, prepare
+from hooked_mm.interventions import HookLike, expand
+from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.processors import load_processor
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_model_path
-from hooked_mm.structure import StackConfig, Structure, resolve
+from hooked_mm.structure import Structure, describe, resolve
 
 BatchLike = Batch | Mapping[str, Any]
-HookLike = HookSpec | Intervention
-
-
-@dataclass(frozen=True)
-class HookedConfig(StackConfig):
-    """Sizes of the language model, and of the tower in `vision`."""
-
-    d_vocab: int
-    family: str
-    vision: StackConfig | None
-
-
-@dataclass(frozen=True)
-class GenerationOutput:
-    """What a model generated.
-
-    Attributes:
-        text: One string per sample, special tokens left out.
-        tokens: (batch, new) ids; after the end of a sample, padding.
-        logits: (batch, new, vocab), or None unless asked for.
-        batch: The prompts with the generated tokens behind them as role `answer`, to run again in one pass; None for
-            raw inputs, whose tokens have no names.
-    """
-
-    text: list[str]
-    tokens: Int[Tensor, "b new"]
-    logits: Float[Tensor, "b new vocab"] | None
-    batch: Batch | None
 
 
 class HookedMM:
@@ -97,16 +69,7 @@ class HookedMM:
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
         self._active_backward: list[HookSpec] = []
-
-        def sizes(stack: Any) -> dict[str, int]:
-            return {name: getattr(stack, name) for name in StackConfig.__dataclass_fields__}
-
-        self.cfg = HookedConfig(
-            **sizes(structure.text),
-            d_vocab=hf_model.get_output_embeddings().weight.shape[0],
-            family=structure.family,
-            vision=StackConfig(**sizes(structure.vision)) if structure.vision else None,
-        )
+        self.cfg = describe(structure, hf_model.get_output_embeddings().weight.shape[0])
         self.conformance: ConformanceReport | None = None
         self._check, self._strict = check, strict
         if check and processor is not None:
@@ -114,11 +77,12 @@ class HookedMM:
 
     def _check_on(self, batch: Batch, copies: int = 1) -> None:
         """Check on a batch, once; refuse what fails or make it unavailable."""
-        full, self._check = self._check == "full", False
-        self.conformance = report = check_conformance(self, batch, full=full, copies=copies)
+        asked, self._check = self._check, False
+        self.conformance = report = check_conformance(self, batch, full=asked == "full", copies=copies)
         if report.ok:
             return
         if self._strict:
+            self._check = asked
             named = "\n".join(f"  {point}: {why}" for point, why in report.failed_points().items())
             raise ConformanceError(
                 f"hook points of {report.model} that do not mean what their names say:\n{named}\n"
@@ -227,28 +191,13 @@ class HookedMM:
         _ = self.tokenizer  # refuses a model without a processor
         if padding_side not in ("left", "right"):
             raise BadInputError(f"padding_side={padding_side!r}; it must be 'left' or 'right'")
-        pictures = [images] if isinstance(images, Image.Image | str | Path) else images
-        if isinstance(text, str):
-            text = [text] * (1 if pictures is None else len(pictures))
-        if pictures is None:
-            pictures = [None] * len(text)
-        prefixes = (
-            [answer_prefix] * len(text) if answer_prefix is None or isinstance(answer_prefix, str) else answer_prefix
-        )
-        answers = [None] * len(text) if answers is None else answers
-        counts = {"images": len(pictures), "text": len(text), "answers": len(answers), "answer_prefix": len(prefixes)}
-        if not len(text) or len(set(counts.values())) > 1:
-            raise BadInputError(f"a batch needs the same number of each, at least one; got {counts}")
-        said = [
-            " ".join(part.strip() for part in (prefix, answer) if part is not None) if prefix is not None else answer
-            for prefix, answer in zip(prefixes, answers, strict=True)
-        ]
+        pictures, texts, said = one_per_sample(images, text, answers, answer_prefix)
         made = prepare(
             self.processor,
             self.structure,
             self._config,
-            list(pictures),
-            list(text),
+            pictures,
+            texts,
             said,
             template=template,
             padding_side=padding_side,
@@ -367,10 +316,7 @@ class HookedMM:
                 "model.run_with_hooks(output.batch, bwd_hooks=...)"
             )
         made = self._batch(batch)
-        lengths = made.inputs["attention_mask"][:, -1]
-        if bool((lengths == 0).any()):
-            row = int((lengths == 0).nonzero()[0])
-            raise BadInputError("is padded on the right; prepare with padding_side='left' to generate", row)
+        check_left_padding(made)
         options = {
             "do_sample": False,
             **options,
@@ -383,22 +329,8 @@ class HookedMM:
         given = made.length if made.decoder is not None or not self.structure.encoder else 1
         tokens = result.sequences[:, given:].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
-        if self.processor is None:
-            return GenerationOutput([], tokens, logits, None)
-        text = [line.strip() for line in self.tokenizer.batch_decode(tokens, skip_special_tokens=True)]
-        extended = None
-        if made.tokens and tokens.shape[0] == len(made):
-            names = [self.tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
-            extended = made.extend(tokens, self._until_end(tokens), names)
-        return GenerationOutput(text, tokens, logits, extended)
-
-    def _until_end(self, tokens: Int[Tensor, "b new"]) -> Tensor:
-        """Generated tokens up to and with the first end-of-sequence token; what follows is padding."""
-        ends = self.hf_model.generation_config.eos_token_id
-        if ends is None:
-            return torch.ones_like(tokens, dtype=torch.bool)
-        is_end = torch.isin(tokens, torch.as_tensor(ends, device=tokens.device))
-        return (is_end.cumsum(dim=1) - is_end.long()) == 0
+        tokenizer = None if self.processor is None else self.tokenizer
+        return make_output(made, tokens, logits, tokenizer, self.hf_model.generation_config.eos_token_id)
 
     def trace(self, batch: BatchLike, **options: Any) -> Any:
         """A plain nnsight trace on the batch: `with model.trace(batch): ...`; modules are reached by our aliases.
@@ -462,11 +394,3 @@ class HookedMM:
                 value = modules(structure.final_norm)(value)
             logits = unembed(value) * structure.logit_scale
             return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
-
-
-def expand(hooks: Sequence[HookLike]) -> list[HookSpec]:
-    """Pairs of names and functions, interventions resolved into theirs."""
-    made: list[HookSpec] = []
-    for hook in hooks:
-        made += hook.specs() if isinstance(hook, Intervention) else [hook]
-    return made

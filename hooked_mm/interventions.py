@@ -25,7 +25,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.conditions import Condition
 from hooked_mm.errors import BadInputError
 from hooked_mm.positions import ALL, At, as_rule
-from hooked_mm.runner import Hook, HookFunction, NamesFilter
+from hooked_mm.runner import Hook, HookFunction, HookSpec, NamesFilter
 from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout, stream_of, whole_numbers
 from hooked_mm.vectors import Spread, checked, checked_number, orthonormal, shown, unit, wide
 
@@ -375,3 +375,14 @@ class Rotate(AtPoint):
             a, b = part[..., :1], part[..., 1:]
             new = torch.cat([a * cos - b * sin, a * sin + b * cos], dim=-1)
         return value + (new - part) @ plane
+
+
+HookLike = HookSpec | Intervention
+
+
+def expand(hooks: Sequence[HookLike]) -> list[HookSpec]:
+    """Pairs of names and functions, interventions resolved into theirs: once per run or block, for their memory."""
+    made: list[HookSpec] = []
+    for hook in hooks:
+        made += hook.specs() if isinstance(hook, Intervention) else [hook]
+    return made

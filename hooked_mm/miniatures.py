@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError, nearest
-from hooked_mm.structure import FAMILIES
 
 VOCABULARY = 200
 IMAGE_TOKEN = 150

@@ -9,11 +9,11 @@ from collections.abc import Sequence
 
 from jsonargparse import ArgumentParser
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.conformance import ConformanceReport, describe_kinds
 from hooked_mm.errors import ConformanceError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
-from hooked_mm.structure import FAMILIES
 
 
 def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
@@ -43,21 +43,29 @@ def check_model(model_id: str, *, full: bool, dtype: str, device_map: str | None
 
 def table(families: Sequence[str] = FAMILIES, *, full: bool = False) -> tuple[list[str], bool]:
     """The lines of the table, one per family, and whether every check of every family holds."""
-    heading = f"{'family':16} {'points':>6} {'text':>4} {'tower':>5} {'hold':>5} {'fail':>4} {'n/a':>4} {'error':>8} {'s':>5}  kind"
-    lines, fine = [heading], True
+    columns = "{:16} {:>6} {:>4} {:>5} {:>5} {:>4} {:>4} {:>8} {:>5}  {}"
+    lines, fine = (
+        [columns.format("family", "points", "text", "tower", "hold", "fail", "n/a", "error", "s", "kind")],
+        True,
+    )
     for family in families:
         start = time.monotonic()
         model, report = check_miniature(family, full=full)
-        counts = [
-            sum(check.verdict == verdict for check in report.checks) for verdict in ("holds", "fails", "not applicable")
-        ]
+        verdicts = [check.verdict for check in report.checks]
         worst = max((check.error for check in report.checks if check.error is not None), default=0.0)
         vision = model.cfg.vision
         fine &= report.ok
-        kinds = ", ".join(kind.split(":")[0] for kind in describe_kinds(model))
         lines.append(
-            f"{family:16} {len(model.hook_names):6} {model.cfg.n_layers:4} {vision.n_layers if vision else 0:5} {counts[0]:5} "
-            f"{counts[1]:4} {counts[2]:4} {worst:8.1e} {time.monotonic() - start:5.1f}  {kinds}"
+            columns.format(
+                family,
+                len(model.hook_names),
+                model.cfg.n_layers,
+                vision.n_layers if vision else 0,
+                *(verdicts.count(verdict) for verdict in ("holds", "fails", "not applicable")),
+                f"{worst:.1e}",
+                f"{time.monotonic() - start:.1f}",
+                ", ".join(kind.split(":")[0] for kind in describe_kinds(model)),
+            )
         )
     return lines, fine
 
@@ -83,8 +91,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             lines, fine = table(full=chosen.full)
             print("\n".join(lines))
             print(
-                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the kind of "
-                "model.\nhooked-mm models --check FAMILY_OR_ID prints every check."
+                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the\n"
+                "kind of model. hooked-mm models --check FAMILY_OR_ID prints every check."
             )
     if not fine:
         sys.exit(1)

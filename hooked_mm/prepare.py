@@ -74,6 +74,34 @@ def load_images(source: SampleImages) -> list[Image.Image]:
     return [load_image(source)]
 
 
+def one_per_sample(
+    images: Sequence[SampleImages] | ImageSource | None,
+    text: Sequence[str] | str,
+    answers: Sequence[str | None] | None,
+    answer_prefix: str | Sequence[str | None] | None,
+) -> tuple[list[SampleImages], list[str], list[str | None]]:
+    """Pictures, texts and what is put behind them (prefix, then answer), one of each per sample.
+
+    Raises:
+        BadInputError: If there is not the same number of each.
+    """
+    pictures = [images] if isinstance(images, Image.Image | str | os.PathLike) else images
+    if isinstance(text, str):
+        text = [text] * (1 if pictures is None else len(pictures))
+    if pictures is None:
+        pictures = [None] * len(text)
+    prefixes = [answer_prefix] * len(text) if answer_prefix is None or isinstance(answer_prefix, str) else answer_prefix
+    answers = [None] * len(text) if answers is None else answers
+    counts = {"images": len(pictures), "text": len(text), "answers": len(answers), "answer_prefix": len(prefixes)}
+    if not len(text) or len(set(counts.values())) > 1:
+        raise BadInputError(f"a batch needs the same number of each, at least one; got {counts}")
+    said = [
+        " ".join(part.strip() for part in (prefix, answer) if part is not None) if prefix is not None else answer
+        for prefix, answer in zip(prefixes, answers, strict=True)
+    ]
+    return list(pictures), list(text), said
+
+
 def prepare(
     processor: Any,
     structure: Structure,

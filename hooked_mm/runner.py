@@ -71,7 +71,7 @@ def match_names(
     Raises:
         UnknownHookError: If a name or glob matches nothing; the nearest names are offered.
     """
-    known = list(names)
+    known = dict.fromkeys(names)
     if names_filter is None:
         left_out = set(costly)
         return [name for name in known if name not in left_out]
@@ -79,7 +79,7 @@ def match_names(
         return [name for name in known if names_filter(name)]
     chosen: set[str] = set()
     for pattern in [names_filter] if isinstance(names_filter, str) else names_filter:
-        matched = [name for name in known if name == pattern or fnmatchcase(name, pattern)]
+        matched = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
         if not matched:
             reasons = [reason for name, reason in (explain or {}).items() if fnmatchcase(name, pattern)]
             why = f": not available, because {reasons[0]}" if reasons else ""
@@ -209,9 +209,12 @@ class Runner:
         value = point.access.read(run)
         hook = Hook(point.name, point.layer, step, batch)
         for function in visit.functions:
+            before = _version(value)
             new = function(value, hook)
-            if new is None:
+            if new is None and _version(value) == before:
                 continue
+            # A value changed in place need not be the one that the model goes on with, so it is written too.
+            new = value if new is None else new
             if not isinstance(new, Tensor) or new.shape != value.shape:
                 got = tuple(new.shape) if isinstance(new, Tensor) else type(new).__name__
                 raise BadInputError(
@@ -228,7 +231,7 @@ class Runner:
             for function in visit.backward:
                 value.register_hook(lambda grad, function=function: function(grad, hook))
             point.access.write(run, value)
-        elif copy:
+        elif copy and (visit.save or visit.needed):
             # A saved tensor may be the very one that a later write in place changes.
             value = value.clone()
         if visit.needed:
@@ -328,6 +331,11 @@ class Runner:
                 with tracer.invoke():
                     result = nnsight.save(tracer.result)
         return result
+
+
+def _version(value: Tensor) -> int:
+    """How often a tensor was changed in place."""
+    return 0 if value.is_inference() else value._version
 
 
 def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, AttentionSite]]:

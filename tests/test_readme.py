@@ -26,14 +26,8 @@ def test_the_python_runs_as_it_stands(
     """All blocks in one session, as a reader would; shapes in comments are the real ones; concepts name colours."""
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    first, second = blocks("python")
-    exec(first, names)
-    shown = [line.split("#") for line in first.splitlines() if ".shape" in line]
-    assert len(shown) == 2
-    for expression, comment in shown:
-        shape = eval(expression.strip(), names)
-        numbers = [int(number) for number in re.findall(r"\d+", comment)]
-        assert [shape[0], shape[-1]] == [numbers[0], numbers[-1]]
+    first, second, third = blocks("python")
+    assert shapes_are_true(first, names) == 2
     said = re.search(r"\['(.*)'\] instead of \['(.*)'\]", capsys.readouterr().out)
     assert said is not None
     assert said[2] == names["scene"].columns["place"] != said[1]
@@ -41,16 +35,29 @@ def test_the_python_runs_as_it_stands(
     words = set(re.findall(r"^\['(\w+)'", capsys.readouterr().out, re.MULTILINE))
     colours = {"red", "green", "blue", "yellow", "purple", "orange", "white", "black"}
     assert len(words & colours) >= 5
+    assert shapes_are_true(third, names) == 1
+    assert names["steered"] != names["said"]
+
+
+def shapes_are_true(block: str, names: dict) -> int:
+    """Run a block and compare every shape that a comment states; how many there were."""
+    exec(block, names)
+    shown = [line.split("#") for line in block.splitlines() if ".shape" in line]
+    for expression, comment in shown:
+        shape = eval(expression.strip(), names)
+        numbers = [int(number) for number in re.findall(r"\d+", comment)]
+        assert [shape[0], shape[-1]] == [numbers[0], numbers[-1]]
+    return len(shown)
 
 
 def test_the_program_runs_as_the_readme_calls_it(tmp_path: Path) -> None:
-    """`hooked-mm demo` with the README's own arguments writes what the next command reads."""
+    """Every command with the README's own arguments; the demo writes what the next command reads."""
     commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
     assert commands
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in commands:
         done = subprocess.run(
-            f"{command} --samples 60 --held_out 60",
+            f"{command} --samples 60 --held_out 60" if command.startswith("hooked-mm demo") else command,
             shell=True,
             cwd=tmp_path,
             env=environment,

@@ -247,3 +247,23 @@ def test_an_aborted_trace_leaves_gradients_and_weights_alone(llava: HookedMM, ba
         llava.generate(batch, 2)
     after = llava.hf_model.state_dict()
     assert all(torch.equal(value, after[name]) for name, value in before.items())
+
+
+@pytest.mark.parametrize(
+    "point", ["attn.hook_pattern", "ln1.hook_normalized", "attn.hook_result", "attn.hook_rot_q", "hook_resid_mid"]
+)
+def test_a_value_changed_in_place_counts_as_written(llava: HookedMM, batch: Batch, point: str) -> None:
+    """Also where what the function sees is made from the model's value: as if it had been returned."""
+
+    def destroy(value: Tensor, hook: Hook) -> None:
+        value.zero_()
+
+    name = f"blocks.2.{point}"
+    expected = llava.run_with_hooks(batch, [(name, lambda value, hook: torch.zeros_like(value))])
+    got = llava.run_with_hooks(batch, [(name, destroy)])
+    plain = llava.run_with_hooks(batch)
+    assert got is not None
+    assert expected is not None
+    assert plain is not None
+    assert torch.equal(got, expected)
+    assert not torch.equal(got, plain)
