@@ -19,8 +19,8 @@ from hooked_mm.structure import FAMILIES
 # crops' with a newline behind each row: 4 x 8, 8 x 4 and 8 x 8 (60 of 64 pixels are 7.5 of 8 columns, an uneven border
 # is not cut off). Qwen merges 2 x 2 of 24, 24 and 16 patches.
 COUNTS: dict[str, list[int]] = {
-    **dict.fromkeys(("llava_next", "llava_onevision"), [16 + 4 * 9, 16 + 8 * 5, 16 + 8 * 9]),
-    **dict.fromkeys(("qwen2_vl", "qwen2_5_vl", "qwen3_vl"), [6, 6, 4]),
+    **{family: [16 + 4 * 9, 16 + 8 * 5, 16 + 8 * 9] for family in ("llava_next", "llava_onevision")},
+    **{family: [6, 6, 4] for family in ("qwen2_vl", "qwen2_5_vl", "qwen3_vl")},
     **{family: [5] * 3 for family in ("idefics2", "blip-2")},
     **{family: [4] * 3 for family in ("idefics3", "smolvlm", "gemma3", "internvl")},
     "llava": [16] * 3,
