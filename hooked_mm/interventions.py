@@ -26,7 +26,7 @@ from hooked_mm.conditions import Condition
 from hooked_mm.errors import BadInputError
 from hooked_mm.positions import ALL, At, as_rule
 from hooked_mm.runner import Hook, HookFunction, HookSpec, NamesFilter
-from hooked_mm.value_layout import has_heads, head_mask, is_tower, layout, row_layout, whole_numbers
+from hooked_mm.value_layout import has_heads, head_mask, layout, row_layout, stream_of, whole_numbers
 from hooked_mm.vectors import Spread, checked, checked_number, orthonormal, shown, unit, wide
 
 
@@ -135,9 +135,9 @@ class When(Intervention):
         here = row_layout(hook, value.shape[0], value.shape[2]) if pattern else layout(hook, value.shape)
         if not each:
             return here.pick(answer.mask.to(here.modality.device), "a condition's answer").to(value.device)
-        place, tower = self.condition.point or hook.name, is_tower(hook.name)
-        mask = answer.mask if tower else answer.mask[:, -here.shape[1] :]
-        if is_tower(place) != tower or tuple(mask.shape) != here.shape:
+        place = self.condition.point or hook.name
+        mask = answer.mask if here.patches else answer.mask[:, -here.shape[1] :]
+        if stream_of(place) != stream_of(hook.name) or tuple(mask.shape) != here.shape:
             raise BadInputError(
                 f"{self.condition!r} was judged on positions {tuple(answer.mask.shape)} of {place!r}, which are not "
                 f"those of {hook.name!r}, {here.shape}; judge whole samples instead: over='any' or over='mean'"

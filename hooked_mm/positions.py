@@ -18,7 +18,7 @@ from torch import Tensor
 from hooked_mm.batch import Modality, Role, parse_modality, parse_role
 from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.runner import Hook
-from hooked_mm.value_layout import Layout, is_tower, layout, whole_numbers
+from hooked_mm.value_layout import Layout, layout, whole_numbers
 
 
 class PositionRule(ABC):
@@ -150,14 +150,15 @@ class Positions(PositionRule):
 
     def _check_index(self, layout: Layout, length: Tensor) -> None:
         asked = _tuple(self.index)
-        missing = ((length <= max(asked)) | (length < -min(asked))).expand(layout.shape)
+        missing = (length <= max(asked)) | (length < -min(asked))
+        missing = missing.expand(layout.shape) & (layout.modality != Modality.PAD)
         if self.sample is not None:
             missing = missing & _among(layout, self.sample)
         if not bool(missing.any()):
             return
         row, column = (int(item) for item in missing.nonzero()[0])
         sample = None if layout.sample is None else int(layout.sample.expand(layout.shape)[row, column])
-        things = "patches" if is_tower(layout.name) else "tokens"
+        things = "patches" if layout.patches else "tokens"
         size = int(length.expand(layout.shape)[row, column])
         raise BadInputError(f"{self!r}: there are only {size} {things} at {layout.name!r}", sample)
 

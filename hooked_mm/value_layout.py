@@ -3,15 +3,19 @@
 - At step s of a generation a sample consists of the P positions it was given and of s generated ones (modality text,
   role answer); an activation of p positions holds the last p of those P + s.
 - Beam search and several returned sequences give k rows per sample, one after the other.
-- Tower and projector points hold one row per image, or all images' patches in one packed row; patches have no role.
+- Tower and projector points hold rows of patches, several rows if an image was cut into crops, or all images' patches
+  in one packed row (`batch.layout`); patches have no role. Patches that only fill rows up are padding.
+- In an encoder-decoder model text points hold the decoder's positions, and the keys and values of its cross-attention
+  those of the encoder. Where text attends to patches, keys and values are laid out as these.
 """
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Bool, Int
@@ -21,13 +25,16 @@ from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.runner import Hook
 
+# Also `xattn.`, and with any prefix (`encoder.`, `vision.`).
 _HEADS = re.compile(r"attn\.hook_(q|k|v|z|rot_q|rot_k|result)$")
-_NO_POSITIONS = re.compile(r"hook_pattern$|xattn\.hook_(k|v|rot_k)$")
+_CROSS_KEYS = re.compile(r"xattn\.hook_(k|v|rot_k)$")
 
 
-def is_tower(name: str) -> bool:
-    """Whether a hook point lies before the language model: in the vision tower or the projector."""
-    return name.startswith(("vision.", "projector."))
+def stream_of(name: str) -> Literal["tower", "encoder", "text"]:
+    """Whose positions a hook point has: patches (tower and projector), the text encoder's, or the language model's."""
+    if name.startswith(("vision.", "projector.")):
+        return "tower"
+    return "encoder" if name.startswith("encoder.") else "text"
 
 
 def has_heads(name: str) -> bool:
@@ -46,13 +53,13 @@ class Layout:
         has_given: Whether any position was given, not generated.
         modality: Values of `Modality`.
         role: Values of `Role`; None for patches.
-        own: The how-manieth token of its sample (or patch of its image) a position is; -1 for padding. None where a
-            packed row can't be split into images.
+        own: The how-manieth token of its sample a position is (or patch of its image, crop by crop as the tower has
+            them, a leading class token counted); -1 for padding. None where that can't be told.
         length: How many tokens the sample was given (or patches its image has). None as for `own`.
         last_prompt: Where the answer's first token is predicted; None for patches.
         generated: Tokens the model has generated in this run; None for patches.
-        unit: Which row a position belongs to, or which image of a packed row.
-        image: The how-manieth row (image, at tower points) of its sample that is; copies in beam search count once.
+        unit: Which row a position belongs to (at tower points which image, copies in beam search apart); -1: none.
+        image: The how-manieth image of its sample that is, copies in beam search counted once; 0 for text, -1: none.
         sample: The sample a position belongs to. None where that can't be told.
     """
 
@@ -70,6 +77,11 @@ class Layout:
     image: Int[Tensor, "r p"] | None
     sample: Int[Tensor, "r p"] | None
 
+    @property
+    def patches(self) -> bool:
+        """Whether these are patches, not tokens."""
+        return self.role is None
+
     def need(self, field: str, what: str) -> Tensor:
         """A field that `what` can't do without.
 
@@ -79,7 +91,7 @@ class Layout:
         value: Tensor | None = getattr(self, field)
         if value is not None:
             return value
-        if is_tower(self.name) and field in ("role", "last_prompt", "generated"):
+        if self.patches and field in ("role", "last_prompt", "generated"):
             why = "it holds image patches, which are no tokens; choose by modality, index or sample"
         else:
             why = f"its {self.shape} rows and positions can't be traced to single images"
@@ -104,28 +116,32 @@ def layout(hook: Hook, shape: Sequence[int]) -> Layout:
 
     Args:
         hook: Where the activation was met: name, step and batch count.
-        shape: (rows, positions, ...), or (positions, ...) in a tower that packs its images.
+        shape: (rows, positions, ...), or as the tower has it: (patches, ...), (samples, images, tiles, patches, ...).
 
     Raises:
         BadInputError: If the shape can't come from the batch, or if the point has no (row, position) dimensions.
     """
-    if _NO_POSITIONS.search(hook.name):
+    if hook.name.endswith("hook_pattern"):
         raise BadInputError(
             f"{hook.name!r} is not laid out by positions of the text; to cut attention between positions, use KnockOut"
         )
-    if not is_tower(hook.name):
-        return row_layout(hook, shape[0], shape[1])
-    packed = len(shape) - has_heads(hook.name) == 2
-    return _packed_layout(hook, shape[0]) if packed else row_layout(hook, shape[0], shape[1])
+    places = tuple(shape[: len(shape) - 1 - has_heads(hook.name)])
+    if _CROSS_KEYS.search(hook.name):
+        if hook.batch.layout.kind == "cross":
+            return patch_layout(hook.name, hook.batch, places)
+        return token_layout(hook.name, hook.batch, 0, *places)
+    if stream_of(hook.name) == "tower":
+        return patch_layout(hook.name, hook.batch, places)
+    return row_layout(hook, *places)
 
 
 def row_layout(hook: Hook, rows: int, count: int) -> Layout:
-    """The layout of an activation of so many rows and positions, whatever its other dimensions; towers not packed."""
-    if is_tower(hook.name):
-        return patch_layout(hook.name, hook.batch, rows, count)
-    batch = hook.batch
+    """The layout of an activation of so many rows and positions, whatever its other dimensions."""
+    stream, batch = stream_of(hook.name), hook.batch
+    if stream == "tower":
+        return patch_layout(hook.name, batch, (rows, count))
     # In an encoder-decoder model the given positions are the encoder's; the decoder has its own.
-    if batch.decoder is not None and not hook.name.startswith("encoder."):
+    if batch.decoder is not None and stream == "text":
         batch = batch.decoder
     return token_layout(hook.name, batch, hook.step, rows, count)
 
@@ -176,78 +192,108 @@ def token_layout(name: str, batch: Batch, step: int, rows: int, count: int) -> L
     )
 
 
-def patch_layout(name: str, batch: Batch, rows: int, count: int) -> Layout:
-    """The layout of a tower or projector point with one row per image (k rows per image in beam search)."""
-    owner = batch.image_sample
-    device, images = owner.device, owner.shape[0]
-    sample = image = None
+def patch_layout(name: str, batch: Batch, places: tuple[int, ...]) -> Layout:
+    """The layout of a value of patches, or of what the projector made of them; in beam search with copies of all.
+
+    Args:
+        name: The hook point.
+        batch: The batch, whose layout knows the tower's rows.
+        places: The value's dimensions before heads and width.
+
+    Raises:
+        BadInputError: If there are not two of them where the tower has rows.
+    """
+    known = batch.layout
+    rows, count = _sheet(batch, places)
+    device, owner = known.image_sample.device, known.tower_image
+    image = torch.full((1, 1), int(Modality.IMAGE), device=device)
+    lost = Layout(name, len(batch), (rows, count), True, image, *[None] * 8)
+    packed = known.kind == "packed"
+    # Behind the projector several patches have become one image token.
+    base = int((batch.image_index >= 0).sum()) if packed and name == "projector.hook_out" else 0
+    base = base or (0 if owner is None else len(owner))
+    if owner is None or not base or (count if packed else rows) % base:
+        return lost
+    times = (count if packed else rows) // base
+    entry = known.owners(1, base)[0] if packed else owner
+    sample = torch.where(
+        entry >= 0, known.image_sample[entry], torch.arange(base, device=device) * len(batch) // max(1, base)
+    )
+    order, copy = _copies(_repeated(batch, entry, sample), times)
+    number = torch.where(entry >= 0, _image_numbers(known.image_sample)[entry], -1)
+    unit = torch.where(entry[order] >= 0, entry[order] * times + copy, -1)
+    # Windows of a tower of stages stand in rows of their own, which look like copies: places in them have no order.
+    windows = times > 1 and not packed and not known.patches and "attn." in name
+    columns = [item[None] if packed else item[:, None] for item in (entry[order] if windows else unit, number[order])]
+    owners = entry[order][None] if packed else known.owners(base, count)[order]
+    real = owners >= 0
+    own, length = (None, None) if windows else _count(columns[0].expand(rows, count), real)
+    return Layout(
+        name=name,
+        samples=len(batch),
+        shape=(rows, count),
+        has_given=True,
+        modality=torch.where(real, int(Modality.IMAGE), int(Modality.PAD)),
+        role=None,
+        own=own,
+        length=length,
+        last_prompt=None,
+        generated=None,
+        unit=columns[0],
+        image=columns[1],
+        sample=sample[order][None] if packed else sample[order][:, None],
+    )
+
+
+def _sheet(batch: Batch, places: tuple[int, ...]) -> tuple[int, int]:
+    """(rows, places) of a value: packed as one row, an image's tiles one behind the other."""
+    known = batch.layout
+    if known.kind == "packed":
+        return 1, math.prod(places)
+    if known.kind == "cross" and len(places) == 4:
+        return places[0] * places[1], places[2] * places[3]
+    if len(places) != 2:
+        raise BadInputError(f"a value of {places} places is none of this batch's tower, which has rows of patches")
+    rows, count = places
+    # Keys of cross-attention have a row per tile.
+    if known.kind == "cross" and known.places(count, known.patches) is None and rows % known.tiles == 0:
+        return rows // known.tiles, count * known.tiles
+    return rows, count
+
+
+def _repeated(batch: Batch, entry: Int[Tensor, " n"], sample: Int[Tensor, " n"]) -> Int[Tensor, " n"]:
+    """What generation repeats as a whole, for every row (or packed patch): a row of `pixel_values`, or a sample."""
     pixels = batch.inputs.get("pixel_values")
-    # More rows than images are beams only if the tower sees an image as one row: otherwise they may be tiles.
-    one_row = pixels is not None and pixels.ndim == 4 and pixels.shape[0] == images
-    if images and (rows == images or (one_row and rows % images == 0)):
-        sample, image = (item.repeat_interleave(rows // images)[:, None] for item in (owner, _image_numbers(owner)))
-    return _patches(
-        name,
-        batch,
-        (rows, count),
-        own=torch.arange(count, device=device)[None],
-        length=torch.full((1, 1), count, device=device),
-        unit=torch.arange(rows, device=device)[:, None],
-        image=image,
-        sample=sample,
-    )
+    if batch.layout.kind == "packed" or pixels is None:
+        return sample
+    if pixels.ndim == 4:
+        return torch.arange(len(entry), device=entry.device)
+    return entry if batch.layout.kind == "newline" else sample
 
 
-def _packed_layout(hook: Hook, count: int) -> Layout:
-    """The layout of a tower that packs the patches of all images into one row."""
-    batch = hook.batch
-    owner = batch.image_sample
-    device, images = owner.device, owner.shape[0]
-    grid = batch.inputs.get("image_grid_thw")
-    sizes: list[int] = [count] if images == 1 else []
-    if grid is not None:
-        patches = grid.prod(dim=-1)
-        if hook.name == "projector.hook_out":
-            # Behind the projector several patches have become one image token.
-            patches = patches * (batch.modality == Modality.IMAGE).sum() // patches.sum()
-        sizes = patches.tolist()
-    if len(sizes) != images or not sum(sizes) or count % sum(sizes):
-        return _patches(hook.name, batch, (1, count), own=None, length=None, unit=None, image=None, sample=None)
-    # Generation repeats all images of a sample before those of the next.
-    times, owners = count // sum(sizes), owner.tolist()
-    order = [
-        image
-        for sample in range(len(batch))
-        for _ in range(times)
-        for image in range(images)
-        if owners[image] == sample
-    ]
-    repeats = torch.tensor([sizes[image] for image in order], device=device)
+def _copies(item: Int[Tensor, " n"], times: int) -> tuple[Int[Tensor, " m"], Int[Tensor, " m"]]:
+    """Items repeated one after the other, each `times` as a whole: which entry stands where, and in which copy."""
+    entry = torch.arange(len(item), device=item.device).repeat(times)
+    copy = torch.arange(times, device=item.device).repeat_interleave(len(item))
+    order = (item[entry] * times + copy).argsort(stable=True)
+    return entry[order], copy[order]
 
-    def spread(values: Tensor) -> Tensor:
-        return values.repeat_interleave(repeats)[None]
 
-    first = repeats.cumsum(dim=0) - repeats
-    return _patches(
-        hook.name,
-        batch,
-        (1, count),
-        own=torch.arange(count, device=device)[None] - spread(first),
-        length=spread(repeats),
-        unit=spread(torch.arange(len(order), device=device)),
-        image=spread(_image_numbers(owner)[order]),
-        sample=spread(owner[order]),
-    )
+def _count(unit: Int[Tensor, "r p"], real: Bool[Tensor, "r p"]) -> tuple[Int[Tensor, "r p"], Int[Tensor, "r p"]]:
+    """The how-manieth real place of its unit each is, -1 for others; and how many real places its unit has."""
+    mine = unit[real]
+    total = torch.bincount(mine, minlength=1)
+    order = mine.argsort(stable=True)
+    place = torch.empty_like(mine)
+    place[order] = torch.arange(len(mine), device=mine.device) - (total.cumsum(dim=0) - total)[mine[order]]
+    own = torch.full_like(unit, -1)
+    own[real] = place
+    return own, torch.where(unit >= 0, total[unit], 0)
 
 
 def _image_numbers(owner: Tensor) -> Tensor:
     """For every image, how many of its sample's images come before it."""
     return (owner[:, None] == owner[None]).tril(-1).sum(dim=1)
-
-
-def _patches(name: str, batch: Batch, shape: tuple[int, int], **known: Tensor | None) -> Layout:
-    image = torch.full((1, 1), int(Modality.IMAGE), device=batch.image_sample.device)
-    return Layout(name, len(batch), shape, True, image, role=None, last_prompt=None, generated=None, **known)
 
 
 def whole_numbers(name: str, value: Any) -> int | tuple[int, ...]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given
@@ -13,7 +15,15 @@ from transformers.models.llama.modeling_llama import LlamaRMSNorm
 from transformers.models.olmo.modeling_olmo import OlmoLayerNorm
 
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.norms import NormFormula, apply_norm, at_least_float32, norm_gain, norm_of, norm_scale
+from hooked_mm.norms import (
+    NormFormula,
+    apply_norm,
+    at_least_float32,
+    find_norm_formula,
+    norm_gain,
+    norm_of,
+    norm_scale,
+)
 
 KINDS = {
     "layer": (lambda d, eps: nn.LayerNorm(d, eps=eps), True),
@@ -107,3 +117,88 @@ def test_half_precision_is_widened_and_only_it() -> None:
     assert at_least_float32(torch.ones(2, dtype=torch.bfloat16)).dtype == torch.float32
     double = torch.ones(2, dtype=torch.float64)
     assert at_least_float32(double) is double
+
+
+class Plain(nn.Module):
+    """A module with a `weight` that is not a norm."""
+
+    def __init__(self, *shape: int, eps: float | None = None) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(*shape, generator=torch.Generator().manual_seed(0)))
+        if eps is not None:
+            self.eps = eps
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, d) -> (n, d)."""
+        return x * self.weight
+
+
+@given(st.sampled_from(sorted(KINDS)), st.integers(3, 24), st.sampled_from([torch.float32, torch.float64]))
+def test_the_quotient_and_the_formula_give_the_output(kind: str, d: int, dtype: torch.dtype) -> None:
+    """`output` of n(x), computed by hand, is what the module returns, in the quotient's dtype; Gemma's weight lacks 1;
+    a gain changed afterwards is the one used.
+    """
+    module = made(kind, d).to(dtype)
+    formula = find_norm_formula(module)
+    assert formula is not None
+    assert formula.gain_offset == (1.0 if kind == "gemma" else 0.0)
+    x = torch.randn(5, d, generator=torch.Generator().manual_seed(d), dtype=torch.float64)
+    wide = x - x.mean(dim=-1, keepdim=True) if KINDS[kind][1] else x
+    quotient = (wide / (wide.square().mean(dim=-1, keepdim=True) + 1e-6).sqrt()).to(dtype)
+    for _ in range(2):
+        got = formula.output(module, quotient)
+        assert got.dtype == dtype
+        assert torch.allclose(got, module(x.to(dtype)), atol=2e-5)
+        with torch.no_grad():
+            for parameter in module.parameters():
+                parameter.mul_(1.5)
+    half = formula.output(module, quotient.to(torch.bfloat16))
+    assert half.dtype == torch.bfloat16
+
+
+def test_formulas_that_differ_in_their_gain_alone_are_equal() -> None:
+    """Gemma's and Llama's norms divide alike."""
+    assert find_norm_formula(made("gemma", 8)) == find_norm_formula(made("llama", 8)) == NormFormula(False, 1e-6)
+    assert find_norm_formula(made("layer", 8)) == NormFormula(True, 1e-6)
+
+
+@pytest.mark.parametrize(
+    "module",
+    [
+        nn.Identity(),
+        nn.GELU(),
+        nn.Linear(8, 8),
+        nn.Embedding(5, 8),
+        nn.Conv2d(3, 8, 2),
+        nn.GroupNorm(2, 8),
+        nn.BatchNorm1d(8),
+        Plain(8),
+        Plain(8, eps=1e-6),
+        Odd(),
+        OlmoLayerNorm(8),
+        None,
+    ],
+    ids=lambda module: type(module).__name__,
+)
+def test_what_is_no_norm_has_no_formula(module: Any) -> None:
+    """Projections, embeddings, other norms, a gain alone, a norm without a named eps: None, and no error."""
+    assert find_norm_formula(module) is None
+
+
+def test_weights_that_are_placed_only_while_running() -> None:
+    """On the meta device a LayerNorm is known by its class, any other norm is not known."""
+    with torch.device("meta"):
+        layer, rms, llama = nn.LayerNorm(8, eps=1e-3), nn.RMSNorm(8, eps=1e-3), LlamaRMSNorm(8)
+    assert find_norm_formula(layer) == NormFormula(True, 1e-3)
+    assert find_norm_formula(rms) is None
+    assert find_norm_formula(llama) is None
+
+
+def test_a_norm_that_is_almost_one_is_refused() -> None:
+    """A LayerNorm whose output is squashed, or which mixes in a little of its input, has no formula."""
+    for change in (lambda x, y: torch.tanh(y), lambda x, y: y + 0.01 * x, lambda x, y: y.clamp(-2, 2)):
+        norm = made("layer", 16)
+        plain = norm.forward
+        norm.forward = lambda x, plain=plain, change=change: change(x, plain(x))  # type: ignore[method-assign]
+        assert find_norm_formula(norm) is None
+    assert find_norm_formula(made("layer", 16)) is not None

@@ -22,10 +22,14 @@ IMAGE, TEXT = (int(Modality.IMAGE), int(Role.NONE)), (int(Modality.TEXT), int(Ro
 KINDS = st.sampled_from([IMAGE, TEXT, (int(Modality.TEXT), int(Role.TEMPLATE)), (int(Modality.TEXT), int(Role.ANSWER))])
 
 
-def of_images(owner: torch.Tensor, modality: torch.Tensor, kind: Any = "crops") -> Layout:
-    """Images of these samples, of which nothing else is known."""
-    nothing = torch.zeros(modality.shape, dtype=torch.bool)
-    return Layout(kind, owner.long(), torch.full(modality.shape, -1), nothing)
+def of_images(owner: torch.Tensor, modality: torch.Tensor, grid: torch.Tensor | None = None) -> Layout:
+    """Images of these samples, one row of the tower each, or packed in grids (frames, rows, cols)."""
+    index = torch.where(modality == Modality.IMAGE, 0, -1)
+    shown = torch.arange(len(owner))
+    if grid is not None:
+        shown = shown.repeat_interleave(grid.prod(dim=1))
+    kind: Any = "crops" if grid is None else "packed"
+    return Layout(kind, owner.long(), index, torch.zeros_like(index).bool(), tower_image=shown)
 
 
 def make_batch(samples: list[list[tuple[int, int]]], left: bool = True, **inputs: torch.Tensor) -> Batch:
@@ -38,7 +42,9 @@ def make_batch(samples: list[list[tuple[int, int]]], left: bool = True, **inputs
     modality, role = torch.tensor(rows, dtype=torch.int8).unbind(-1)
     owner = torch.tensor([row for row, tokens in enumerate(samples) if IMAGE in tokens])
     ids = torch.zeros(len(samples), width, dtype=torch.long)
-    return Batch({"input_ids": ids, **inputs}, modality, role, of_images(owner, modality), [])
+    return Batch(
+        {"input_ids": ids, **inputs}, modality, role, of_images(owner, modality, inputs.get("image_grid_thw")), []
+    )
 
 
 @given(
@@ -97,8 +103,9 @@ def test_the_real_shapes_of_a_run_fit(llava: HookedMM, images: list[Image.Image]
 def test_a_packed_tower_is_split_by_its_grid() -> None:
     """Two images of one sample and one of another, of 4, 6 and 8 patches; merged by two behind the projector."""
     samples = [[IMAGE, IMAGE, IMAGE, IMAGE, IMAGE, TEXT], [IMAGE, IMAGE, IMAGE, IMAGE, TEXT]]
-    batch = make_batch(samples, image_grid_thw=torch.tensor([[1, 2, 2], [1, 2, 3], [2, 2, 2]]))
-    batch = replace(batch, layout=of_images(torch.tensor([0, 0, 1]), batch.modality))
+    grids = torch.tensor([[1, 2, 2], [1, 2, 3], [2, 2, 2]])
+    batch = make_batch(samples)
+    batch = replace(batch, layout=of_images(torch.tensor([0, 0, 1]), batch.modality, grids))
     tower = layout(Hook("vision.blocks.0.hook_resid_post", 0, 0, batch), (18, 32))
     own = [*range(4), *range(6), *range(8)]
     assert tower.need("own", "").flatten().tolist() == own
@@ -119,16 +126,16 @@ def test_a_packed_tower_is_split_by_its_grid() -> None:
         lost.pick(torch.zeros(2, 32), "vector")
 
 
-def test_more_rows_than_images_are_beams_only_where_an_image_is_one_row() -> None:
-    """Pixel values (images, c, h, w): three rows per image are beams; (images, tiles, c, h, w): they may be tiles."""
-    one = make_batch([[IMAGE, TEXT], [IMAGE, TEXT]], pixel_values=torch.zeros(2, 3, 4, 4))
-    assert (
-        row_layout(Hook("projector.hook_out", None, 0, one), 6, 5).need("sample", "")[:, 0].tolist()
-        == [0] * 3 + [1] * 3
-    )
-    tiles = make_batch([[IMAGE, TEXT], [IMAGE, TEXT]], pixel_values=torch.zeros(2, 3, 3, 4, 4))
+def test_more_rows_than_the_tower_has_are_beams() -> None:
+    """Three times its rows are three beams, row by row as `pixel_values` (images, c, h, w); other numbers are none."""
+    batch = make_batch([[IMAGE, TEXT], [IMAGE, TEXT]], pixel_values=torch.zeros(2, 3, 4, 4))
+    plan = row_layout(Hook("projector.hook_out", None, 0, batch), 6, 5)
+    assert plan.need("sample", "")[:, 0].tolist() == [0] * 3 + [1] * 3
+    assert plan.need("unit", "")[:, 0].tolist() == list(range(6))
     with pytest.raises(BadInputError, match="can't be traced"):
-        row_layout(Hook("projector.hook_out", None, 0, tiles), 6, 5).need("sample", "vector per sample")
+        row_layout(Hook("projector.hook_out", None, 0, batch), 5, 5).need("sample", "vector per sample")
+    with pytest.raises(BadInputError, match=r"\(2, 3, 5\) places is none of this batch's tower"):
+        layout(Hook("projector.hook_out", None, 0, batch), (2, 3, 5, 8))
 
 
 @pytest.mark.parametrize(
@@ -137,7 +144,7 @@ def test_more_rows_than_images_are_beams_only_where_an_image_is_one_row() -> Non
         ("blocks.0.hook_resid_post", (3, 2, 8), r"3 rows, which is no multiple of the batch's 2 samples"),
         ("blocks.0.hook_resid_post", (2, 4, 8), r"4 positions at step 1, but the batch has 2 and 1"),
         ("blocks.0.attn.hook_pattern", (2, 4, 2, 2), r"not laid out by positions.*use KnockOut"),
-        ("blocks.0.xattn.hook_k", (2, 2, 4, 8), r"not laid out by positions"),
+        ("blocks.0.xattn.hook_k", (2, 3, 4, 8), r"3 positions at step 0, but the batch has 2"),
     ],
 )
 def test_shapes_that_can_not_be_are_refused(name: str, shape: tuple[int, ...], message: str) -> None:

@@ -189,10 +189,13 @@ def tiny(family: str) -> Any:
     torch.manual_seed(0)
     config = _config(family, len(processor(family).tokenizer), image_token_id(family))
     model = AutoModelForImageTextToText.from_config(config).eval().requires_grad_(False)
+    generator = torch.Generator().manual_seed(0)
     for name, weight in model.named_parameters():
+        # Zero (gates, Gemma 3's projector) or nearly so (BLIP-2's tower): no image would get through.
         if name.endswith("mm_input_projection_weight"):
-            # Gemma 3 begins with zeros, which no image would get through.
             weight.normal_(std=0.02)
+        elif not weight.any() or (weight.ndim > 1 and weight.std() < 1e-6):
+            weight.copy_(0.05 * torch.randn(weight.shape, generator=generator))
     return model
 
 
