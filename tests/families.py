@@ -42,6 +42,8 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
     if kind == "map":
         return value.permute(0, 2, 3, 1).flatten(1, 2)
+    if kind == "tiles":
+        return value.reshape(value.shape[0] * value.shape[1], -1, value.shape[-1])
     return value.reshape(batch, -1, value.shape[-1]) if kind == "rows" else value
 
 
@@ -246,11 +248,12 @@ def _stack(prefix: str, blocks: Blocks) -> dict[str, Place]:
 def places(family: str) -> dict[str, Place]:
     """Hook name -> place, for every point that is a tensor at a module."""
     projector = PROJECTOR[family]
+    tiles = "tiles" if family == "mllama" else ""
     found = {
         **_stack("vision.", TOWER[family]),
-        "projector.hook_in": Place(projector, "input", "map" if family == "florence2" else ""),
+        "projector.hook_in": Place(projector, "input", "map" if family == "florence2" else tiles),
         # Qwen2.5's merger works in window order; the tower's result is in the picture's.
-        "projector.hook_out": Place("model.visual", "pooler_output") if family == "qwen2_5_vl" else Place(projector),
+        "projector.hook_out": Place("model.visual", "pooler_output") if family == "qwen2_5_vl" else Place(projector, view=tiles),
         **_stack("", TEXT[family]),
         "hook_logits": Place("", "logits"),
     }

@@ -160,11 +160,10 @@ def test_writing_a_norms_divisor_or_quotient_gives_the_formula_of_it(case: Case,
         seen: list[Tensor] = []
 
         def changed(_: Tensor, module: Any = module, seen: list[Tensor] = seen) -> Tensor:
-            scale, quotient, _ = norm_by_hand(module, seen[-1])
-            new = quotient / 3 if quantity == "scale" else shift(quotient)
-            gain = norm_by_hand(module, seen[-1])[2] - (module.bias if isinstance(module, nn.LayerNorm) else 0)
+            _, quotient, whole = norm_by_hand(module, seen[-1])
             bias = module.bias if isinstance(module, nn.LayerNorm) else 0
-            return (gain / quotient * new + bias).float()
+            new = quotient / 3 if quantity == "scale" else shift(quotient)
+            return ((whole - bias) / quotient * new + bias).float()
 
         function: Callable[[Tensor, Hook], Tensor] = (lambda v, hook: v * 3) if quantity == "scale" else pushed
         source = Place(place.path, "input", place.view)
