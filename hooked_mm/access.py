@@ -126,6 +126,17 @@ class Map:
 
 
 @dataclass(frozen=True)
+class Tiles:
+    """(b, images, tiles, p, d) shown as (b * images, tiles * p, d)."""
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.flatten(2, 3).flatten(0, 1)
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.reshape(whole.shape)
+
+
+@dataclass(frozen=True)
 class Swapped:
     """(b, heads, p, d_head) shown as (b, p, heads, d_head)."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.access import (
+    PLAIN,
     Access,
     AddedValue,
     Detached,
@@ -30,6 +31,7 @@ from hooked_mm.access import (
     ScaledValue,
     Side,
     Swapped,
+    Tiles,
     View,
 )
 from hooked_mm.norms import NormFormula, find_norm_formula
@@ -294,8 +296,10 @@ class _Builder:
             yield from self.stack("vision.", "vision", structure.vision, None)
         if path := structure.projector:
             view: View = Map() if structure.vision and structure.vision.blocks[-1].map else Plain()
+            if structure.cross_attention:
+                view = Tiles()
             entering = ModuleValue(path, "input", view)
-            leaving: Access = ModuleValue(path, "output")
+            leaving: Access = ModuleValue(path, "output", view if structure.cross_attention else PLAIN)
             if structure.projector_out:
                 leaving = FieldValue(*structure.projector_out)
             yield HookPoint(
