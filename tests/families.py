@@ -10,12 +10,16 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
 from hooked_mm.structure import FAMILIES
 
 Function = Callable[[Tensor], Tensor | None]
+# Families whose blocks are, class for class, those of another one.
+ALIKE = ("llava_next", "llava_onevision", "smolvlm", "qwen2_vl")
+DISTINCT = [pytest.param(name, marks=pytest.mark.slow) if name in ALIKE else name for name in FAMILIES]
 
 
 @dataclass(frozen=True)
@@ -253,7 +257,9 @@ def places(family: str) -> dict[str, Place]:
         **_stack("vision.", TOWER[family]),
         "projector.hook_in": Place(projector, "input", "map" if family == "florence2" else tiles),
         # Qwen2.5's merger works in window order; the tower's result is in the picture's.
-        "projector.hook_out": Place("model.visual", "pooler_output") if family == "qwen2_5_vl" else Place(projector, view=tiles),
+        "projector.hook_out": Place("model.visual", "pooler_output")
+        if family == "qwen2_5_vl"
+        else Place(projector, view=tiles),
         **_stack("", TEXT[family]),
         "hook_logits": Place("", "logits"),
     }

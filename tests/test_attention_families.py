@@ -16,7 +16,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.runner import Hook
 from hooked_mm.structure import FAMILIES
-from tests.families import close, places, representatives
+from tests.families import DISTINCT, close, places, representatives
 
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 
@@ -24,6 +24,13 @@ Case = tuple[str, HookedMM, dict[str, Tensor]]
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest) -> Case:
     """A family's miniature as loaded by default (SDPA), and a batch padded on the left."""
+    model = miniature(request.param)
+    return request.param, HookedMM(model, check=False), miniature_inputs(model)
+
+
+@pytest.fixture(scope="module", params=DISTINCT)
+def distinct(request: pytest.FixtureRequest) -> Case:
+    """The same; families built like another one wait for the slow suite."""
     model = miniature(request.param)
     return request.param, HookedMM(model, check=False), miniature_inputs(model)
 
@@ -161,9 +168,9 @@ def test_rotated_queries_and_keys_are_what_transformers_compares(case: Case) -> 
         assert close(cache[f"{stem}.hook_rot_k"], torch.cat(keys, dim=1), rows) < 1e-5, name
 
 
-def test_a_pattern_write_equals_the_same_change_of_transformers_softmax(case: Case) -> None:
+def test_a_pattern_write_equals_the_same_change_of_transformers_softmax(distinct: Case) -> None:
     """Squared weights in one block of each class: the logits of the eager model whose softmax was changed by hand."""
-    family, model, inputs = case
+    family, model, inputs = distinct
     other = eager(family)
     with torch.no_grad():
         plain = other(**inputs).logits
@@ -178,9 +185,9 @@ def test_a_pattern_write_equals_the_same_change_of_transformers_softmax(case: Ca
         assert close(expected, plain, rows) > 1e-4, name
 
 
-def test_writes_of_rotated_queries_and_keys(case: Case) -> None:
+def test_writes_of_rotated_queries_and_keys(distinct: Case) -> None:
     """Doubled queries in text and tower are doubled scores: the pattern is the softmax of twice its logarithm."""
-    family, model, inputs = case
+    family, model, inputs = distinct
     names = [name for name in model.hook_names if name.endswith("hook_rot_q") and ".1." in name]
     for name in [*names, *(name.replace("rot_q", "rot_k") for name in names)]:
         pattern = f"{name.rpartition('.')[0]}.hook_pattern"
@@ -292,9 +299,9 @@ def test_the_configuration_survives_an_exception_in_a_hook(implementation: str) 
         assert torch.equal(model(**inputs).logits, plain)
 
 
-def test_a_model_loaded_eagerly_gives_the_same_points(case: Case) -> None:
+def test_a_model_loaded_eagerly_gives_the_same_points(distinct: Case) -> None:
     """attn_implementation="eager": patterns to read and write, and logits that asking leaves within 1e-6."""
-    family, model, inputs = case
+    family, model, inputs = distinct
     other = HookedMM(eager(family), check=False)
     rows = real("", family, inputs)
     plain = other.run_with_hooks(inputs)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -13,7 +14,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.runner import Hook
 from hooked_mm.structure import FAMILIES
-from tests.families import TEXT, Place, close, places, raw_hooks, raw_values
+from tests.families import DISTINCT, TEXT, Place, close, places, raw_hooks, raw_values
 
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 PIXELS = ("pixel", "image", "aspect", "cross_attention", "batch_num")
@@ -22,6 +23,13 @@ PIXELS = ("pixel", "image", "aspect", "cross_attention", "batch_num")
 @pytest.fixture(scope="module", params=FAMILIES)
 def case(request: pytest.FixtureRequest) -> Case:
     """A family's miniature, wrapped, and a batch padded on the left."""
+    model = miniature(request.param)
+    return request.param, HookedMM(model, check=False), miniature_inputs(model)
+
+
+@pytest.fixture(scope="module", params=DISTINCT)
+def distinct(request: pytest.FixtureRequest) -> Case:
+    """The same; families built like another one wait for the slow suite."""
     model = miniature(request.param)
     return request.param, HookedMM(model, check=False), miniature_inputs(model)
 
@@ -57,8 +65,9 @@ def test_every_listed_point_fires(case: Case) -> None:
 
 
 def test_without_an_image_exactly_the_rest_fires(case: Case) -> None:
-    """Tower, projector, deepstack and mllama's cross-attention blocks are left out; all else equals raw hooks. (BLIP-2's
-    own forward takes no text alone.)"""
+    """Tower, projector, deepstack and mllama's cross-attention blocks are left out; all else equals raw hooks.
+
+    BLIP-2's own forward takes no text alone."""
     family, model, inputs = case
     text = without_images(inputs)
     if family == "blip-2":
@@ -122,15 +131,19 @@ def test_saved_values_are_those_of_their_moment(case: Case) -> None:
         assert torch.equal(value, told[name]), name
 
 
-def test_stop_at_every_layer(case: Case) -> None:
+def _ran(ran: list[int], layer: int, *_: Any) -> None:
+    ran.append(layer)
+
+
+def test_stop_at_every_layer(distinct: Case) -> None:
     """Nothing behind the stop runs; what was read before equals the full run; no logits."""
-    family, model, inputs = case
+    family, model, inputs = distinct
     modules = [model.hf_model.get_submodule(path) for path, _ in TEXT[family]]
     _, full = model.run_with_cache(inputs)
     for batch in (inputs, without_images(inputs)) if family == "mllama" else (inputs,):
         for stop in range(len(modules) + 1):
             ran: list[int] = []
-            handles = [m.register_forward_hook(lambda *_, i=i: ran.append(i)) for i, m in enumerate(modules)]
+            handles = [m.register_forward_hook(partial(_ran, ran, i)) for i, m in enumerate(modules)]
             try:
                 logits, cache = model.run_with_cache(batch, stop_at_layer=stop)
             finally:
@@ -146,9 +159,9 @@ def test_stop_at_every_layer(case: Case) -> None:
                 assert all(torch.equal(cache[name], full[name]) for name in before)
 
 
-def test_training_mode_is_left_as_it_is(case: Case) -> None:
+def test_training_mode_is_left_as_it_is(distinct: Case) -> None:
     """A model in training mode runs so, and a second wrapper of the same model changes nothing for the first."""
-    family, _, inputs = case
+    family, _, inputs = distinct
     raw = miniature(family)
     raw.train()
     model = HookedMM(raw, check=False)
@@ -183,9 +196,9 @@ def half(model: Any, inputs: dict[str, Tensor]) -> dict[str, Tensor]:
     return {name: v.to(torch.bfloat16) if v.is_floating_point() else v for name, v in inputs.items()}
 
 
-def test_bfloat16(case: Case) -> None:
-    """Every point reads in half precision bit for bit as raw hooks do, and writes of scaled values and norms keep it."""
-    family, _, inputs = case
+def test_bfloat16(distinct: Case) -> None:
+    """Every point reads in half precision bit for bit as raw hooks do, and all can be written in it."""
+    family, _, inputs = distinct
     raw = miniature(family)
     inputs = half(raw, inputs)
     model = HookedMM(raw, check=False)
@@ -202,9 +215,9 @@ def test_bfloat16(case: Case) -> None:
     assert {v.dtype for n, v in written.items() if not n.endswith("hook_scale")} == {torch.bfloat16}
 
 
-def test_hooks_nest_and_a_raising_hook_leaves_nothing(case: Case) -> None:
+def test_hooks_nest_and_a_raising_hook_leaves_nothing(distinct: Case) -> None:
     """Inner hooks run after outer ones and end with their block, whatever happens in it."""
-    _, model, inputs = case
+    _, model, inputs = distinct
     name = "blocks.1.hook_mlp_out"
     _, plain = model.run_with_cache(inputs, name)
 
@@ -225,7 +238,7 @@ def test_hooks_nest_and_a_raising_hook_leaves_nothing(case: Case) -> None:
 
 @pytest.mark.parametrize("family", ["llava", "qwen3_vl", "gemma3", "mllama", "blip-2", "florence2"])
 def test_an_adapted_model_reads_and_writes_as_raw_hooks_do(family: str) -> None:
-    """PEFT's wrapper around the model, LoRA in queries and values: the same points, with the adapter's share in them."""
+    """PEFT's wrapper around the model, LoRA in queries and values: the same points, the adapter's share included."""
     peft = pytest.importorskip("peft")
     plain = miniature(family)
     inputs = miniature_inputs(plain)
@@ -239,7 +252,9 @@ def test_an_adapted_model_reads_and_writes_as_raw_hooks_do(family: str) -> None:
     values = raw_values(inner, inputs, table)
     rows = None if family == "florence2" else inputs["attention_mask"].bool()
     for name in table:
-        whole = name.startswith(("vision.", "projector.", "encoder.")) or name.endswith(("xattn.hook_k", "xattn.hook_v"))
+        whole = name.startswith(("vision.", "projector.", "encoder.")) or name.endswith(
+            ("xattn.hook_k", "xattn.hook_v")
+        )
         assert close(cache[name].detach(), values[name], None if whole or rows is None else rows) < 1e-5, name
     names = ["blocks.1.hook_resid_mid", "blocks.2.mlp.hook_post", "projector.hook_out"]
     with torch.no_grad(), raw_hooks(inner, [(table[name], mild) for name in names]):
@@ -249,9 +264,9 @@ def test_an_adapted_model_reads_and_writes_as_raw_hooks_do(family: str) -> None:
     assert torch.equal(got, expected)
 
 
-def test_a_model_that_keeps_no_cache_of_keys(case: Case) -> None:
+def test_a_model_that_keeps_no_cache_of_keys(distinct: Case) -> None:
     """use_cache=False in the forward: the same logits and points."""
-    _, model, inputs = case
+    _, model, inputs = distinct
     names = ["blocks.*.hook_z", "blocks.*.hook_resid_post"]
     logits, cache = model.run_with_cache(inputs, names)
     other, without = model.run_with_cache(inputs, names, use_cache=False)
