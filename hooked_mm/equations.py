@@ -301,6 +301,9 @@ class BlockEquations:
             if self.block.row_mask:
                 kept = added.abs().amax(dim=-1, keepdim=True) > 0
                 total = torch.where(kept, total, torch.zeros_like(total))
+                if (mid := self.get("hook_resid_mid")) is not None:
+                    # What is added is read as a difference, which is as exact as the stream.
+                    total, added = total + mid, added + mid
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
