@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from itertools import combinations
+
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from itertools import combinations
 
 from hooked_mm.access import ModuleValue
 from hooked_mm.batch import batch_from_inputs
