@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import combinations
+from itertools import combinations, pairwise
 
 import torch
 from hypothesis import given
@@ -21,7 +21,7 @@ def test_out_of_order_is_what_not_every_longest_part_keeps(times: list[int]) -> 
         parts = [
             part
             for part in combinations(range(len(times)), size)
-            if all(times[a] <= times[b] for a, b in zip(part, part[1:], strict=False))
+            if all(times[a] <= times[b] for a, b in pairwise(part))
         ]
         if parts:
             kept = set.intersection(*map(set, parts))
