@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, ClassVar, Literal, Protocol
 
 import torch
 from torch import Tensor
@@ -42,6 +42,10 @@ class Access(Protocol):
     def module(self) -> str:
         """Path of the module at which the value lies, for the order of visits."""
 
+    @property
+    def side(self) -> Side:
+        """Whether it is read when the module begins or when it ends."""
+
     def read(self, run: Pass) -> Tensor:
         """The value as the name promises it."""
 
@@ -54,6 +58,7 @@ class Detached:
     """The access of a point whose model is not there: that of a cache loaded from a file."""
 
     module: str = ""
+    side: ClassVar[Side] = "output"
 
     def read(self, run: Pass) -> Tensor:
         raise BadInputError("this hook point comes from a file and belongs to no model")
@@ -195,6 +200,7 @@ class FieldValue:
 
     module: str
     name: str
+    side: ClassVar[Side] = "output"
 
     def read(self, run: Pass) -> Tensor:
         return getattr(run.get(self.module).output, self.name)
@@ -215,6 +221,7 @@ class ScaledValue:
     factor: Callable[[], Tensor] = field(repr=False)
     before: str
     total: ModuleValue
+    side: ClassVar[Side] = "output"
 
     def read(self, run: Pass) -> Tensor:
         value = _whole(run.get(self.module), "output")
@@ -238,6 +245,10 @@ class AddedValue:
     def module(self) -> str:
         return self.total.module
 
+    @property
+    def side(self) -> Side:
+        return self.total.side
+
     def read(self, run: Pass) -> Tensor:
         return self.total.read(run) - run.memo[self.before]
 
@@ -254,6 +265,7 @@ class NormValue:
     formula: NormFormula
     norm: Callable[[], Any] = field(repr=False)
     view: View = PLAIN
+    side: ClassVar[Side] = "input"
 
     def read(self, run: Pass) -> Tensor:
         written = run.memo.get(f"{self.module}:normalized")
@@ -286,6 +298,7 @@ class HeadResult:
     module: str
     heads: int
     projection: Callable[[], Any] = field(repr=False)
+    side: ClassVar[Side] = "input"
 
     def prepare(self) -> dict[str, Any]:
         """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -20,15 +19,14 @@ from torch import Tensor
 
 from hooked_mm.batch import Batch
 from hooked_mm.equations import BlockEquations, Check, compare, tolerance
+from hooked_mm.execution import out_of_order, passing_times
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.norms import norm_scale
-from hooked_mm.runner import Hook
-from hooked_mm.structure import Stack, Structure
+from hooked_mm.structure import PREFIXES, Stack, Structure
+from hooked_mm.writes import WriteChecks
 
 if TYPE_CHECKING:
     from hooked_mm.hooked import HookedMM
-
-PREFIXES = {"text": "", "encoder": "encoder.", "vision": "vision."}
 
 
 @dataclass(frozen=True)
@@ -80,6 +78,10 @@ class ConformanceReport:
                 other = name.replace(f"blocks.{point.layer}.", f"blocks.{layer}.")
                 if block.kind == blocks[point.layer].kind and other in points:
                     found.setdefault(other, f"at {name} {why}")
+        for name, point in points.items():
+            lost = [needed for needed in point.needs if needed in found]
+            if lost:
+                found.setdefault(name, f"it needs {lost[0]}: {found[lost[0]]}")
         return found
 
     def table(self) -> list[tuple[str, str, int, str, str]]:
@@ -168,7 +170,8 @@ class _Probe:
         ]
 
     def reached(self) -> Iterator[Check]:
-        """Every listed point fires: an attention that does not ask transformers for its function has no pattern."""
+        """Every listed point fires, in the order of the list, and can be shown in the promised shape."""
+        yield from self._ordered()
         try:
             self.read(self.names())
             return
@@ -177,9 +180,30 @@ class _Probe:
         for name in names:
             try:
                 self.read([name])
-            except Exception:
+            except Exception as error:
                 self.dead.add(name)
-                yield Check("the point is reached", name, "fails", None, "no value passes there in a forward pass")
+                why = (
+                    "no value passes there in a forward pass" if type(error).__name__ != "RuntimeError" else str(error)
+                )
+                yield Check("the point is reached", name, "fails", None, why.splitlines()[0])
+
+    def _ordered(self) -> Iterator[Check]:
+        """What lies at another module is met at another time than its place in the list says."""
+        try:
+            times = passing_times(self.runner, self.points, self.batch)
+        except Exception:
+            # Attention that can't be tapped; reading one point after the other tells which.
+            return
+        order = [name for name in self.points if name in times]
+        for index in sorted(out_of_order([times[name] for name in order])):
+            self.dead.add(order[index])
+            why = "its value passes before or after those that it is listed between"
+            yield Check("values pass in the order of the list", order[index], "fails", None, why)
+        for name, point in self.points.items():
+            lost = [needed for needed in point.needs if needed in self.dead]
+            if lost and name not in self.dead:
+                self.dead.add(name)
+                yield Check("what the point needs is reached", name, "fails", None, f"it needs {lost[0]}")
 
     def keep(self, stream: str) -> Tensor | None:
         """Positions of a stream that are not padding."""
@@ -196,20 +220,38 @@ class _Probe:
     def run(self) -> Iterator[Check]:
         """Every check."""
         with torch.no_grad():
-            bare = self.model.hf_model(**self.batch.inputs).logits
+            bare, entering = self.bare()
             yield from self.reached()
-            plain, _ = self.read([name for name in self.names() if not self.points[name].costly])
-            same = torch.equal(plain, bare)
-            yield Check("reading changes no logit, bit for bit", "hook_logits", "holds" if same else "fails")
+            cheap = [name for name in self.names() if not self.points[name].costly]
+            plain, _ = self.read(cheap)
+            what = "reading changes no logit, bit for bit"
+            if torch.equal(plain, bare):
+                yield Check(what, "hook_logits", "holds")
+            else:
+                guilty = [name for name in cheap if not torch.equal(self.read([name])[0], bare)]
+                yield from (Check(what, name, "fails") for name in guilty or ["hook_logits"])
             between = [
                 f"{PREFIXES[s]}blocks.{layer + 1}.hook_resid_pre" for s in self.layers for layer in self.layers[s]
             ]
-            names = [*self.names(), *(name for name in between if name in self.points)]
+            names = [*self.names(), *(name for name in between if name in self.points and name not in self.dead)]
             logits, values = self.read(names)
-            what = "reading patterns changes the logits by rounding only"
-            yield compare(what, "hook_logits", logits, bare, self.keep("text"))
-            sections = [self.blocks(stream, stack, values) for stream, stack in self.structure.stacks.items()]
-            sections += [self.logits(values), self.images(values), self.crossed(values), self.writes(values)]
+            what, keep = "reading patterns changes the logits by rounding only", self.keep("text")
+            found = compare(what, "hook_logits", logits, bare, keep)
+            if found.verdict == "holds":
+                yield found
+            else:
+                costly = [name for name in self.names() if self.points[name].costly]
+                alone = [compare(what, name, self.read([name])[0], bare, keep) for name in costly]
+                yield from [check for check in alone if check.verdict == "fails"] or [found]
+            yield from self.entering(values, entering)
+            sections = [
+                self.block(stream, stack, layer, values)
+                for stream, stack in self.structure.stacks.items()
+                for layer in self.layers[stream]
+            ]
+            sections += [self.start(stream, values) for stream in self.layers]
+            sections += [self.logits(values), self.images(values), self.crossed(values)]
+            sections.append(WriteChecks(self, values).all())
             for section in sections:
                 try:
                     yield from section
@@ -218,35 +260,68 @@ class _Probe:
                     if missing.args[0] not in self.dead:
                         raise
 
-    def blocks(self, stream: str, stack: Stack, values: Mapping[str, Tensor]) -> Iterator[Check]:
-        """The equations of each tested block, and how blocks join."""
+    def bare(self) -> tuple[Tensor, list[Tensor]]:
+        """The model's own logits, and what goes into the projector, by a raw hook."""
+        entering: list[Tensor] = []
+        path = self.structure.projector
+
+        def note(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            entering.extend(value for value in (*args, *options.values()) if isinstance(value, Tensor))
+
+        handle = self.runner.module(path).register_forward_pre_hook(note, with_kwargs=True) if path else None
+        try:
+            return self.model.hf_model(**self.batch.inputs).logits, entering
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def entering(self, values: Mapping[str, Tensor], entering: list[Tensor]) -> Iterator[Check]:
+        """The projector is a whole between tower and text, and hook_in is what goes into it."""
+        path, name = self.structure.projector, "projector.hook_in"
+        if path is None:
+            return
+        holder = path.rpartition(".")[0]
+        blocks = [block.path for stack in self.structure.stacks.values() for block in stack.blocks]
+        whole = any(block.startswith(f"{holder}." if holder else "") for block in blocks)
+        why = "" if whole else f"{path} is a part of {holder}, which holds no blocks"
+        yield Check("the projector is no part of another", name, "holds" if whole else "fails", None, why)
+        if name in values and entering:
+            raw = (
+                entering[0].flatten(2).transpose(1, 2)
+                if self.structure.stacks["vision"].blocks[-1].map
+                else entering[0]
+            )
+            yield compare("hook_in is what goes into the projector", name, values[name], raw)
+
+    def block(self, stream: str, stack: Stack, layer: int, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """The equations of one block, and how it joins the next."""
         keep = self.keep(stream)
-        for layer in self.layers[stream]:
-            block, prefix = stack.blocks[layer], f"{PREFIXES[stream]}blocks.{layer}."
-            yield from BlockEquations(values, self.model.hf_model, block, prefix, keep).all()
-            following = values.get(f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre")
-            post = values[f"{prefix}hook_resid_post"]
-            if following is None:
-                continue
-            if following.shape != post.shape:
-                kind = "hierarchical tower: a convolution changes size and width between stages"
-                yield Check("resid_post == next resid_pre", f"{prefix}hook_resid_post", "not applicable", None, kind)
-                continue
-            inserted = values.get(f"{prefix}hook_insert_out")
-            total = post if inserted is None else post + inserted
-            what = "resid_post (+ what is inserted) == next resid_pre"
-            yield compare(what, f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre", following, total, keep)
-            if inserted is not None and stream == "text":
-                outside = self.batch.mask("text")
-                zero = inserted[outside]
-                yield compare("nothing is inserted at text positions", f"{prefix}hook_insert_out", zero, 0 * zero)
-        first = values[f"{PREFIXES[stream]}blocks.0.hook_resid_pre"]
-        yield compare(
-            "hook_embed == first resid_pre",
-            f"{PREFIXES[stream]}hook_embed",
-            values[f"{PREFIXES[stream]}hook_embed"],
-            first,
-        )
+        block, prefix = stack.blocks[layer], f"{PREFIXES[stream]}blocks.{layer}."
+        yield from BlockEquations(values, self.model.hf_model, block, prefix, keep).all()
+        following = values.get(f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre")
+        if following is None:
+            return
+        post = values[f"{prefix}hook_resid_post"]
+        if following.shape != post.shape:
+            kind = "hierarchical tower: a convolution changes size and width between stages"
+            yield Check("resid_post == next resid_pre", f"{prefix}hook_resid_post", "not applicable", None, kind)
+            return
+        inserted = values.get(f"{prefix}hook_insert_out")
+        total = post if inserted is None else post + inserted
+        what = "resid_post (+ what is inserted) == next resid_pre"
+        yield compare(what, f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre", following, total, keep)
+        if inserted is None:
+            return
+        verdict: Any = "holds" if bool(inserted.any()) else "fails"
+        yield Check("something is inserted", f"{prefix}hook_insert_out", verdict)
+        if stream == "text":
+            zero = inserted[self.batch.mask("text")]
+            yield compare("nothing is inserted at text positions", f"{prefix}hook_insert_out", zero, 0 * zero)
+
+    def start(self, stream: str, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """What enters the first block is called so."""
+        name, first = f"{PREFIXES[stream]}hook_embed", f"{PREFIXES[stream]}blocks.0.hook_resid_pre"
+        yield compare("hook_embed == first resid_pre", name, values[name], values[first])
 
     def logits(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """unembed(norm(last stream)) == logits, scale and soft-cap included."""
@@ -301,7 +376,7 @@ class _Probe:
         # Padding crops and tiles are all zero and stay so: models tell them by that.
         noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
         inputs = {**self.batch.inputs, "pixel_values": pixels + noise}
-        watched = [name for name in (self.embedded, "projector.hook_out", *self.embed_norm) if name in self.points]
+        watched = [name for name in (self.embedded, "projector.hook_out", *self.embed_norm) if name in values]
         logits, other = self.runner.forward(self.batch.with_inputs(inputs), watched, save=True)
         assert logits is not None
         changed = (other[self.embedded] != embed).any(dim=-1)
@@ -377,6 +452,8 @@ class _Probe:
             scaled = compare(what, "projector.hook_out", slots, features * ratio.to(features.dtype))
             if scaled.verdict == "holds":
                 return Check(what, "projector.hook_out", "holds", scaled.error, f"times {ratio.item():.4g}")
+            if self.batch.layout.kind != "newline":
+                return direct
         nearest = torch.cdist(slots.float(), features.float()).min(dim=1)
         error = (slots - features[nearest.indices]).abs().max().item() / max(size, 1e-12)
         once = len(nearest.indices.unique()) == len(slots) or self.copies > 1
@@ -385,37 +462,6 @@ class _Probe:
             "crops are rearranged into one picture" if good else "some image positions hold no output of the projector"
         )
         return Check(what, "projector.hook_out", "holds" if good else "fails", error, detail)
-
-    def writes(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
-        """Zeroing each point changes what follows it; rows of other samples stay as they are."""
-        names = self.names()
-        for start in range(0, len(names), self.copies):
-            yield from self._write(names[start : start + self.copies], values)
-
-    def _write(self, names: list[str], values: Mapping[str, Tensor]) -> Iterator[Check]:
-        follows = {name: self.follower(name) for name in names}
-        hooks = [(name, partial(_spoil, row=row, rows=self.copies)) for row, name in enumerate(names)]
-        watched = sorted({point for point in follows.values() if point is not None})
-        _, after = self.runner.forward(self.batch, watched, hooks, save=True)
-        parts = [
-            None if point is None else tuple(_part(found[point], row, self.copies) for found in (values, after))
-            for row, point in enumerate(follows.values())
-        ]
-        if any(part is not None and _close(*part) for part in parts):
-            # So small a change may be the rounding of another attention function: compare with a pass that runs the
-            # same and changes nothing.
-            _, values = self.runner.forward(self.batch, watched, [(name, _look) for name in names], save=True)
-        for row, name in enumerate(names):
-            point = follows[name]
-            if point is None:
-                kind = "the projector reads an earlier block of the tower; nothing follows"
-                yield Check("a write changes what follows", name, "not applicable", None, kind)
-                continue
-            before, now = (_part(value, row, self.copies) for value in (values[point], after[point]))
-            changed = not torch.equal(before, now)
-            yield Check(
-                "a write changes what follows", name, "holds" if changed else "fails", None, f"looked at {point}"
-            )
 
     def follower(self, name: str) -> str | None:
         """The point at which a write must be seen."""
@@ -444,41 +490,6 @@ class _Probe:
         layer = getattr(self.model.hf_model.config, "vision_feature_layer", None)
         chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
         return any(index in (-1, len(self.structure.stacks["vision"].blocks)) for index in chosen)
-
-
-def _slices(value: Tensor, row: int, rows: int) -> tuple[Any, ...]:
-    """Where one of `rows` equal samples lies in a value."""
-    if rows == 1:
-        return (slice(None),)
-    if value.shape[0] % rows == 0:
-        size = value.shape[0] // rows
-        return (slice(row * size, (row + 1) * size),)
-    # A packed tower's queries and patterns have a batch of one, with all patches behind it.
-    axis = 1 if value.ndim == 4 and value.shape[1] % rows == 0 and value.shape[2] != value.shape[3] else 2
-    size = value.shape[axis] // rows
-    part = slice(row * size, (row + 1) * size)
-    return (slice(None), part) if axis == 1 else (slice(None), slice(None), part, part)
-
-
-def _look(value: Tensor, hook: Hook) -> None:
-    """Change nothing."""
-
-
-def _close(before: Tensor, now: Tensor) -> bool:
-    """Whether rounding could explain the difference."""
-    return bool((before - now).abs().max() <= tolerance(before.dtype) * before.abs().max())
-
-
-def _part(value: Tensor, row: int, rows: int) -> Tensor:
-    return value[_slices(value, row, rows)]
-
-
-def _spoil(value: Tensor, hook: Hook, *, row: int, rows: int) -> Tensor:
-    """Zero one sample's part; a norm's divisor is doubled instead."""
-    new = value.clone()
-    where = _slices(value, row, rows)
-    new[where] = 2 * new[where] if hook.name.endswith("hook_scale") else torch.zeros_like(new[where])
-    return new
 
 
 def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False, copies: int = 1) -> ConformanceReport:

@@ -7,12 +7,13 @@ passes of their own (other pictures, writes).
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.access import linear_weight
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
 from hooked_mm.structure import Block, submodule
 
@@ -76,7 +77,7 @@ class BlockEquations:
         self, values: Mapping[str, Tensor], model: nn.Module, block: Block, prefix: str, keep: Tensor | None
     ) -> None:
         self.values, self.model, self.block, self.prefix, self.keep = values, model, block, prefix, keep
-        self.dtype = values[f"{prefix}hook_resid_post"].dtype
+        self.dtype = next(value.dtype for name, value in values.items() if name.startswith(f"{prefix}hook_"))
 
     def get(self, name: str) -> Tensor | None:
         """A value of this block, None if the block has no such point."""
@@ -90,12 +91,21 @@ class BlockEquations:
 
     def all(self) -> Iterator[Check]:
         """Every check of this block, from the stream through norms, attention and MLP."""
-        yield from self.sums()
-        yield from self.norms()
+        yield from self._guarded("hook_resid_mid", self.sums())
+        yield from self._guarded("ln1.hook_out", self.norms())
         for name, prefix in (("attn", ""), ("xattn", "x")):
+            yield from self._guarded(f"{name}.hook_q", self.projections(name, prefix))
             if self.get(f"{name}.hook_pattern") is not None:
-                yield from self.attention(name, prefix)
-        yield from self.mlp()
+                yield from self._guarded(f"{name}.hook_z", self.attention(name, prefix))
+        yield from self._guarded("mlp.hook_post", self.mlp())
+
+    def _guarded(self, name: str, checks: Iterator[Check]) -> Iterator[Check]:
+        """Shapes that fit no equation at all are a failure, too."""
+        try:
+            yield from checks
+        except RuntimeError as error:
+            what = "shapes fit the equations"
+            yield Check(what, self.prefix + name, "fails", None, str(error).splitlines()[0])
 
     def sums(self) -> Iterator[Check]:
         """resid_pre + what attention adds == resid_mid; resid_mid + what the MLP adds == resid_post."""
@@ -110,10 +120,23 @@ class BlockEquations:
             yield Check("attention's sum", f"{self.prefix}hook_resid_mid", "not applicable", None, kind)
             yield Check("the MLP's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
             return
-        yield self._same("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first)
+        names = [
+            f"hook_{name}_out"
+            for name, value in zip(("conv1", "attn", "xattn"), added, strict=True)
+            if value is not None
+        ]
+        yield from self._total("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first, names)
         conv = self.get("hook_conv2_out")
         second = mid + mlp if conv is None else mid + conv + mlp
-        yield self._same("resid_mid + MLP == resid_post", "hook_resid_post", post, second)
+        names = ["hook_mlp_out"] if conv is None else ["hook_conv2_out", "hook_mlp_out"]
+        yield from self._total("resid_mid + MLP == resid_post", "hook_resid_post", post, second, names)
+
+    def _total(self, what: str, name: str, got: Tensor, expected: Tensor, added: list[str]) -> Iterator[Check]:
+        """A sum that does not hold speaks against what is added as much as against the stream."""
+        found = self._same(what, name, got, expected)
+        yield found
+        if found.verdict == "fails":
+            yield from (replace(found, point=self.prefix + other) for other in added)
 
     def _norm_inputs(self) -> dict[str, Tensor | None]:
         """What each norm stands on, by other points."""
@@ -150,6 +173,29 @@ class BlockEquations:
             yield self._same("stream / divisor", f"{name}.hook_normalized", normalized, quotient.to(normalized.dtype))
             yield self._same("quotient * gain", f"{name}.hook_out", out, formula.output(module, normalized))
 
+    def projections(self, name: str, prefix: str) -> Iterator[Check]:
+        """Queries, keys and values are projected from what attention stands on."""
+        source = self.get("ln1.hook_out" if self.block.norm == "pre" else "hook_resid_pre")
+        if prefix and self.block.norm == "post":
+            source = self.get("ln1.hook_out")
+        if source is None:
+            return
+        for index, letter in enumerate("qkv"):
+            value = self.get(f"{name}.hook_{letter}")
+            # Keys and values of cross-attention come from elsewhere.
+            if value is None or (prefix and letter != "q"):
+                continue
+            if f"{prefix}{letter}" in self.block.parts:
+                expected = self._module(f"{prefix}{letter}")(source)
+            elif "qkv" in self.block.parts:
+                expected = self._module("qkv")(source).unflatten(-1, (3, -1))[..., index, :]
+            else:
+                continue
+            got = value.flatten(-2)
+            # Windows are rearranged between the norm and the projection.
+            if got.shape == expected.shape:
+                yield self._same("projection of the norm's output", f"{name}.hook_{letter}", got, expected)
+
     def attention(self, name: str, prefix: str) -> Iterator[Check]:
         """Rows sum to one; pattern and values give z; z gives what is added; queries and keys give the pattern."""
         pattern, z = self.get(f"{name}.hook_pattern"), self.get(f"{name}.hook_z")
@@ -159,16 +205,27 @@ class BlockEquations:
         rows = pattern.sum(dim=-1).movedim(1, -1)
         yield self._same("rows of attention sum to 1", f"{name}.hook_pattern", rows, torch.ones_like(rows))
         channels = pattern.shape[-2] != z.shape[-3]
+        result, added = self.get(f"{name}.hook_result"), self.get(f"hook_{name}_out")
+        each = None if result is None else self._results(name, prefix, z, result)
+        if each is not None:
+            yield each
         if v is not None:
             mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
-            yield self._same("pattern * values == z", f"{name}.hook_z", z, mixed)
+            found = self._same("pattern * values == z", f"{name}.hook_z", z, mixed)
+            if found.verdict == "fails" and (found.error is None or (each is not None and each.verdict == "holds")):
+                # z is what the output projection gets, so it is the values that are none.
+                yield replace(found, point=f"{self.prefix}{name}.hook_v")
+            yield found
         for letter, value in (("q", q), ("k", k)):
             rotated = self.get(f"{name}.hook_rot_{letter}")
             if value is not None and rotated is not None:
                 yield self._lengths(name, prefix, letter, value, rotated)
-        if q is not None and k is not None and not channels and not self.block.rotary:
-            yield self._scores(name, pattern, q, k)
-        result, added = self.get(f"{name}.hook_result"), self.get(f"hook_{name}_out")
+        points = ("rot_q", "rot_k") if self.block.rotary else ("q", "k")
+        q, k = (self.get(f"{name}.hook_{point}") for point in points)
+        if q is not None and k is not None and not channels:
+            found = self._scores(name, prefix, pattern, q, k)
+            yield replace(found, point=f"{self.prefix}{name}.hook_{points[0]}")
+            yield replace(found, point=f"{self.prefix}{name}.hook_{points[1]}")
         if result is None or added is None:
             return
         bias = getattr(self._module(f"{prefix}o"), "bias", None)
@@ -179,6 +236,12 @@ class BlockEquations:
             yield Check("sum of heads", f"{self.prefix}{name}.hook_result", "not applicable", None, kind)
             return
         yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
+
+    def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
+        """Each head's result is its z through its columns of the output projection."""
+        weight = linear_weight(self._module(f"{prefix}o")).to(z.device, z.dtype).unflatten(-1, (z.shape[-2], -1))
+        expected = torch.einsum("...hk,dhk->...hd", z, weight)
+        return self._same("z through the output projection == result", f"{name}.hook_result", result, expected)
 
     def _after(self, role: str, value: Tensor) -> Tensor:
         """What a norm, factor or gate behind a module makes of its output."""
@@ -203,13 +266,21 @@ class BlockEquations:
         what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
         return self._same(what, f"{name}.hook_{letter}", after, before)
 
-    def _scores(self, name: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:
-        """log pattern and q k^T differ by a constant per row, where attention is allowed."""
-        k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)
-        scores = torch.einsum("...qhd,...khd->...hqk", q.float(), k.float()) * self.block.d_head**-0.5
-        allowed = pattern > 0
-        guess = scores.masked_fill(~allowed, -torch.inf).softmax(dim=-1).nan_to_num()
+    def _scores(self, name: str, prefix: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:
+        """The softmax of queries and keys, where attention is allowed, is the pattern."""
+        module = self._module("xattn" if prefix else "attn")
         what = "softmax of queries * keys == pattern"
+        if getattr(module, "sinks", None) is not None:
+            kind = "attention with sinks: part of every row goes to none of the positions"
+            return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
+        k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)
+        scaling = next((s for n in ("scaling", "scale") if isinstance(s := getattr(module, n, None), float)), None)
+        scores = torch.einsum("...qhd,...khd->...hqk", q.float(), k.float())
+        scores = scores * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        cap = getattr(module, "attn_logit_softcapping", None)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        scores = scores.reshape(pattern.shape)
+        guess = scores.masked_fill(pattern <= 0, -torch.inf).softmax(dim=-1).nan_to_num()
         return self._same(what, f"{name}.hook_q", guess.movedim(1, -1), pattern.float().movedim(1, -1))
 
     def mlp(self) -> Iterator[Check]:
@@ -230,6 +301,9 @@ class BlockEquations:
             if self.block.row_mask:
                 kept = added.abs().amax(dim=-1, keepdim=True) > 0
                 total = torch.where(kept, total, torch.zeros_like(total))
+                if (mid := self.get("hook_resid_mid")) is not None:
+                    # What is added is read as a difference, which is as exact as the stream.
+                    total, added = total + mid, added + mid
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:

@@ -121,7 +121,7 @@ class Runner:
             for index, path in enumerate(self._sites)
             for tap in ("q", "k", "pattern")
         }
-        root = _Root(model, [site.taps for site in self._sites.values()])
+        self._root = root = _Root(model, [site.taps for site in self._sites.values()])
         root.train(model.training)
         self.nnsight = nnsight.NNsight(root)
         self._order = {name: index for index, name in enumerate(points)}
@@ -143,6 +143,17 @@ class Runner:
         if path.startswith("taps:"):
             return self.nnsight.get(self._tap_paths[path])
         return self.nnsight.get(f"model.{path}") if path else self.nnsight.model
+
+    def module(self, path: str) -> nn.Module:
+        """The module itself, of the transformers model or a tap."""
+        if path.startswith("taps:"):
+            return self._root.get_submodule(self._tap_paths[path])
+        return self._root.model.get_submodule(path)
+
+    def run_tapped(self, points: Iterable[HookPoint], batch: Batch) -> None:
+        """A forward pass outside nnsight with the taps of these points switched on, for raw hooks to watch."""
+        with self._taps([_Visit(point) for point in points]):
+            self._root.model(**batch.inputs)
 
     def _reached(self, point: HookPoint, batch: Batch) -> bool:
         return batch.has_images or not (point.needs_image or point.stream == "projector")

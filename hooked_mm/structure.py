@@ -110,6 +110,10 @@ class Stack(StackConfig):
     packed: bool = False
 
 
+PREFIXES = {"text": "", "encoder": "encoder.", "vision": "vision."}
+"""Stream -> what its hook names begin with."""
+
+
 @dataclass(frozen=True)
 class Structure:
     """Module paths of one model, the token that marks image positions, and how positions are counted.
