@@ -402,9 +402,9 @@ class _Probe:
             for row, point in enumerate(follows.values())
         ]
         if any(part is not None and _close(*part) for part in parts):
-            # So small a change may be the rounding of another attention function: compare with a pass that runs the
-            # same and changes nothing.
-            _, values = self.runner.forward(self.batch, watched, [(name, _look) for name in names], save=True)
+            # So small a change may be rounding, of eager attention or of a sum over heads: compare with a pass that
+            # writes at the same points and changes nothing.
+            _, values = self.runner.forward(self.batch, watched, [(name, _keep) for name in names], save=True)
         for row, name in enumerate(names):
             point = follows[name]
             if point is None:
@@ -460,8 +460,9 @@ def _slices(value: Tensor, row: int, rows: int) -> tuple[Any, ...]:
     return (slice(None), part) if axis == 1 else (slice(None), slice(None), part, part)
 
 
-def _look(value: Tensor, hook: Hook) -> None:
-    """Change nothing."""
+def _keep(value: Tensor, hook: Hook) -> Tensor:
+    """Write what was read: what a write makes a model compute differently, it computes so here."""
+    return value.clone()
 
 
 def _close(before: Tensor, now: Tensor) -> bool:
