@@ -51,15 +51,20 @@ def compare(
     expected: Tensor,
     keep: Tensor | None = None,
     dtype: torch.dtype | None = None,
+    slack: float = 0.0,
 ) -> Check:
-    """Whether two values agree, where `keep` (over the leading dimensions) is true, to the rounding of `dtype`."""
+    """Whether two values agree, where `keep` (over the leading dimensions) is true, to the rounding of `dtype`.
+
+    `slack` is what larger values, of which these are differences, allow besides.
+    """
     if got.shape != expected.shape:
         return Check(what, point, "fails", None, f"shapes {tuple(got.shape)} and {tuple(expected.shape)} differ")
     if keep is not None and keep.shape == got.shape[: keep.ndim]:
         got, expected = got[keep], expected[keep]
     size = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
     error = (got.float() - expected.float()).abs().max().item() / size if got.numel() else 0.0
-    return Check(what, point, "holds" if error <= tolerance(dtype or got.dtype) else "fails", error)
+    allowed = tolerance(dtype or got.dtype) + slack / size
+    return Check(what, point, "holds" if error <= allowed else "fails", error)
 
 
 class BlockEquations:
@@ -301,9 +306,19 @@ class BlockEquations:
             if self.block.row_mask:
                 kept = added.abs().amax(dim=-1, keepdim=True) > 0
                 total = torch.where(kept, total, torch.zeros_like(total))
-                if (mid := self.get("hook_resid_mid")) is not None:
-                    # What is added is read as a difference, which is as exact as the stream.
-                    total, added = total + mid, added + mid
+                # What is added is read as a difference, which is as exact as the stream is large.
+                mid = self.get("hook_resid_mid")
+                size = 0.0 if mid is None else mid.abs().max().item()
+                yield compare(
+                    "down projection of post == what the MLP adds",
+                    f"{self.prefix}hook_mlp_out",
+                    added,
+                    total,
+                    self.keep,
+                    self.dtype,
+                    slack=8 * torch.finfo(self.dtype).eps * size,
+                )
+                return
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:

@@ -18,12 +18,13 @@ from transformers import AutoModelForImageTextToText
 
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
-from hooked_mm.conformance import ConformanceReport, check_conformance, probe_batch
+from hooked_mm.conformance import ConformanceReport, check_conformance
 from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
 from hooked_mm.generation import GenerationOutput, check_left_padding, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
+from hooked_mm.probe import made_batch, small_enough
 from hooked_mm.processors import load_processor
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_model_path
@@ -73,7 +74,7 @@ class HookedMM:
         self.conformance: ConformanceReport | None = None
         self._check, self._strict = check, strict
         if check and processor is not None:
-            self._check_on(*probe_batch(self))
+            self._check_on(*made_batch(self))
 
     def _check_on(self, batch: Batch, copies: int = 1) -> None:
         """Check on a batch, once; refuse what fails or make it unavailable."""
@@ -208,7 +209,7 @@ class HookedMM:
     def _batch(self, batch: BatchLike) -> Batch:
         made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure, self._config)
         if self._check and made.has_images:
-            self._check_on(made)
+            self._check_on(small_enough(self, made))
         return made
 
     def run_with_cache(

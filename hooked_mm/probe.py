@@ -45,9 +45,11 @@ def made_batch(model: HookedMM) -> tuple[Batch, int]:
     """
     pixels = np.random.default_rng(0).integers(0, 256, (64, 64, 3), dtype=np.uint8)
     picture, text = Image.fromarray(pixels).resize((96, 96)), "What is in this picture?"
-    one = model.prepare([picture], [text])
+    # A decoder of its own has one position until it is given an answer: nothing to attend to.
+    answer = text if model.structure.encoder else None
+    one = model.prepare([picture], [text], [answer])
     copies = int(min(8, max(1, MOST_BYTES // bytes_of_sample(model, one.length))))
-    return (model.prepare([picture] * copies, [text] * copies), copies) if copies > 1 else (one, 1)
+    return (model.prepare([picture] * copies, [text] * copies, [answer] * copies), copies) if copies > 1 else (one, 1)
 
 
 def small_enough(model: HookedMM, batch: Batch) -> Batch:

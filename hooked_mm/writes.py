@@ -40,6 +40,10 @@ class Probe(Protocol):
     points: dict[str, HookPoint]
     copies: int
 
+    @property
+    def embedded(self) -> str:
+        """The point that holds image features."""
+
     def names(self) -> list[str]:
         """The points that are tested."""
 

@@ -331,3 +331,17 @@ def test_images_of_one_sample_are_told_apart_through_real_processors(family: str
         count = int(own.sum())
         assert (plan.need("length", "").expand(plan.shape)[own] == count).all()
         assert plan.need("own", "")[own].tolist() == list(range(count))
+
+
+@pytest.mark.parametrize("family", ["llava_next", "idefics3"])
+def test_copies_of_samples_with_two_images(family: str) -> None:
+    """LLaVA-NeXT's pixels have a row per image, Idefics3's a row per sample: each is repeated as a whole."""
+    batch = batch_of(family, [[picture(40, 24, 0), picture(20, 48, 1)], [picture(48, 32, 2)]])
+    plain = run(family, batch)[OUT]
+    twice = batch.with_inputs({name: value.repeat_interleave(2, dim=0) for name, value in batch.inputs.items()})
+    value = run(family, twice)[OUT]
+    places = [_by_place(item, layout(Hook(OUT, None, 0, batch), item.shape)) for item in (plain, value)]
+    assert places[0].keys() == places[1].keys()
+    for place, found in places[1].items():
+        assert len(found) == 2
+        assert all(torch.allclose(item, places[0][place][0], atol=1e-5) for item in found)

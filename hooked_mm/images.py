@@ -1,0 +1,127 @@
+"""Proof that image features are where positions are called image, and nowhere else: by another picture."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_mm.equations import Check, compare, tolerance
+from hooked_mm.writes import Probe
+
+
+class ImageChecks:
+    """The checks that need a pass on another picture.
+
+    Args:
+        probe: Model, batch and points.
+    """
+
+    def __init__(self, probe: Probe) -> None:
+        self.probe = probe
+
+    @property
+    def embedded(self) -> str:
+        """The point that holds image features."""
+        return self.probe.embedded
+
+    def all(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """Image features are where positions are called image; another picture changes those and nothing else."""
+        embed, out = values[self.embedded], values["projector.hook_out"]
+        image = self.probe.batch.mask("image")
+        pixels = self.probe.batch.inputs["pixel_values"]
+        generator = torch.Generator().manual_seed(0)
+        noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+        # Padding crops and tiles are all zero and stay so: models tell them by that.
+        noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
+        inputs = {**self.probe.batch.inputs, "pixel_values": pixels + noise}
+        watched = [name for name in (self.embedded, "projector.hook_out", *self.embed_norm) if name in values]
+        logits, other = self.probe.runner.forward(self.probe.batch.with_inputs(inputs), watched, save=True)
+        assert logits is not None
+        changed = (other[self.embedded] != embed).any(dim=-1)
+        moved = bool((logits != values["hook_logits"]).any())
+        yield Check("another picture changes the logits", self.embedded, "holds" if moved else "fails")
+        if self.probe.structure.cross_attention:
+            kind = "cross-attention: image features have no positions in the text"
+            verdict: Any = "fails" if bool(changed.any()) else "holds"
+            yield Check("another picture changes no text embedding", self.embedded, verdict)
+            yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
+            return
+        outside = int((changed & ~image).sum())
+        where = f"{outside} positions outside change"
+        verdict = "holds" if outside == 0 else "fails"
+        yield Check(
+            "another picture changes image positions only", self.embedded, verdict, None, where if outside else ""
+        )
+        slots = image & ~self.probe.batch.separator
+        still = int((slots & ~changed).sum())
+        verdict = "holds" if still == 0 and bool(slots.any()) else "fails"
+        yield Check(
+            "another picture changes every image position",
+            self.embedded,
+            verdict,
+            None,
+            f"{still} stay" if still else "",
+        )
+        slots = slots & ~self.shrunk()
+        direct = self._features(embed[slots], out.flatten(0, -2))
+        yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    def shrunk(self) -> Tensor:
+        """Positions of grids that the model made smaller than the projector's: means of several of its outputs."""
+        found = torch.zeros_like(self.probe.batch.separator)
+        for sample, image in zip(self.probe.batch.image_sample, self.probe.batch.layout.images, strict=True):
+            if image.grid is not None and image.tokens is not None and image.grid.shape != image.tokens.shape[:2]:
+                found[sample, image.grid[image.grid >= 0]] = True
+        return found
+
+    @property
+    def embed_norm(self) -> tuple[str, str]:
+        """The points of a norm behind the embedding, where there is one."""
+        prefix = "encoder." if self.probe.structure.encoder else ""
+        return f"{prefix}ln_embed.hook_scale", f"{prefix}ln_embed.hook_normalized"
+
+    def _shifted(
+        self, direct: Check, values: Mapping[str, Tensor], other: Mapping[str, Tensor], slots: Tensor
+    ) -> Check:
+        """Where positions are added to features (and a norm follows), another picture moves both by the same."""
+
+        def merged(found: Mapping[str, Tensor]) -> Tensor:
+            scale, quotient = (found.get(name) for name in self.embed_norm)
+            return found[self.embedded] if scale is None or quotient is None else quotient * scale
+
+        moved = (merged(other) - merged(values))[slots]
+        features = (other["projector.hook_out"] - values["projector.hook_out"]).flatten(0, -2)
+        if len(features) != len(moved):
+            return direct
+        if self.embed_norm[0] in self.probe.points:
+            features = features - features.mean(dim=-1, keepdim=True)
+        slack = 8 * torch.finfo(moved.dtype).eps * merged(values)[slots].abs().max().item()
+        found = compare(direct.what, direct.point, moved, features, slack=slack)
+        return replace(found, detail="up to learned positions, which are added") if found.verdict == "holds" else direct
+
+    def _features(self, slots: Tensor, features: Tensor) -> Check:
+        """Each image position holds one of the projector's outputs, in order up to whole crops that are rearranged."""
+        what = "image features stand at image positions"
+        size = features.abs().max().item()
+        if len(slots) == len(features):
+            direct = compare(what, "projector.hook_out", slots, features)
+            if direct.verdict == "holds":
+                return direct
+            ratio = (slots.float() * features.float()).sum() / features.float().square().sum()
+            scaled = compare(what, "projector.hook_out", slots, features * ratio.to(features.dtype))
+            if scaled.verdict == "holds":
+                return Check(what, "projector.hook_out", "holds", scaled.error, f"times {ratio.item():.4g}")
+            if self.probe.batch.layout.kind != "newline":
+                return direct
+        nearest = torch.cdist(slots.float(), features.float()).min(dim=1)
+        error = (slots - features[nearest.indices]).abs().max().item() / max(size, 1e-12)
+        once = len(nearest.indices.unique()) == len(slots) or self.probe.copies > 1
+        good = error <= tolerance(slots.dtype) and once
+        detail = (
+            "crops are rearranged into one picture" if good else "some image positions hold no output of the projector"
+        )
+        return Check(what, "projector.hook_out", "holds" if good else "fails", error, detail)

@@ -1,0 +1,264 @@
+"""The passes of one conformance check: which blocks and points are looked at, what is read, and every check of it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from hooked_mm.access import Pass
+from hooked_mm.batch import Batch
+from hooked_mm.equations import BlockEquations, Check, compare
+from hooked_mm.execution import out_of_order, passing_times
+from hooked_mm.images import ImageChecks
+from hooked_mm.norms import norm_scale
+from hooked_mm.probe import tested_layers
+from hooked_mm.structure import PREFIXES, Stack
+from hooked_mm.writes import WriteChecks
+
+if TYPE_CHECKING:
+    from hooked_mm.hooked import HookedMM
+
+
+class Passes:
+    """The passes of one conformance check."""
+
+    def __init__(self, model: HookedMM, batch: Batch, *, full: bool, copies: int) -> None:
+        self.model, self.batch, self.full = model, batch, full
+        self.runner, self.structure = model._runner, model.structure
+        self.points = model.hook_points
+        self.layers = {name: tested_layers(stack, full=full) for name, stack in self.structure.stacks.items()}
+        self.copies = copies
+        self.dead: set[str] = set()
+
+    def names(self) -> list[str]:
+        """Every point of the tested blocks, and those outside blocks, that is reached."""
+        return [
+            name
+            for name, point in self.points.items()
+            if name not in self.dead and (point.layer is None or point.layer in self.layers.get(point.stream, ()))
+        ]
+
+    def reached(self) -> Iterator[Check]:
+        """Every listed point fires, in the order of the list, and can be shown in the promised shape."""
+        yield from self._ordered()
+        try:
+            self.read(self.names())
+            return
+        except Exception:
+            names = self.names()
+        for name in names:
+            try:
+                self.read([name])
+            except Exception as error:
+                self.dead.add(name)
+                why = (
+                    "no value passes there in a forward pass" if type(error).__name__ != "RuntimeError" else str(error)
+                )
+                yield Check("the point is reached", name, "fails", None, why.splitlines()[0])
+
+    def _ordered(self) -> Iterator[Check]:
+        """What lies at another module is met at another time than its place in the list says."""
+        try:
+            times = passing_times(self.runner, self.points, self.batch)
+        except Exception:
+            # Attention that can't be tapped; reading one point after the other tells which.
+            return
+        order = [name for name in self.points if name in times]
+        for index in sorted(out_of_order([times[name] for name in order])):
+            self.dead.add(order[index])
+            why = "its value passes before or after those that it is listed between"
+            yield Check("values pass in the order of the list", order[index], "fails", None, why)
+        for name, point in self.points.items():
+            lost = [needed for needed in point.needs if needed in self.dead]
+            if lost and name not in self.dead:
+                self.dead.add(name)
+                yield Check("what the point needs is reached", name, "fails", None, f"it needs {lost[0]}")
+
+    def keep(self, stream: str) -> Tensor | None:
+        """Positions of a stream that are not padding."""
+        if stream == "vision" or (stream == "text" and self.structure.encoder):
+            return None
+        return self.batch.inputs["attention_mask"].bool()
+
+    def read(self, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
+        """Logits and values of one pass."""
+        logits, values = self.runner.forward(self.batch, list(names), save=True)
+        assert logits is not None
+        return logits, values
+
+    def run(self) -> Iterator[Check]:
+        """Every check."""
+        with torch.no_grad():
+            bare, entering = self.bare()
+            yield from self.reached()
+            cheap = [name for name in self.names() if not self.points[name].costly]
+            plain, _ = self.read(cheap)
+            what = "reading changes no logit, bit for bit"
+            if torch.equal(plain, bare):
+                yield Check(what, "hook_logits", "holds")
+            else:
+                guilty = [name for name in cheap if not torch.equal(self.read([name])[0], bare)]
+                yield from (Check(what, name, "fails") for name in guilty or ["hook_logits"])
+            between = [
+                f"{PREFIXES[s]}blocks.{layer + 1}.hook_resid_pre" for s in self.layers for layer in self.layers[s]
+            ]
+            names = [*self.names(), *(name for name in between if name in self.points and name not in self.dead)]
+            logits, values = self.read(names)
+            what, keep = "reading patterns changes the logits by rounding only", self.keep("text")
+            found = compare(what, "hook_logits", logits, bare, keep)
+            if found.verdict == "holds":
+                yield found
+            else:
+                costly = [name for name in self.names() if self.points[name].costly]
+                alone = [compare(what, name, self.read([name])[0], bare, keep) for name in costly]
+                yield from [check for check in alone if check.verdict == "fails"] or [found]
+            yield from self.entering(values, entering)
+            sections = [
+                self.block(stream, stack, layer, values)
+                for stream, stack in self.structure.stacks.items()
+                for layer in self.layers[stream]
+            ]
+            sections += [self.start(stream, values) for stream in self.layers]
+            sections += [self.logits(values), ImageChecks(self).all(values), self.crossed(values)]
+            sections.append(WriteChecks(self, values).all())
+            for section in sections:
+                try:
+                    yield from section
+                except KeyError as missing:
+                    # What follows from a value that is never reached can't be checked; that it is not, was said above.
+                    if missing.args[0] not in self.dead:
+                        raise
+
+    def bare(self) -> tuple[Tensor, list[Tensor]]:
+        """The model's own logits, and what goes into the projector, by a raw hook."""
+        entering: list[Tensor] = []
+        path = self.structure.projector
+
+        def note(module: Any, args: tuple[Any, ...], options: dict[str, Any]) -> None:
+            entering.extend(value for value in (*args, *options.values()) if isinstance(value, Tensor))
+
+        handle = self.runner.module(path).register_forward_pre_hook(note, with_kwargs=True) if path else None
+        try:
+            return self.model.hf_model(**self.batch.inputs).logits, entering
+        finally:
+            if handle is not None:
+                handle.remove()
+
+    def entering(self, values: Mapping[str, Tensor], entering: list[Tensor]) -> Iterator[Check]:
+        """The projector is a whole between tower and text, and hook_in is what goes into it."""
+        path, name = self.structure.projector, "projector.hook_in"
+        if path is None:
+            return
+        holder = path.rpartition(".")[0]
+        blocks = [block.path for stack in self.structure.stacks.values() for block in stack.blocks]
+        whole = any(block.startswith(f"{holder}." if holder else "") for block in blocks)
+        why = "" if whole else f"{path} is a part of {holder}, which holds no blocks"
+        yield Check("the projector is no part of another", name, "holds" if whole else "fails", None, why)
+        if name in values and entering:
+            access: Any = self.points[name].access
+            raw = access.view.show(entering[0], Pass(self.runner.get, self.batch.length))
+            yield compare("hook_in is what goes into the projector", name, values[name], raw)
+
+    def block(self, stream: str, stack: Stack, layer: int, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """The equations of one block, and how it joins the next."""
+        keep = self.keep(stream)
+        block, prefix = stack.blocks[layer], f"{PREFIXES[stream]}blocks.{layer}."
+        yield from BlockEquations(values, self.model.hf_model, block, prefix, keep).all()
+        following = values.get(f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre")
+        if following is None:
+            return
+        post = values[f"{prefix}hook_resid_post"]
+        if following.shape != post.shape:
+            kind = "hierarchical tower: a convolution changes size and width between stages"
+            yield Check("resid_post == next resid_pre", f"{prefix}hook_resid_post", "not applicable", None, kind)
+            return
+        inserted = values.get(f"{prefix}hook_insert_out")
+        total = post if inserted is None else post + inserted
+        what = "resid_post (+ what is inserted) == next resid_pre"
+        yield compare(what, f"{PREFIXES[stream]}blocks.{layer + 1}.hook_resid_pre", following, total, keep)
+        if inserted is None:
+            return
+        verdict: Any = "holds" if bool(inserted.any()) else "fails"
+        yield Check("something is inserted", f"{prefix}hook_insert_out", verdict)
+        if stream == "text":
+            zero = inserted[self.batch.mask("text")]
+            yield compare("nothing is inserted at text positions", f"{prefix}hook_insert_out", zero, 0 * zero)
+
+    def start(self, stream: str, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """What enters the first block is called so."""
+        name, first = f"{PREFIXES[stream]}hook_embed", f"{PREFIXES[stream]}blocks.0.hook_resid_pre"
+        yield compare("hook_embed == first resid_pre", name, values[name], values[first])
+
+    def logits(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """unembed(norm(last stream)) == logits, scale and soft-cap included."""
+        last = f"blocks.{len(self.structure.text.blocks) - 1}.hook_resid_post"
+        keep = self.keep("text")
+        stream = values[last]
+        inserted = values.get(last.replace("resid_post", "insert_out"))
+        stream = stream if inserted is None else stream + inserted
+        lens = self.model.to_logits(stream)
+        yield compare("unembed(norm(last resid_post)) == logits", "hook_logits", values["hook_logits"], lens, keep)
+        if self.structure.final_norm is None:
+            kind = "blocks normalise after the sum, so there is no final norm"
+            yield Check("the final norm's output", "ln_final.hook_out", "not applicable", None, kind)
+            return
+        norm = self.model.hf_model.get_submodule(self.structure.final_norm)
+        out = values["ln_final.hook_out"]
+        yield compare("the final norm's output", "ln_final.hook_out", out, norm(stream), keep)
+        if (quotient := values.get("ln_final.hook_normalized")) is not None:
+            access: Any = self.points["ln_final.hook_normalized"].access
+            expected = access.formula.output(norm, quotient)
+            yield compare("quotient * gain", "ln_final.hook_normalized", out, expected, keep)
+            scale = values["ln_final.hook_scale"]
+            yield compare(
+                "the stream's divisor", "ln_final.hook_scale", scale, norm_scale(stream, access.formula), keep
+            )
+
+    def crossed(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """Keys of cross-attention are projected from the image's features, or from the encoder's last stream."""
+        encoder = self.structure.encoder
+        source = "projector.hook_out"
+        if encoder:
+            source = f"encoder.blocks.{len(encoder.blocks) - 1}.hook_resid_post"
+        for layer in self.layers["text"]:
+            block, name = self.structure.text.blocks[layer], f"blocks.{layer}.xattn.hook_k"
+            if name in values:
+                project = self.model.hf_model.get_submodule(f"{block.path}.{block.parts['xk']}")
+                expected = project(values[source]).reshape(values[name].shape)
+                yield compare("keys of cross-attention are of the image or encoder", source, values[name], expected)
+
+    @property
+    def embedded(self) -> str:
+        """The point that holds image features."""
+        return "encoder.hook_embed" if self.structure.encoder else "hook_embed"
+
+    def follower(self, name: str) -> str | None:
+        """The point at which a write must be seen."""
+        point = self.points[name]
+        names = self.names()
+        if point.layer is not None:
+            own = f"{PREFIXES[point.stream]}blocks.{point.layer}.hook_resid_post"
+            if name not in (own, own.replace("resid_post", "insert_out")):
+                return own
+        stream = point.stream
+        if stream == "vision":
+            if name == "vision.hook_embed":
+                return "vision.blocks.0.hook_resid_post"
+            following = f"vision.blocks.{(point.layer or 0) + 1}.hook_resid_pre"
+            if following in self.points:
+                return following if following in names else "projector.hook_in"
+            return "projector.hook_in" if self.tower_end() else None
+        if name == "projector.hook_in":
+            return "projector.hook_out"
+        if name == "projector.hook_out" and not self.structure.cross_attention:
+            return self.embedded
+        return "blocks.0.hook_resid_post" if name == "hook_embed" else "hook_logits"
+
+    def tower_end(self) -> bool:
+        """Whether the projector reads the tower's last block."""
+        layer = getattr(self.model.hf_model.config, "vision_feature_layer", None)
+        chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
+        return any(index in (-1, len(self.structure.stacks["vision"].blocks)) for index in chosen)
