@@ -129,6 +129,16 @@ def test_saved_values_are_those_of_their_moment(case: Case) -> None:
         _, cache = model.run_with_cache(inputs, "*")
     for name, value in cache.items():
         assert torch.equal(value, told[name]), name
+    names = ["blocks.0.hook_resid_post", "blocks.1.hook_resid_pre"]
+    _, plain = model.run_with_cache(inputs, names[0])
+
+    def destroy(value: Tensor, hook: Hook) -> None:
+        value.zero_()
+
+    with model.hooks([(names[1], destroy)]):
+        _, after = model.run_with_cache(inputs, names)
+    assert torch.equal(after[names[0]], plain[names[0]])
+    assert not after[names[1]].any()
 
 
 def _ran(ran: list[int], layer: int, *_: Any) -> None:

@@ -219,7 +219,7 @@ def without(pattern: Tensor, removed: Tensor) -> Tensor:
     return (kept / kept.sum(dim=-1, keepdim=True)).nan_to_num().to(pattern.dtype)
 
 
-@pytest.mark.parametrize("mode", ["greedy", "beams"])
+@pytest.mark.parametrize("mode", ["greedy", pytest.param("beams", marks=pytest.mark.slow)])
 def test_knocking_out_image_keys_in_every_step(distinct: Case, mode: str) -> None:
     """What is generated may not read the image: raw eager attention with those keys at zero, in each layer; where a
     sliding window holds only the last keys, the same positions go."""

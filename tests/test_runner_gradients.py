@@ -105,6 +105,7 @@ def test_the_stream_between_attention_and_mlp(case: Case) -> None:
     assert torch.equal(cache[names[1]].detach(), both[names[1]])
 
 
+@pytest.mark.slow
 def test_derived_points_have_gradients(distinct: Case) -> None:
     """Patterns, results, divisors and quotients: a step along the gradient changes the loss by its square, as a number
     that finite differences give."""
