@@ -219,6 +219,9 @@ class Runner:
         point = visit.point
         value = point.access.read(run)
         hook = Hook(point.name, point.layer, step, batch)
+        if visit.functions and getattr(point.access, "in_place", False):
+            # What a function keeps of it must not change when the next one writes.
+            value = value.clone()
         for function in visit.functions:
             before = _version(value)
             new = function(value, hook)
