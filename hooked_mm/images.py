@@ -95,17 +95,20 @@ class ImageChecks:
 
         moved = (merged(other) - merged(values))[slots]
         features = (other["projector.hook_out"] - values["projector.hook_out"]).flatten(0, -2)
-        if len(features) != len(moved):
+        if features.shape != moved.shape:
             return direct
         if self.embed_norm[0] in self.probe.points:
             features = features - features.mean(dim=-1, keepdim=True)
-        slack = 8 * torch.finfo(moved.dtype).eps * merged(values)[slots].abs().max().item()
-        found = compare(direct.what, direct.point, moved, features, slack=slack)
+        slack = 8 * torch.finfo(features.dtype).eps * merged(values)[slots].abs().max().item()
+        found = compare(direct.what, direct.point, moved, features, dtype=features.dtype, slack=slack)
         return replace(found, detail="up to learned positions, which are added") if found.verdict == "holds" else direct
 
     def _features(self, slots: Tensor, features: Tensor) -> Check:
         """Each image position holds one of the projector's outputs, in order up to whole crops that are rearranged."""
         what = "image features stand at image positions"
+        if slots.shape[-1] != features.shape[-1]:
+            why = f"{features.shape[-1]} wide, where the text is {slots.shape[-1]}"
+            return Check(what, "projector.hook_out", "fails", None, why)
         size = features.abs().max().item()
         if len(slots) == len(features):
             direct = compare(what, "projector.hook_out", slots, features)

@@ -1,0 +1,74 @@
+"""The command `hooked-mm models`: the table, one report, a folder, exit status."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+from hooked_mm import models
+from hooked_mm.errors import BadInputError
+from hooked_mm.small import small_model_path
+
+
+def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Points, blocks, checks and kinds of each; no failure, so no exit status."""
+    lines, fine = models.table(["llava", "florence2"])
+    assert fine
+    assert [line.split()[0] for line in lines] == ["family", "llava", "florence2"]
+    assert lines[1].split()[1:4] == ["153", "4", "3"]
+    assert lines[1].split()[5] == "0"
+    assert "encoder-decoder" in lines[2]
+    monkeypatch.setattr(models, "table", lambda full: (["a row"], True))
+    models.main([])
+    assert "a row" in capsys.readouterr().out
+
+
+def test_one_report(capsys: pytest.CaptureFixture) -> None:
+    """`--check FAMILY` and `--check FOLDER` print what was checked; `--full` looks at every block."""
+    models.main(["--check", "llava", "--full"])
+    printed = capsys.readouterr().out
+    assert "blocks looked at: vision 0, 1, 2; text 0, 1, 2, 3" in printed
+    assert "unembed(norm(last resid_post)) == logits" in printed
+    models.main(["--check", str(small_model_path("llava"))])
+    assert "blocks looked at: vision 0, 3; text 0, 5" in capsys.readouterr().out
+
+
+def test_a_failure_is_the_exit_status(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A model that changes the stream between its blocks is reported, and the status is 1; the table's too."""
+    real = models.miniature
+
+    def lying(family: str) -> nn.Module:
+        made: nn.Module = real(family)
+        for block in made.get_submodule("model.language_model.layers").children():
+            # The next block gets something else than what this one gave.
+            block.register_forward_pre_hook(lambda module, args: (args[0] + 0.1, *args[1:]))
+        return made
+
+    monkeypatch.setattr(models, "miniature", lying)
+    with pytest.raises(SystemExit) as caught:
+        models.main(["--check", "llava"])
+    assert caught.value.code == 1
+    assert "FAILS at" in capsys.readouterr().out
+    lines, fine = models.table(["llava"])
+    assert not fine
+    assert int(lines[1].split()[5]) > 0
+
+
+def test_a_family_that_is_none() -> None:
+    """A name that is neither a family nor a folder is refused by what looks for it."""
+    with pytest.raises(BadInputError, match=r"no miniature of 'lava'; nearest: llava"):
+        models.check_miniature("lava")
+
+
+def test_the_checked_models_random_state_is_left_alone() -> None:
+    """Building and checking draws from generators of its own."""
+    torch.manual_seed(3)
+    expected = torch.rand(1)
+    torch.manual_seed(3)
+    models.check_miniature("llava")
+    assert torch.equal(torch.rand(1), expected)
