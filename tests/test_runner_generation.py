@@ -295,8 +295,10 @@ def test_right_padding_and_backward_hooks_are_refused(case: Case) -> None:
     """Generation from prompts padded on the right, or with backward hooks active, says what to do instead."""
     _, model, inputs = case
     right = miniature_inputs(model.hf_model, padding_side="right")
-    with pytest.raises(BadInputError, match="padding_side='left'"):
-        model.generate(right, 2)
+    if not model.structure.encoder:
+        # Behind an encoder's padding nothing is written: its decoder has prompts of its own.
+        with pytest.raises(BadInputError, match="padding_side='left'"):
+            model.generate(right, 2)
     with (
         model.hooks(bwd_hooks=[("blocks.0.hook_resid_post", lambda grad, hook: None)]),
         pytest.raises(BadInputError, match="no gradients"),

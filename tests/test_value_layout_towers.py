@@ -240,7 +240,8 @@ def test_an_index_counts_through_the_crops() -> None:
     with model.hooks([Add(OUT, torch.ones(64), at=-1)]):
         _, cache = model.run_with_cache(given, OUT)
     changed = (cache[OUT] != plain[OUT]).all(dim=-1).nonzero().tolist()
-    assert changed == [[0, 0, 0, 16], [1, 0, 1, 16], [2, 0, 3, 16]]
+    # One real tile, two and four, of 17 patches each.
+    assert changed == [[0, 16], [1, 33], [2, 67]]
     with pytest.raises(BadInputError, match=r"sample 0: .*index=17.*there are only 17 patches at 'projector.hook_out'"):
         model.run_with_hooks(given, [Add(OUT, torch.ones(64), at=17)])
 
