@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Collection, Iterable, Sequence
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 import torch
 from jaxtyping import Float, Int
@@ -32,6 +32,17 @@ Tokens = int | str | Sequence[int] | Sequence[str] | Tensor
 _ADDED = {"hook_attn_out": "attn", "hook_xattn_out": "attn", "hook_mlp_out": "mlp", "hook_insert_out": "rest"}
 _STACKS = {"": "text", "vision.": "vision", "encoder.": "encoder"}
 _BEFORE_MID = ("hook_attn_out", "hook_xattn_out")
+
+
+class Weights(Protocol):
+    """What the cache uses of a `HookedMM`."""
+
+    structure: Any
+    hf_model: Any
+
+    @property
+    def tokenizer(self) -> Any:
+        """Makes ids of strings."""
 
 
 def layer_count(names: Iterable[str], stack: str = "") -> int:

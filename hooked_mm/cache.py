@@ -14,12 +14,13 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
+from hooked_mm.attribution import Weights
 from hooked_mm.batch import Batch, Modality, Role, parse_modality
 from hooked_mm.cache_file import load_cache, save_cache
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.layout import Where
-from hooked_mm.residual import ResidualViews, Weights
+from hooked_mm.residual import ResidualViews
 
 
 @dataclass(frozen=True)

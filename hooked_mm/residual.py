@@ -10,14 +10,14 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any, Protocol, TypedDict, Unpack
+from typing import Any, TypedDict, Unpack
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
 from hooked_mm import attribution
-from hooked_mm.attribution import Mode, Tokens
+from hooked_mm.attribution import Mode, Tokens, Weights
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
 from hooked_mm.hook_points import HookPoint
@@ -25,17 +25,6 @@ from hooked_mm.norms import NormFormula, apply_norm, at_least_float32, norm_of, 
 
 # Points of the stream's own shape, from which a stack's positions are known.
 _STREAM_LIKE = ("hook_embed", "hook_resid_pre", "hook_resid_mid", "hook_resid_post", "hook_attn_out", "hook_mlp_out")
-
-
-class Weights(Protocol):
-    """What the cache uses of a `HookedMM`."""
-
-    structure: Any
-    hf_model: Any
-
-    @property
-    def tokenizer(self) -> Any:
-        """Makes ids of strings."""
 
 
 class Where(TypedDict, total=False):
