@@ -122,7 +122,8 @@ class Runner:
             for tap in ("q", "k", "pattern")
         }
         self._root = root = _Root(model, [site.taps for site in self._sites.values()])
-        root.train(model.training)
+        # Not `train()`, which would set every module of the model, also those that were set one by one.
+        root.training = model.training
         self.nnsight = nnsight.NNsight(root)
         self._order = {name: index for index, name in enumerate(points)}
         self._costly = [name for name, point in points.items() if point.costly]

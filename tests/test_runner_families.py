@@ -284,3 +284,17 @@ def test_a_model_that_keeps_no_cache_of_keys(distinct: Case) -> None:
     assert other is not None
     assert torch.equal(logits, other)
     assert all(torch.equal(cache[name], without[name]) for name in cache)
+
+
+def test_modules_keep_the_mode_they_were_in() -> None:
+    """A model in evaluation mode of which one block trains, or the other way round, is left so."""
+    model = miniature("llava")
+    model.model.language_model.layers[1].train()
+    modes = [module.training for module in model.modules()]
+    HookedMM(model, check=False).run_with_cache(miniature_inputs(model), "hook_embed")
+    assert [module.training for module in model.modules()] == modes
+    model.train()
+    model.model.vision_tower.eval()
+    modes = [module.training for module in model.modules()]
+    HookedMM(model, check=False)
+    assert [module.training for module in model.modules()] == modes
