@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 from hooked_mm.batch import Batch
 from hooked_mm.equations import Check
 from hooked_mm.hook_points import HookPoint
-from hooked_mm.passes import Passes
+from hooked_mm.passes import Passes, reads_tower_end
 from hooked_mm.structure import Structure
 
 if TYPE_CHECKING:
@@ -128,6 +128,8 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append("packed tower: the patches of all images are one sequence")
     if structure.vision and structure.vision.blocks[0].map:
         kinds.append("hierarchical tower: the stream is a map that changes size and width between stages")
+    if structure.vision and not reads_tower_end(model.hf_model.config, structure.vision.n_layers):
+        kinds.append("early exit: the projector reads an earlier block of the tower than its last")
     if any(block.inserted for block in structure.text.blocks):
         kinds.append("deepstack: image features are added behind early blocks, too")
     return tuple(kinds)

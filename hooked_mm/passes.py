@@ -250,15 +250,17 @@ class Passes:
             following = f"vision.blocks.{(point.layer or 0) + 1}.hook_resid_pre"
             if following in self.points:
                 return following if following in names else "projector.hook_in"
-            return "projector.hook_in" if self.tower_end() else None
+            end = reads_tower_end(self.model.hf_model.config, len(self.structure.stacks["vision"].blocks))
+            return "projector.hook_in" if end else None
         if name == "projector.hook_in":
             return "projector.hook_out"
         if name == "projector.hook_out" and not self.structure.cross_attention:
             return self.embedded
         return "blocks.0.hook_resid_post" if name == "hook_embed" else "hook_logits"
 
-    def tower_end(self) -> bool:
-        """Whether the projector reads the tower's last block."""
-        layer = getattr(self.model.hf_model.config, "vision_feature_layer", None)
-        chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
-        return any(index in (-1, len(self.structure.stacks["vision"].blocks)) for index in chosen)
+
+def reads_tower_end(config: Any, blocks: int) -> bool:
+    """Whether the projector reads the last of so many blocks of the tower, or only earlier ones."""
+    layer = getattr(config, "vision_feature_layer", None)
+    chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
+    return any(index in (-1, blocks) for index in chosen)
