@@ -12,7 +12,8 @@ from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal, Protocol
 
 import torch
-from torch import Tensor
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.norms import NormFormula, apply_norm, centre, norm_scale
@@ -302,7 +303,8 @@ class HeadResult:
 
     def prepare(self) -> dict[str, Any]:
         """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""
-        return {f"{self.module}:weight": linear_weight(self.projection())}
+        projection = self.projection()
+        return {f"{self.module}:weight": linear_map(projection, projection.in_features)[0]}
 
     def read(self, run: Pass) -> Tensor:
         z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))
@@ -315,14 +317,18 @@ class HeadResult:
         _put(run.get(self.module), "output", total if bias is None else total + bias)
 
 
-def linear_weight(projection: Any) -> Tensor:
-    """The (out, in) matrix that a linear module applies, adapters and quantisation included."""
-    weight = getattr(projection, "weight", None)
-    if type(projection) is torch.nn.Linear and weight is not None and not weight.is_meta:
-        return weight
-    # Bitsandbytes' packed weights and LoRA's pairs do not show their matrix; running the unit vectors does.
-    like = next((p for p in projection.parameters() if p.is_floating_point() and not p.is_meta), None)
-    options = {} if like is None else {"dtype": like.dtype, "device": like.device}
-    columns = torch.eye(projection.in_features, **options)
+def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
+    """Weight and bias of an affine module by what it does: a plain Linear's own, else by probing (LoRA, quantised).
+
+    Args:
+        module: Takes (..., d_in).
+        d_in: Its input width.
+    """
     with torch.no_grad():
-        return (projection(columns) - projection(torch.zeros_like(columns[:1]))).T
+        if type(module) is nn.Linear and not module.weight.is_meta:
+            weight = module.weight.detach()
+            return weight, weight.new_zeros(weight.shape[0]) if module.bias is None else module.bias.detach()
+        own = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1))
+        device = torch.device("cpu") if own.is_meta else own.device
+        bias = module(torch.zeros(1, d_in, dtype=own.dtype, device=device))[0]
+        return (module(torch.eye(d_in, dtype=own.dtype, device=device)) - bias).T, bias

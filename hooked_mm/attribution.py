@@ -24,13 +24,14 @@ from torch import Tensor, nn
 
 from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.norms import NormFormula, apply_norm, at_least_float32, norm_gain, norm_of, norm_scale
+from hooked_mm.structure import PREFIXES, scale_factor
 
 Mode = Literal["all", "attn", "mlp"]
 Tokens = int | str | Sequence[int] | Sequence[str] | Tensor
 
 # What a block adds to the stream: point -> which mode it belongs to. The first two lie before `hook_resid_mid`.
 _ADDED = {"hook_attn_out": "attn", "hook_xattn_out": "attn", "hook_mlp_out": "mlp", "hook_insert_out": "rest"}
-_STACKS = {"": "text", "vision.": "vision", "encoder.": "encoder"}
+_STACKS = {prefix: stream for stream, prefix in PREFIXES.items()}
 _BEFORE_MID = ("hook_attn_out", "hook_xattn_out")
 
 
@@ -192,23 +193,6 @@ def norm_path(structure: Any, stack: str, layer: int, mlp_input: bool) -> str | 
     return f"{block.path}.{block.parts[name]}"
 
 
-def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:
-    """Weight and bias of an affine module by what it does: a plain Linear's own, else by probing (LoRA, quantised).
-
-    Args:
-        module: Takes (..., d_in).
-        d_in: Its input width.
-    """
-    with torch.no_grad():
-        if type(module) is nn.Linear and not module.weight.is_meta:
-            weight = module.weight.detach()
-            return weight, weight.new_zeros(weight.shape[0]) if module.bias is None else module.bias.detach()
-        own = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1))
-        device = torch.device("cpu") if own.is_meta else own.device
-        bias = module(torch.zeros(1, d_in, dtype=own.dtype, device=device))[0]
-        return (module(torch.eye(d_in, dtype=own.dtype, device=device)) - bias).T, bias
-
-
 def head_results(
     z: Float[Tensor, "... heads d_head"], weight: Float[Tensor, "d heads*d_head"]
 ) -> Float[Tensor, "heads ... d"]:
@@ -239,9 +223,7 @@ def behind_projection(
             heads
         ) + beta.to(heads)
     if "attn" in block.scales:
-        parameter, function = block.scales["attn"]
-        factor = getattr(module(block.path), parameter).detach().to(heads)
-        factor = torch.tanh(factor) if function == "tanh" else factor
+        factor = scale_factor(module(block.path), block.scales["attn"]).detach().to(heads)
         return heads * factor, bias * factor
     return heads, bias
 

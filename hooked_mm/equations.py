@@ -13,9 +13,9 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import linear_weight
+from hooked_mm.access import linear_map
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
-from hooked_mm.structure import Block, submodule
+from hooked_mm.structure import Block, scale_factor, submodule
 
 Verdict = Literal["holds", "fails", "not applicable"]
 
@@ -244,7 +244,8 @@ class BlockEquations:
 
     def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
         """Each head's result is its z through its columns of the output projection."""
-        weight = linear_weight(self._module(f"{prefix}o")).to(z.device, z.dtype).unflatten(-1, (z.shape[-2], -1))
+        weight, _ = linear_map(self._module(f"{prefix}o"), z.shape[-2] * z.shape[-1])
+        weight = weight.to(z.device, z.dtype).unflatten(-1, (z.shape[-2], -1))
         expected = torch.einsum("...hk,dhk->...hd", z, weight)
         return self._same("z through the output projection == result", f"{name}.hook_result", result, expected)
 
@@ -253,9 +254,7 @@ class BlockEquations:
         if f"{role}_post_norm" in self.block.parts:
             return self._module(f"{role}_post_norm")(value)
         if role in self.block.scales:
-            parameter, function = self.block.scales[role]
-            factor = getattr(submodule(self.model, self.block.path), parameter)
-            return value * (torch.tanh(factor) if function == "tanh" else factor)
+            return value * scale_factor(submodule(self.model, self.block.path), self.block.scales[role])
         return value
 
     def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:

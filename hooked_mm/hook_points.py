@@ -7,13 +7,12 @@ A point whose part a model lacks is absent from its list.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from hooked_mm.access import (
     PLAIN,
@@ -35,7 +34,7 @@ from hooked_mm.access import (
     View,
 )
 from hooked_mm.norms import NormFormula, find_norm_formula
-from hooked_mm.structure import Block, Stack, Structure
+from hooked_mm.structure import Block, Stack, Structure, scale_factor
 
 Stream = Literal["text", "encoder", "vision", "projector"]
 Kind = Literal["value", "in_place", "heads", "kv_heads", "scale", "normalized", "result", "tap", "added"]
@@ -161,16 +160,16 @@ class _Builder:
 
     def __init__(self, model: nn.Module, structure: Structure) -> None:
         self.model, self.structure = model, structure
+        self._formulas: dict[str, NormFormula | None] = {}
 
-    def norm(self, path: str) -> NormFormula | None:
-        return find_norm_formula(self.model.get_submodule(path))
-
-    def _scale(self, block: Block, role: str) -> Callable[[], Tensor] | None:
-        if role not in block.scales:
+    def norm_value(self, path: str, quantity: Any, view: View = PLAIN) -> NormValue | None:
+        """A norm's divisor or quotient, None if no formula explains it; each norm is run once to find out."""
+        if path not in self._formulas:
+            self._formulas[path] = find_norm_formula(self.model.get_submodule(path))
+        formula = self._formulas[path]
+        if formula is None:
             return None
-        parameter, function = block.scales[role]
-        owner = self.model.get_submodule(block.path)
-        return partial(_factor, owner, parameter, function)
+        return NormValue(path, quantity, formula, partial(self.model.get_submodule, path), view)
 
     def _path(self, block: Block, role: str) -> str | None:
         if role == "block":
@@ -180,7 +179,7 @@ class _Builder:
         inside = block.parts.get(role)
         return None if inside is None else f"{block.path}.{inside}"
 
-    def _added(self, block: Block, prefix: str, row: _Row) -> tuple[Access, tuple[str, ...]]:
+    def _added(self, block: Block, prefix: str, row: _Row, view: View) -> tuple[Access, tuple[str, ...]]:
         """What is added to the stream: the module's output, or what a norm, factor or mask makes of it."""
         role = row.part
         if norm := self._path(block, f"{role}_post_norm"):
@@ -193,10 +192,10 @@ class _Builder:
         before = f"{prefix}hook_resid_mid" if role == "mlp" else f"{prefix}hook_resid_pre"
         if role == "mlp" and block.row_mask:
             return AddedValue(before, total), (before,)
-        factor = self._scale(block, role)
-        if factor is not None:
+        if role in block.scales:
+            factor = partial(scale_factor, self.model.get_submodule(block.path), block.scales[role])
             return ScaledValue(path, factor, before, total), (before,)
-        return ModuleValue(path, "output", Plain(positions=path.endswith("fc2"))), ()
+        return ModuleValue(path, "output", view), ()
 
     def _access(self, block: Block, prefix: str, row: _Row, text: bool) -> tuple[Access, tuple[str, ...]] | None:
         path = self._path(block, row.part)
@@ -210,17 +209,15 @@ class _Builder:
         if block.map and (row.part in ("block", "conv1", "conv2")):
             plain = Map()
         if row.kind == "added":
-            return self._added(block, prefix, row)
+            return self._added(block, prefix, row, plain)
         if row.kind in ("heads", "kv_heads"):
             heads = block.n_heads if row.kind == "heads" else block.n_kv_heads
             return ModuleValue(path, row.side, Heads(heads)), ()
         if row.kind == "result":
             return HeadResult(path, block.n_heads, partial(self.model.get_submodule, path)), ()
         if row.kind in ("scale", "normalized"):
-            formula = self.norm(path)
-            module = partial(self.model.get_submodule, path)
-            quantity: Any = row.kind
-            return None if formula is None else (NormValue(path, quantity, formula, module, plain), ())
+            value = self.norm_value(path, row.kind, plain)
+            return None if value is None else (value, ())
         if row.kind == "in_place":
             where = self._path(block, "conv2") or path
             view = Map() if block.map else plain
@@ -280,15 +277,11 @@ class _Builder:
 
     def norm_points(self, name: str, path: str, stream: Stream, what: str) -> Iterator[HookPoint]:
         """The points of a norm outside blocks."""
-        formula = self.norm(path)
         for row in _norm(name, "", what):
-            access: Access = ModuleValue(path, "output")
-            if row.kind in ("scale", "normalized"):
-                if formula is None:
-                    continue
-                quantity: Any = row.kind
-                access = NormValue(path, quantity, formula, partial(self.model.get_submodule, path))
-            yield HookPoint(row.name, stream, None, row.meaning, access, once=stream != "text")
+            derived = row.kind in ("scale", "normalized")
+            access = self.norm_value(path, row.kind) if derived else ModuleValue(path, "output")
+            if access is not None:
+                yield HookPoint(row.name, stream, None, row.meaning, access, once=stream != "text")
 
     def points(self) -> Iterator[HookPoint]:
         structure = self.structure
@@ -328,11 +321,6 @@ def _form(row: _Row) -> Literal["vector", "heads", "pattern"]:
     if row.name.endswith("hook_pattern"):
         return "pattern"
     return "heads" if row.kind in ("heads", "kv_heads", "result", "tap") else "vector"
-
-
-def _factor(owner: nn.Module, parameter: str, function: str) -> Tensor:
-    value = getattr(owner, parameter)
-    return torch.tanh(value) if function == "tanh" else value
 
 
 def list_hook_points(model: nn.Module, structure: Structure) -> dict[str, HookPoint]:

@@ -17,6 +17,7 @@ from jaxtyping import Float
 from torch import Tensor
 
 from hooked_mm import attribution
+from hooked_mm.access import linear_map
 from hooked_mm.attribution import Mode, Tokens, Weights
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
@@ -289,7 +290,7 @@ class ResidualViews(Mapping[str, Tensor]):
             z = self._take(self[name], index, stack)
             block, modules = blocks.blocks[at], self._weights().hf_model.get_submodule
             out = modules(f"{block.path}.{block.parts['o']}")
-            weight, bias = attribution.linear_map(out, z.shape[-2] * z.shape[-1])
+            weight, bias = linear_map(out, z.shape[-2] * z.shape[-1])
             heads, bias = attribution.behind_projection(block, modules, attribution.head_results(z, weight), bias)
             if check:
                 whole = self._take(self[f"{stack}blocks.{at}.hook_attn_out"], index, stack)
@@ -375,7 +376,7 @@ class ResidualViews(Mapping[str, Tensor]):
         layer = attribution.layer_count(self._points)
         formula = self._norm(layer, False, "")
         parts, scale, index, samples = self._aligned(residual_stack, formula, layer, False, "", where)
-        unembed = attribution.linear_map(model.hf_model.get_submodule(model.structure.unembed), parts.shape[-1])
+        unembed = linear_map(model.hf_model.get_submodule(model.structure.unembed), parts.shape[-1])
         norm = None if formula is None else model.hf_model.get_submodule(model.structure.final_norm)
         total: tuple[Tensor, Tensor] | None = None
         for asked in (tokens, incorrect_tokens):

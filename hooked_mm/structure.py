@@ -13,7 +13,8 @@ from dataclasses import dataclass, field, fields, replace
 from types import MappingProxyType
 from typing import Any, Literal
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
 from hooked_mm.architectures import (
     EMBED_NORM_NAMES,
@@ -168,6 +169,13 @@ def describe(structure: Structure, d_vocab: int) -> HookedConfig:
 
     vision = StackConfig(**sizes(structure.vision)) if structure.vision else None
     return HookedConfig(**sizes(structure.text), d_vocab=d_vocab, family=structure.family, vision=vision)
+
+
+def scale_factor(block: nn.Module, scale: tuple[str, str]) -> Tensor:
+    """What multiplies a module's output before it is added: a row of SCALES, of a block."""
+    parameter, function = scale
+    value: Tensor = getattr(block, parameter)
+    return torch.tanh(value) if function == "tanh" else value
 
 
 def submodule(module: Any, path: str) -> Any:

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from torch import nn
 
 from hooked_mm import attribution
+from hooked_mm.access import linear_map
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature
@@ -106,7 +107,7 @@ def test_heads_add_up_to_the_projection(heads: int, d_head: int, d: int) -> None
     generator = torch.Generator().manual_seed(heads * d)
     out = nn.Linear(heads * d_head, d).double()
     z = torch.randn(2, 3, heads, d_head, dtype=torch.float64, generator=generator)
-    weight, bias = attribution.linear_map(out, heads * d_head)
+    weight, bias = linear_map(out, heads * d_head)
     results = attribution.head_results(z, weight)
     assert results.shape == (heads, 2, 3, d)
     assert torch.allclose(results.sum(0) + bias, out(z.flatten(-2)), atol=1e-12)
@@ -123,7 +124,7 @@ def test_an_affine_module_that_is_no_plain_linear_is_probed() -> None:
     base = net[0].weight.detach().clone()
     wrapped = peft.get_peft_model(net, peft.LoraConfig(target_modules=["0"], init_lora_weights=False)).eval()
     module = wrapped.base_model.model[0]
-    weight, bias = attribution.linear_map(module, 6)
+    weight, bias = linear_map(module, 6)
     x = torch.randn(5, 6)
     assert torch.allclose(x @ weight.T + bias, module(x), atol=1e-6)
     assert (weight - base).abs().max() > 1e-2
@@ -144,7 +145,7 @@ def test_shares_add_up_to_the_logit(centred: bool, count: int) -> None:
         logits = unembed(norm(parts.sum(0)))
     formula = NormFormula(centred, 1e-5 if centred else 1e-6)
     scale = norm_scale(parts.sum(0), formula)
-    weight, bias = attribution.linear_map(unembed, d)
+    weight, bias = linear_map(unembed, d)
     for ids in (torch.tensor(3), torch.tensor([[1], [2]]), torch.tensor([[0, 1, 2], [4, 5, 6]])):
         u, constant = attribution.directions(weight, bias, norm, ids, torch.device("cpu"))
         shares = attribution.attribute(parts, scale, u, formula)
