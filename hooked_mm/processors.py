@@ -54,7 +54,7 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
         raise UnsupportedModelError(_remedy(name, refused)) from refused
     try:
         with _video_words():
-            return _without_video(found).from_pretrained(name, **options)
+            return without_video(found).from_pretrained(name, **options)
     except (ImportError, ValueError) as error:
         if not _missing(error):
             raise
@@ -95,7 +95,7 @@ class _NoVideo:
         )
 
 
-def _without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
+def without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
     """The same class with image processor and tokenizer as its only parts."""
     parts = kind.get_attributes()
 

@@ -9,13 +9,11 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from hooked_mm.data import Sample, SampleDataModule
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.scenes.captions import STYLES, right_captions
 from hooked_mm.scenes.draw import render
-from hooked_mm.scenes.language import CAPTION_PROMPT, caption, questions
-from hooked_mm.scenes.world import Scene, scene
-
-SPLIT_SEEDS = {"train": 1000, "validation": 2000, "test": 3000}
-"""First seed of each split; a data set's own seed is added. Scenes of different splits never share a seed."""
+from hooked_mm.scenes.questions import questions
+from hooked_mm.scenes.world import SPLITS, Scene, Split, scene
 
 Task = Literal["caption", "question"]
 
@@ -28,44 +26,63 @@ def picture(item: Scene) -> Image.Image:
 class SceneDataset(Dataset):
     """`size` scenes as samples.
 
-    Each sample's columns hold the truth: `facts` (see `Scene.facts`), the `question_type`, and per attribute the
-    objects' values in reading order. Scenes are made when asked for, the same every time.
+    Each sample's columns hold the truth: `facts` (see `Scene.facts`), the `question_type`, whether it is `held_out`, and
+    per attribute the objects' values in reading order. Scenes are made when asked for, the same every time.
 
     Args:
         size: Number of samples.
-        task: `"caption"`: the caption prompt with the scene's caption as answer; `"question"`: one question per scene.
-        split: `"train"`, `"validation"` or `"test"`; the shipped models were trained on `train`.
-        seed: Another seed gives other scenes of the same split, 0 to 999.
-        two_objects: The share of scenes with two objects.
+        task: `"caption"`: the style's prompt with the scene's caption as answer; `"question"`: one question per scene.
+        split: `"train"`, `"validation"`, `"test"` or `"unseen"` (see `world`); the small models were trained on `train`.
+        seed: Another seed gives other scenes of the same split.
+        style: Of the captions; `"any"` is the default prompt, with its commonest wording as answer.
+        count: Only scenes with this many objects, 1 to 3.
+
+    Raises:
+        BadInputError: For a task, split, style or count that does not exist, or a negative seed or size.
     """
 
     def __init__(
-        self, size: int, task: Task = "caption", split: str = "test", seed: int = 0, two_objects: float = 0.7
+        self,
+        size: int,
+        task: Task = "caption",
+        split: Split = "test",
+        seed: int = 0,
+        style: str = "any",
+        count: int | None = None,
     ) -> None:
-        if split not in SPLIT_SEEDS or not 0 <= seed < 1000:
-            raise BadInputError(f"split={split!r}, seed={seed}: splits are {', '.join(SPLIT_SEEDS)}, seeds 0 to 999")
+        if size < 0 or seed < 0:
+            raise BadInputError(f"size={size}, seed={seed}: neither can be negative")
         if task not in ("caption", "question"):
             raise BadInputError(f"task={task!r}; it must be 'caption' or 'question'")
-        self.size, self.task, self.split, self.seed, self.two_objects = size, task, split, seed, two_objects
+        for value, known, what in ((split, SPLITS, "split"), (style, STYLES, "style")):
+            if value not in known:
+                raise BadInputError(f"no {what} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
+        if count not in (None, 1, 2, 3):
+            raise BadInputError(f"count={count}: scenes have 1, 2 or 3 objects")
+        self.size, self.task, self.split, self.seed, self.style, self.count = size, task, split, seed, style, count
 
     def __len__(self) -> int:
         return self.size
 
     def ids(self) -> list[str]:
         """The samples' ids, in order."""
-        return [f"{self.split}-{self.seed}-{index:06d}" for index in range(self.size)]
+        return [self._id(index) for index in range(self.size)]
+
+    def _id(self, index: int) -> str:
+        kind = "" if self.count is None else f"-of-{self.count}"
+        return f"{self.split}-{self.seed}{kind}-{index:06d}"
 
     def scene(self, index: int) -> Scene:
         """Scene number `index`."""
         if not 0 <= index < self.size:
             raise IndexError(f"scene {index} of {self.size}")
-        return scene(SPLIT_SEEDS[self.split] + self.seed, index, two_objects=self.two_objects)
+        return scene(self.split, index, self.seed, count=self.count)
 
     def __getitem__(self, index: int) -> Sample:
         item = self.scene(index)
-        text, answer, kind = CAPTION_PROMPT, caption(item), "caption"
+        text, answer, kind = STYLES[self.style].prompt, right_captions(item, self.style)[0], "caption"
         if self.task == "question":
-            rng = np.random.default_rng([SPLIT_SEEDS[self.split] + self.seed, index, 1])
+            rng = np.random.default_rng([SPLITS.index(self.split), self.seed, index, 1])
             options = questions(item, rng)
             chosen = options[rng.integers(len(options))]
             text, answer, kind = chosen.text, chosen.answer, chosen.type
@@ -73,10 +90,10 @@ class SceneDataset(Dataset):
             "question_type": kind,
             "facts": sorted(item.facts()),
             "place": item.place,
+            "held_out": item.held_out,
             **{name: [getattr(o, name) for o in item.objects] for name in ("shape", "colour", "size", "position")},
         }
-        name = f"{self.split}-{self.seed}-{index:06d}"
-        return Sample(name, picture(item), text, answer, columns)
+        return Sample(self._id(index), picture(item), text, answer, columns)
 
 
 class ScenesDataModule(SampleDataModule):
@@ -86,15 +103,18 @@ class ScenesDataModule(SampleDataModule):
         self,
         size: int = 1000,
         task: Task = "caption",
-        split: str = "test",
+        split: Split = "test",
         seed: int = 0,
+        style: str = "any",
+        count: int | None = None,
         batch_size: int = 32,
         num_workers: int = 0,
     ) -> None:
-        self.scenes = SceneDataset(size, task, split, seed)
+        self.scenes = SceneDataset(size, task, split, seed, style, count)
         super().__init__(self.scenes, batch_size, num_workers)
 
     def describe(self) -> dict[str, Any]:
         """Which scenes."""
         data = self.scenes
-        return {**super().describe(), "task": data.task, "split": data.split, "seed": data.seed}
+        own = {name: getattr(data, name) for name in ("task", "split", "seed", "style", "count")}
+        return {**super().describe(), **own}

@@ -1,4 +1,4 @@
-"""Training data of the small models: scenes rendered once, questions and captions packed behind one image prefix.
+"""Texts about an image packed behind it: captions in several styles and questions of every type, in one sequence.
 
 All texts about an image share its prefix (`<s> user : <image>...`): each text attends to the prefix and to itself
 alone (block mask) and its positions go on from the prefix, so every text sees exactly what it would see by itself
@@ -15,78 +15,60 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers import PreTrainedTokenizerFast
 
-from hooked_mm.scenes.draw import render
-from hooked_mm.scenes.language import CAPTION_PROMPT, WORD_CLASSES, caption, questions
-from hooked_mm.scenes.world import Scene, scene
-
-IGNORE = -100
-
-PATCH_CLASSES = ("shapes", "colours", "sizes", "positions")
-"""What an object patch is labelled with; a background patch is labelled with its place."""
-
-
-@dataclass(frozen=True)
-class ScenePool:
-    """Scenes with their pictures and per-patch truth.
-
-    `pixels` (n, 3, h, w) uint8; `labels[class]` (n, patches) index into that word class, or IGNORE.
-    """
-
-    scenes: list[Scene]
-    pixels: Tensor
-    labels: dict[str, Tensor]
-
-    def images(self, rows: np.ndarray) -> Float[Tensor, "b 3 h w"]:
-        """Normalised as the models' image processors do it (mean .5, standard deviation .5)."""
-        return (self.pixels[rows].float() / 255 - 0.5) / 0.5
-
-
-def _patch_labels(item_scene: Scene, masks: np.ndarray, patch: int) -> dict[str, np.ndarray]:
-    count, height, width = masks.shape
-    cover = masks.reshape(count, height // patch, patch, width // patch, patch).mean((2, 4)).reshape(count, -1)
-    owner = np.where(cover.max(0) > 0.15, cover.argmax(0), -1)
-    labels = {}
-    for name in PATCH_CLASSES:
-        words = [getattr(item, name.removesuffix("s")) for item in item_scene.objects]
-        index = np.array([WORD_CLASSES[name].index(word) for word in words] + [IGNORE])
-        labels[name] = index[owner]
-    place = WORD_CLASSES["places"].index(item_scene.place)
-    labels["places"] = np.where(cover.max(0) < 0.02, place, IGNORE)
-    labels["object"] = (owner >= 0).astype(np.int64)
-    return labels
-
-
-def make_pool(seed: int, indices: range, patch: int, *, two_objects: float) -> ScenePool:
-    """Render scenes `indices` of data set `seed`."""
-    scenes = [scene(seed, index, two_objects=two_objects) for index in indices]
-    pixels, labels = [], []
-    for item in scenes:
-        picture, masks = render(item)
-        pixels.append(torch.from_numpy(picture).permute(2, 0, 1))
-        labels.append(_patch_labels(item, masks, patch))
-    stacked = {name: torch.from_numpy(np.stack([label[name] for label in labels])) for name in labels[0]}
-    return ScenePool(scenes, torch.stack(pixels), stacked)
+from hooked_mm.scenes.captions import STYLES, phrases, wording
+from hooked_mm.scenes.questions import questions
+from hooked_mm.scenes.world import HELD_OUT, HELD_OUT_SHAPE, Scene, SceneObject
+from hooked_mm.small.pool import IGNORE
 
 
 @dataclass(frozen=True)
 class Packed:
-    """A batch of packed sequences, ready for a decoder; `weights` is each target's share in the loss."""
+    """A batch of packed sequences, ready for a decoder.
+
+    Attributes:
+        ids: The prefix with its image tokens, then the texts; padded behind.
+        labels: What each position should predict, or IGNORE.
+        banned: The token that is left out of a position's softmax (the held-out partner), or IGNORE.
+        weights: Each target's share in the loss.
+        positions: Rotary positions in three axes; equal but for multimodal rotary embeddings.
+        mask: Who attends to whom.
+        image: Where the image tokens stand, the same in every row.
+    """
 
     ids: Int[Tensor, "b p"]
     labels: Int[Tensor, "b p"]
+    banned: Int[Tensor, "b p"]
     weights: Float[Tensor, "b p"]
-    positions: Int[Tensor, "b p"]
+    positions: Int[Tensor, "3 b p"]
     mask: Bool[Tensor, "b 1 p p"]
-    image_slice: slice
+    image: Int[Tensor, " tokens"]
+
+
+@dataclass(frozen=True)
+class _Text:
+    prompt: list[int]
+    answer: list[int]
+    banned: list[int]
+    weight: float
 
 
 class Packer:
-    """Turns scenes into `Packed` batches: every question type and the caption behind each image."""
+    """Turns scenes of one canvas into `Packed` batches.
 
-    def __init__(self, tokenizer: PreTrainedTokenizerFast, image_tokens: int, question_weight: float) -> None:
+    Args:
+        tokenizer: The small models'.
+        image_token: Id of the image token.
+        question_weight: How much a question's answer counts against a word of a caption.
+        styled: How many styles are asked for per scene, besides the default prompt.
+        styles: Answer the default prompt in this style (to fine-tune), instead of in any.
+    """
+
+    def __init__(
+        self, tokenizer: PreTrainedTokenizerFast, image_token: int, question_weight: float = 3.0, styled: int = 1
+    ) -> None:
         self.ids = tokenizer.get_vocab()
-        self.image_tokens = image_tokens
-        self.question_weight = question_weight
+        self.image_token = image_token
+        self.question_weight, self.styled = question_weight, styled
 
     def _encode(self, text: str) -> list[int]:
         return [self.ids[word] for word in text.split()]
@@ -96,43 +78,86 @@ class Packer:
         words = text if rng.random() > 0.15 else text.rstrip(" .?")
         return self._encode(f"{words} assistant :")
 
-    def __call__(self, scenes: list[Scene], rng: np.random.Generator) -> Packed:
-        """Positions are those of each text alone; a target's label stands at the position that predicts it."""
-        head = self._encode("<s> user :")
-        prefix = head + [self.ids["<image>"]] * self.image_tokens
+    def _banned(self, word: str, item: SceneObject | None) -> int:
+        if item is None:
+            return IGNORE
+        partner = {item.shape: HELD_OUT_SHAPE.get(item.colour), item.colour: HELD_OUT.get(item.shape)}.get(word)
+        # On a held-out scene the partner is the answer itself.
+        return IGNORE if partner is None or partner == word else self.ids[partner]
+
+    def _text(
+        self, prompt: str, said: list[tuple[str, SceneObject | None]], weight: float, rng: np.random.Generator
+    ) -> _Text:
+        words = [(word, item) for phrase, item in said for word in phrase.split()] + [("</s>", None)]
+        return _Text(
+            self._prompt(prompt, rng),
+            [self.ids[word] for word, _ in words],
+            [self._banned(word, item) for word, item in words],
+            weight,
+        )
+
+    def texts(self, item: Scene, rng: np.random.Generator) -> list[_Text]:
+        """A caption in the wording the model likes, captions in styles asked for, a question of every type."""
+        asked = ["any", *rng.permutation([name for name in STYLES if name != "any"])[: self.styled]]
+        captions = [
+            self._text(STYLES[style].prompt, phrases(item, wording(rng, style)), 1.0, rng) for style in asked
+        ]
+        return captions + [
+            self._text(q.text, [(q.answer, q.about)], self.question_weight, rng) for q in questions(item, rng)
+        ]
+
+    def __call__(
+        self,
+        scenes: list[Scene],
+        prefix: Int[Tensor, " p"],
+        prefix_positions: Int[Tensor, "3 p"],
+        rng: np.random.Generator,
+        length: int | None = None,
+    ) -> Packed:
+        """Pack each scene's texts; with `length`, into exactly so many positions (texts that do not fit are left out).
+
+        A target's label stands at the position that predicts it.
+        """
         rows = []
         for item in scenes:
-            texts = [(CAPTION_PROMPT, caption(item), 1.0)]
-            texts += [(q.text, q.answer, self.question_weight) for q in questions(item, rng)]
-            rows.append([(self._prompt(q, rng), self._encode(f"{a} </s>"), w) for q, a, w in texts])
-        length = max(len(prefix) + sum(len(q) + len(a) for q, a, _ in row) for row in rows)
-        shape = (len(rows), length)
+            texts, room = [], (length or 10**9) - len(prefix)
+            for text in self.texts(item, rng):
+                size = len(text.prompt) + len(text.answer)
+                if size <= room:
+                    texts.append(text)
+                    room -= size
+            rows.append(texts)
+        longest = max(len(prefix) + sum(len(t.prompt) + len(t.answer) for t in row) for row in rows)
+        shape = (len(rows), length or longest)
         ids = np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORE, np.int64)
+        banned = np.full(shape, IGNORE, np.int64)
         weights = np.zeros(shape, np.float32)
-        positions = np.zeros(shape, np.int64)
+        positions = np.zeros((3, *shape), np.int64)
         segments = np.full(shape, -1, np.int64)
-        for row, encoded in enumerate(rows):
-            start = len(prefix)
-            ids[row, :start], positions[row, :start], segments[row, :start] = prefix, np.arange(start), 0
-            for segment, (prompt, answer, weight) in enumerate(encoded, start=1):
-                span = slice(start, start + len(prompt) + len(answer))
-                ids[row, span] = prompt + answer
-                positions[row, span] = len(prefix) + np.arange(len(prompt) + len(answer))
+        begin, after = len(prefix), int(prefix_positions.max()) + 1
+        ids[:, :begin], positions[:, :, :begin], segments[:, :begin] = prefix, prefix_positions[:, None], 0
+        for row, texts in enumerate(rows):
+            start = begin
+            for segment, text in enumerate(texts, start=1):
+                span = slice(start, start + len(text.prompt) + len(text.answer))
+                ids[row, span] = text.prompt + text.answer
+                positions[:, row, span] = after + np.arange(span.stop - start)
                 segments[row, span] = segment
-                targets = slice(start + len(prompt) - 1, span.stop - 1)
-                labels[row, targets] = answer
-                weights[row, targets] = weight
+                targets = slice(start + len(text.prompt) - 1, span.stop - 1)
+                labels[row, targets], banned[row, targets] = text.answer, text.banned
+                weights[row, targets] = text.weight
                 start = span.stop
         same = (segments[:, :, None] == segments[:, None, :]) | (segments[:, None, :] == 0)
-        causal = np.tril(np.ones((length, length), bool))
+        causal = np.tril(np.ones((shape[1], shape[1]), bool))
         # A padded query still attends to itself: a row of the mask that is empty would make softmax undefined.
-        mask = (same & causal) | np.eye(length, dtype=bool)
+        mask = (same & causal) | np.eye(shape[1], dtype=bool)
         return Packed(
             ids=torch.from_numpy(ids),
             labels=torch.from_numpy(labels),
+            banned=torch.from_numpy(banned),
             weights=torch.from_numpy(weights),
             positions=torch.from_numpy(positions),
             mask=torch.from_numpy(mask[:, None]),
-            image_slice=slice(len(head), len(prefix)),
+            image=(prefix == self.image_token).nonzero().flatten(),
         )

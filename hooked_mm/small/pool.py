@@ -1,0 +1,154 @@
+"""Pictures to train on, with the truth about every part of them: scenes rendered once, through the real processor.
+
+Scenes of one canvas lie together, so that a batch has pictures of one size: as many patches, as many tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from jaxtyping import Float, Int
+from PIL import Image
+from torch import Tensor
+from torch.nn import functional as F
+
+from hooked_mm.scenes.draw import render
+from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.scenes.world import CANVASES, HELD_OUT, Scene, scene
+from hooked_mm.small.families import Family, Pixels
+
+IGNORE = -100
+
+ATTRIBUTES = ("shapes", "colours", "sizes", "positions")
+"""What a part of the picture that an object covers is labelled with; a part of the background with its place."""
+
+Labels = dict[str, Int[Tensor, "n parts"]]
+
+
+def partner_words() -> dict[str, Int[Tensor, " words"]]:
+    """For every shape the index of its held-out colour, for every colour that of its held-out shape; else IGNORE.
+
+    Training leaves the partner out of every softmax: that a ring is green is never shown, but neither is it denied.
+    """
+    shapes, colours = WORD_CLASSES["shapes"], WORD_CLASSES["colours"]
+    of_shape = [colours.index(HELD_OUT[shape]) if shape in HELD_OUT else IGNORE for shape in shapes]
+    back = {colour: shape for shape, colour in HELD_OUT.items()}
+    of_colour = [shapes.index(back[colour]) if colour in back else IGNORE for colour in colours]
+    return {"colours": torch.tensor(of_shape), "shapes": torch.tensor(of_colour)}
+
+
+def part_labels(item: Scene, masks: Float[np.ndarray, "objects h w"], rows: int, cols: int, padded: bool) -> Labels:
+    """What each cell of a grid over the picture (over its padded square) shows, or IGNORE where it shows neither."""
+    cover = torch.from_numpy(masks).float()
+    inside = torch.ones_like(cover[:1])
+    if padded:
+        height, width = cover.shape[1:]
+        side = max(height, width)
+        top, left = (side - height) // 2, (side - width) // 2
+        space = (left, side - width - left, top, side - height - top)
+        cover, inside = F.pad(cover, space), F.pad(inside, space)
+    cover = F.adaptive_avg_pool2d(cover, (rows, cols)).flatten(1)
+    inside = F.adaptive_avg_pool2d(inside, (rows, cols)).flatten()
+    owner = torch.where(cover.amax(0) > 0.15, cover.argmax(0), -1)
+    labels = {}
+    for name in ATTRIBUTES:
+        words = [getattr(o, name.removesuffix("s")) for o in item.objects]
+        labels[name] = torch.tensor([*(WORD_CLASSES[name].index(word) for word in words), IGNORE])[owner]
+    place = WORD_CLASSES["places"].index(item.place)
+    labels["places"] = torch.where((cover.sum(0) < 0.02) & (inside > 0.9), place, IGNORE)
+    labels["object"] = (owner >= 0).long()
+    return labels
+
+
+@dataclass(frozen=True)
+class Group:
+    """The scenes of one canvas: their pictures as a pool keeps them (half precision), the truth of patches and tokens.
+
+    `grey`: which are to be shown without colour while the tower learns (shapes must not be guessed from colours).
+    """
+
+    scenes: list[Scene]
+    pixels: Pixels
+    patches: Labels
+    tokens: Labels
+    grey: Tensor
+    prompt: Mapping[str, Tensor]
+
+
+class Pool:
+    """The scenes a process trains on.
+
+    Args:
+        family: Whose pictures.
+        processor: The family's.
+        scenes: (split, seed, index) of each.
+        seed: For the choice of those shown grey.
+        grey: Their share.
+    """
+
+    def __init__(self, family: Family, processor: Any, scenes: list[tuple[str, int, int]], grey: float = 1 / 3) -> None:
+        self.family = family
+        by_canvas: dict[tuple[int, int], list[tuple[Scene, int]]] = {canvas: [] for canvas in CANVASES}
+        for split, seed, index in scenes:
+            item = scene(split, index, seed)
+            by_canvas[item.width, item.height].append((item, index))
+        self.groups = {
+            canvas: _group(family, processor, items, grey) for canvas, items in by_canvas.items() if items
+        }
+
+    def batches(self, size: int, steps: int, seed: list[int]) -> Iterator[tuple[Group, np.ndarray, list[int]]]:
+        """Endless random batches of one canvas each: the group, the rows, and a seed of their own."""
+        rng = np.random.default_rng(seed)
+        groups = list(self.groups.values())
+        shares = np.array([len(group.scenes) for group in groups], float)
+        left = [np.empty(0, np.int64) for _ in groups]
+        for step in range(steps):
+            number = int(rng.choice(len(groups), p=shares / shares.sum()))
+            while len(left[number]) < size:
+                left[number] = np.concatenate([left[number], rng.permutation(len(groups[number].scenes))])
+            rows, left[number] = left[number][:size], left[number][size:]
+            yield groups[number], rows, [*seed, step]
+
+    def pictures(self, group: Group, rows: np.ndarray, *, some_grey: bool) -> Pixels:
+        """The forward tensors of some pictures, where wanted with the chosen ones in grey."""
+        pixels = group.pixels
+        if some_grey:
+            values = pixels["pixel_values"][rows].float()
+            grey = group.grey[rows]
+            values[grey] = self.family.grey(values[grey])
+            return self.family.join({**pixels, "pixel_values": values}, slice(None))
+        return self.family.join(pixels, rows)
+
+
+def _group(family: Family, processor: Any, items: list[tuple[Scene, int]], grey: float) -> Group:
+    width, height = items[0][0].width, items[0][0].height
+    grids = {"patches": family.patch_grid(width, height), "tokens": family.token_grid(width, height)}
+    order = family.patch_order(*grids["patches"])
+    values: list[Tensor] = []
+    truth: dict[str, list[Labels]] = {name: [] for name in grids}
+    for item, _ in items:
+        picture, masks = render(item)
+        made = processor.image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
+        values.append(made["pixel_values"].half())
+        for name, (rows, cols) in grids.items():
+            labels = part_labels(item, masks, rows, cols, family.padded)
+            truth[name].append({k: v[order] for k, v in labels.items()} if name == "patches" else labels)
+    # Most processors stand a batch dimension in front; Qwen2-VL's lists patches, so that one is added.
+    stack = torch.stack if values[0].ndim == 2 else torch.cat
+    pixels = {"pixel_values": stack(values), **{k: v for k, v in made.items() if k == "image_grid_thw"}}
+    blank = [{"role": "user", "content": [{"type": "image"}]}]
+    text = processor.apply_chat_template(blank, add_generation_prompt=False)
+    prompt = processor(text=[text], images=[[Image.fromarray(picture)]], return_tensors="pt")
+    return Group(
+        scenes=[item for item, _ in items],
+        pixels=pixels,
+        patches={name: torch.stack([labels[name] for labels in truth["patches"]]) for name in truth["patches"][0]},
+        tokens={name: torch.stack([labels[name] for labels in truth["tokens"]]) for name in truth["tokens"][0]},
+        # By the scene's own number, so that it does not depend on how scenes are dealt out to processes.
+        grey=torch.tensor([np.random.default_rng([index, 7]).random() < grey for _, index in items]),
+        prompt={"input_ids": prompt["input_ids"], **{k: v for k, v in prompt.items() if k == "image_grid_thw"}},
+    )
