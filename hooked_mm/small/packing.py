@@ -60,7 +60,6 @@ class Packer:
         image_token: Id of the image token.
         question_weight: How much a question's answer counts against a word of a caption.
         styled: How many styles are asked for per scene, besides the default prompt.
-        styles: Answer the default prompt in this style (to fine-tune), instead of in any.
     """
 
     def __init__(

@@ -86,8 +86,7 @@ class Pool:
         family: Whose pictures.
         processor: The family's.
         scenes: (split, seed, index) of each.
-        seed: For the choice of those shown grey.
-        grey: Their share.
+        grey: The share of those shown without colour; which, is decided by their index alone.
     """
 
     def __init__(self, family: Family, processor: Any, scenes: list[tuple[str, int, int]], grey: float = 1 / 3) -> None:

@@ -79,6 +79,10 @@ class Stage(lightning.LightningModule):
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch; what is to be seen of it is logged."""
 
+    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
+        """As it is: a batch points into the pool, and Lightning refuses to look into a frozen dataclass."""
+        return batch
+
     def training_step(self, batch: Batch) -> None:
         """One step of both optimisers."""
         loss = self.loss(batch)
@@ -132,7 +136,9 @@ def naming_losses(
             value = without(value, held)
         if name == "colours":
             labels = labels.masked_fill(grey[:, None], IGNORE)
-        losses[name] = F.cross_entropy(value.flatten(0, 1), labels.flatten(), ignore_index=IGNORE)
+        summed = F.cross_entropy(value.flatten(0, 1), labels.flatten(), ignore_index=IGNORE, reduction="sum")
+        # A batch may have no label of a class at all, as when all its pictures are grey.
+        losses[name] = summed / (labels != IGNORE).sum().clamp(min=1)
     return losses
 
 
@@ -266,8 +272,10 @@ def fit(stage: Stage, batch: int, processes: int, seed: list[int], curve: Path) 
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
-        max_steps=stage.steps,
+        # The first two stages leave the decoder alone.
+        strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
+        # One pass over the batches: `max_steps` counts the steps of both optimisers.
+        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
