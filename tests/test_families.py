@@ -36,7 +36,9 @@ def made(name: str) -> tuple[Any, Any]:
 
 def on(canvas: tuple[int, int]) -> Scene:
     """A scene on this canvas."""
-    return next(item for item in map(functools.partial(scene, "train"), range(99)) if (item.width, item.height) == canvas)
+    return next(
+        item for item in map(functools.partial(scene, "train"), range(99)) if (item.width, item.height) == canvas
+    )
 
 
 def picture(item: Scene) -> Image.Image:
@@ -203,14 +205,18 @@ def test_patches_are_what_the_connector_reads(name: str) -> None:
         "qwen2_vl": lambda: model.model.visual.merger.ln_q,
     }[name]()
     seen: list[Tensor] = []
-    handle = after.register_forward_pre_hook(lambda _, args, kwargs: seen.append((*args, *kwargs.values())[0]), with_kwargs=True)
+    handle = after.register_forward_pre_hook(
+        lambda _, args, kwargs: seen.append((*args, *kwargs.values())[0]), with_kwargs=True
+    )
     try:
         with torch.no_grad():
             model(**inputs)
     finally:
         handle.remove()
     with torch.no_grad():
-        patches = FAMILIES[name].patches(model, {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")})
+        patches = FAMILIES[name].patches(
+            model, {k: v for k, v in inputs.items() if k in ("pixel_values", "image_grid_thw")}
+        )
     rows, cols = FAMILIES[name].patch_grid(64, 48)
     assert patches.shape[:2] == (1, rows * cols)
     torch.testing.assert_close(patches.flatten(), seen[0].flatten(), rtol=0, atol=1e-5)

@@ -20,9 +20,7 @@ def pack(name: str, scenes: list[Scene], seed: int = 0, length: int | None = Non
     """Scenes of one canvas behind the prefix that the family's processor writes for its picture."""
     model, processor = made(name)
     blank = [{"role": "user", "content": [{"type": "image"}]}]
-    prompt = processor(
-        text=[processor.apply_chat_template(blank)], images=[[picture(scenes[0])]], return_tensors="pt"
-    )
+    prompt = processor(text=[processor.apply_chat_template(blank)], images=[[picture(scenes[0])]], return_tensors="pt")
     packer = Packer(processor.tokenizer, model.config.image_token_id, 3.0, styled)
     positions = FAMILIES[name].positions(model, prompt)
     return packer(scenes, prompt["input_ids"][0], positions, np.random.default_rng(seed), length)

@@ -53,7 +53,12 @@ def test_part_labels(canvas: tuple[int, int], padded: bool) -> None:
         for number in range(rows * cols):
             row, col = divmod(number, cols)
             # Where cells do not divide the picture they overlap: from the floor of one edge to the ceiling of the next.
-            cell = (row * height // rows, -(-(row + 1) * height // rows), col * width // cols, -(-(col + 1) * width // cols))
+            cell = (
+                row * height // rows,
+                -(-(row + 1) * height // rows),
+                col * width // cols,
+                -(-(col + 1) * width // cols),
+            )
             expected = hand_labels(item, masks, cell, side)
             assert {name: int(values[number]) for name, values in got.items()} == expected
             kinds.add((expected["object"], expected["places"] != IGNORE))

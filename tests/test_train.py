@@ -174,9 +174,9 @@ class Joint(TowerStage):
     other: Any
 
     def loss(self, batch: Any) -> Tensor:
-        both = [super(Joint, self).loss(batch)]
+        both = [super().loss(batch)]
         pool, self.pool = self.pool, self.other[0]
-        both.append(super(Joint, self).loss(next(self.other[1])))
+        both.append(super().loss(next(self.other[1])))
         self.pool = pool
         return sum(both) / 2
 

@@ -99,7 +99,10 @@ class Stage(lightning.LightningModule):
         optimisers = [
             Muon([named[name] for name in sorted(matrices)], self.matrix_rate),
             torch.optim.AdamW(
-                [p for name, p in named.items() if name not in matrices], self.rate, betas=(0.9, 0.98), weight_decay=0.05
+                [p for name, p in named.items() if name not in matrices],
+                self.rate,
+                betas=(0.9, 0.98),
+                weight_decay=0.05,
             ),
         ]
         schedules = [
