@@ -140,7 +140,7 @@ def test_texts_labels_weights_and_banned_words(split: str) -> None:
 
 def test_full_captions_ban_the_partner_of_what_is_named() -> None:
     """By hand: in "a ring that is big and red" green is left out at "red", and the circle's partner at its colour."""
-    item = next(i for i in map(lambda n: scene("train", n), range(200)) if i.objects[0].shape == "ring")
+    item = next(i for i in (scene("train", n) for n in range(200)) if i.objects[0].shape == "ring")
     packer = Packer(made("llava")[1].tokenizer, 4)
     ids = made("llava")[1].tokenizer.get_vocab()
     first = item.objects[0]

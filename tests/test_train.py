@@ -63,7 +63,7 @@ def test_without() -> None:
 
 
 def test_naming_losses() -> None:
-    """A purple circle, unlabelled ground, and a grey red ring: by hand, without the partners square, black and green."""
+    """A purple circle, unlabelled ground and a grey red ring, by hand: without the partners square and black."""
     shapes, colours = torch.randn(2, 2, 6), torch.randn(2, 2, 8)
     logits = {"shapes": shapes, "colours": colours}
     truth = {"shapes": torch.tensor([[0, IGNORE], [5, IGNORE]]), "colours": torch.tensor([[4, IGNORE], [0, IGNORE]])}
