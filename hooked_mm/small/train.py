@@ -6,8 +6,8 @@ question's word has to be found first):
 1. *tower*: dense labels per patch (object or not; shape, colour, size, position of an object patch; place elsewhere);
 2. *alignment*: an image token must name the attributes of its part of the picture through the decoder's input
    embeddings;
-3. *language*: captions and questions, packed per image; keys start as a multiple of the queries ("mimetic"
-   initialisation), so that attention starts by looking for what resembles the query.
+3. *language*: captions and questions, packed per image; attention starts by looking for what resembles the query, and
+   by copying what it finds (`mimetic`).
 
 In the first two a third of the pictures is grey, so that shapes are not guessed from colours; in all three the
 held-out partner of a word is left out of its softmax (`pool.partner_words`), so that it is never denied.
@@ -95,7 +95,10 @@ class Stage(lightning.LightningModule):
         optimisers = [
             Muon([named[name] for name in sorted(matrices)], self.matrix_rate),
             torch.optim.AdamW(
-                [p for name, p in named.items() if name not in matrices], self.rate, betas=(0.9, 0.98), weight_decay=0.05
+                [p for name, p in named.items() if name not in matrices],
+                self.rate,
+                betas=(0.9, 0.98),
+                weight_decay=0.05,
             ),
         ]
         schedules = [
@@ -195,6 +198,8 @@ class AlignmentStage(Stage):
 class LanguageStage(Stage):
     """Captions and questions, packed behind the image."""
 
+    matrix_rate = 3e-3  # at the towers' rate, the plateau does not break
+
     def __init__(
         self, family: Family, model: Any, pool: Pool, steps: int, packer: Packer, length: int | None = None
     ) -> None:
@@ -234,11 +239,19 @@ def packed_logits(family: Family, model: Any, packed: Packed, pixels: Any) -> tu
     return without(model.lm_head(hidden[kept]), packed.banned[kept]), packed.labels[kept], packed.weights[kept]
 
 
-def mimetic_keys(decoder: Any, scale: float = 1.4) -> None:
-    """k_proj = scale * q_proj in every decoder layer (Trockman & Kolter 2023, in spirit)."""
+def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
+    """Start from what attention will need (Trockman & Kolter 2023, "Mimetic initialization", in spirit).
+
+    Keys are a multiple of the queries: a position looks for what resembles it. What a head writes is what it read
+    (o = v transposed), and a word is said by the direction that its embedding has; since image tokens have learnt to
+    carry their words' embeddings, a word that is found can be said from the start.
+    """
     with torch.no_grad():
         for layer in decoder.layers:
-            layer.self_attn.k_proj.weight.copy_(scale * layer.self_attn.q_proj.weight)
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(scale * attention.q_proj.weight)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+        model.get_output_embeddings().weight.copy_(model.get_input_embeddings().weight)
 
 
 class Curve(lightning.Callback):
@@ -316,7 +329,7 @@ def main(argv: list[str] | None = None) -> None:
     fit(tower, 2 * options.batch, options.processes, [*seed, 1], curve)
     alignment = AlignmentStage(family, model, pool, options.alignment_steps, tokenizer.get_vocab())
     fit(alignment, 2 * options.batch, options.processes, [*seed, 2], curve)
-    mimetic_keys(family.decoder(model))
+    mimetic(model, family.decoder(model))
     packer = Packer(tokenizer, model.config.image_token_id)
     language = LanguageStage(family, model, pool, options.language_steps, packer)
     fit(language, options.batch, options.processes, [*seed, 3], curve)
