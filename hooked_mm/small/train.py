@@ -39,15 +39,13 @@ from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.small.families import FAMILIES, Family, build, save_processor
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
-from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Group, Pool, partner_words
+from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Batch, Pool, partner_words
 
 NAMED = (*ATTRIBUTES, "places")
 """What parts of a picture are trained to tell."""
 
 NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents")
 """Parts of the names of matrices that lie at the model's ends, where Muon does not belong."""
-
-Batch = tuple[Group, np.ndarray, list[int]]
 
 
 class _Batches(IterableDataset):
@@ -157,7 +155,8 @@ class TowerStage(Stage):
         self.partner = partner_words()
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, _ = batch
+        canvas, rows, _ = batch
+        group = self.pool.groups[canvas]
         patches = self.family.patches(self.model, self.pool.pictures(group, rows, some_grey=True))
         logits = {name: head(patches) for name, head in self.heads.items()}
         truth = {name: labels[rows] for name, labels in group.patches.items()}
@@ -182,7 +181,8 @@ class AlignmentStage(Stage):
         self.partner = partner_words()
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, _ = batch
+        canvas, rows, _ = batch
+        group = self.pool.groups[canvas]
         tokens = self.family.tokens(self.model, self.pool.pictures(group, rows, some_grey=True))
         named = F.normalize(tokens, dim=-1)
         logits = {}
@@ -206,14 +206,15 @@ class LanguageStage(Stage):
         super().__init__(family, model, pool, steps)
         self.packer, self.length = packer, length
         self.prefixes = {
-            id(group): (group.prompt["input_ids"][0], family.positions(model, group.prompt))
-            for group in pool.groups.values()
+            canvas: (group.prompt["input_ids"][0], family.positions(model, group.prompt))
+            for canvas, group in pool.groups.items()
         }
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, seed = batch
+        canvas, rows, seed = batch
+        group = self.pool.groups[canvas]
         scenes = [group.scenes[row] for row in rows]
-        packed = self.packer(scenes, *self.prefixes[id(group)], np.random.default_rng(seed), self.length)
+        packed = self.packer(scenes, *self.prefixes[canvas], np.random.default_rng(seed), self.length)
         pixels = self.pool.pictures(group, rows, some_grey=False)
         logits, labels, weights = packed_logits(self.family, self.model, packed, pixels)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
@@ -279,8 +280,9 @@ def fit(stage: Stage, batch: int, processes: int, seed: list[int], curve: Path) 
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=processes,
-        strategy="ddp" if processes > 1 else "auto",
-        max_steps=stage.steps,
+        # The first stages train parts of the model, and some models have parts that no output depends on.
+        strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
+        max_epochs=1,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -313,8 +315,6 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     family = FAMILIES[options.family]
     model, processor = build(options.family)
-    for module in family.untrained(model):
-        module.requires_grad_(False)
 
     rank = rank_zero_only.rank
     curve = output / "training.jsonl"
