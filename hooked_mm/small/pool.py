@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -81,23 +82,30 @@ class Group:
 
 
 class Pool:
-    """The scenes a process trains on.
+    """The scenes a process trains on; they are drawn when first asked for.
 
     Args:
         family: Whose pictures.
         processor: The family's.
         scenes: (split, seed, index) of each.
-        seed: For the choice of those shown grey.
-        grey: Their share.
+        grey: The share of pictures shown without colour where that is wanted.
     """
 
     def __init__(self, family: Family, processor: Any, scenes: list[tuple[str, int, int]], grey: float = 1 / 3) -> None:
-        self.family = family
+        self.family, self.processor, self.scenes, self.grey = family, processor, scenes, grey
+
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """The scenes by canvas."""
         by_canvas: dict[str, list[tuple[Scene, int]]] = {f"{width} x {height}": [] for width, height in CANVASES}
-        for split, seed, index in scenes:
+        for split, seed, index in self.scenes:
             item = scene(split, index, seed)
             by_canvas[f"{item.width} x {item.height}"].append((item, index))
-        self.groups = {canvas: _group(family, processor, items, grey) for canvas, items in by_canvas.items() if items}
+        return {
+            canvas: _group(self.family, self.processor, items, self.grey)
+            for canvas, items in by_canvas.items()
+            if items
+        }
 
     def batches(self, size: int, steps: int, seed: list[int]) -> Iterator[Batch]:
         """Random batches of one canvas each: which canvas, the rows of its group, and a seed of their own."""
