@@ -100,10 +100,6 @@ class Family(ABC):
         length = inputs["input_ids"].shape[1]
         return torch.arange(length).expand(3, length)
 
-    def untrained(self, model: Any) -> list[Any]:
-        """Modules that no output depends on."""
-        return []
-
 
 class Llava(Family):
     """CLIP tower, MLP projector, Llama decoder; the tower's last layer without its class token."""
@@ -158,10 +154,6 @@ class Llava(Family):
 
     def decoder(self, model: Any) -> Any:
         return model.model.language_model
-
-    def untrained(self, model: Any) -> list[Any]:
-        # The projector reads the tower before its last norm.
-        return [model.model.vision_tower.post_layernorm]
 
 
 class Idefics2(Family):

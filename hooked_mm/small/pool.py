@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -27,6 +28,7 @@ ATTRIBUTES = ("shapes", "colours", "sizes", "positions")
 """What a part of the picture that an object covers is labelled with; a part of the background with its place."""
 
 Labels = dict[str, Int[Tensor, "n parts"]]
+Batch = tuple[str, np.ndarray, list[int]]
 
 
 def partner_words() -> dict[str, Int[Tensor, " words"]]:
@@ -80,27 +82,35 @@ class Group:
 
 
 class Pool:
-    """The scenes a process trains on.
+    """The scenes a process trains on; they are drawn when first asked for.
 
     Args:
         family: Whose pictures.
         processor: The family's.
         scenes: (split, seed, index) of each.
-        grey: The share of those shown without colour; which, is decided by their index alone.
+        grey: The share of pictures shown without colour where that is wanted.
     """
 
     def __init__(self, family: Family, processor: Any, scenes: list[tuple[str, int, int]], grey: float = 1 / 3) -> None:
-        self.family = family
-        by_canvas: dict[tuple[int, int], list[tuple[Scene, int]]] = {canvas: [] for canvas in CANVASES}
-        for split, seed, index in scenes:
-            item = scene(split, index, seed)
-            by_canvas[item.width, item.height].append((item, index))
-        self.groups = {canvas: _group(family, processor, items, grey) for canvas, items in by_canvas.items() if items}
+        self.family, self.processor, self.scenes, self.grey = family, processor, scenes, grey
 
-    def batches(self, size: int, steps: int, seed: list[int]) -> Iterator[tuple[Group, np.ndarray, list[int]]]:
-        """Endless random batches of one canvas each: the group, the rows, and a seed of their own."""
+    @cached_property
+    def groups(self) -> dict[str, Group]:
+        """The scenes by canvas."""
+        by_canvas: dict[str, list[tuple[Scene, int]]] = {f"{width} x {height}": [] for width, height in CANVASES}
+        for split, seed, index in self.scenes:
+            item = scene(split, index, seed)
+            by_canvas[f"{item.width} x {item.height}"].append((item, index))
+        return {
+            canvas: _group(self.family, self.processor, items, self.grey)
+            for canvas, items in by_canvas.items()
+            if items
+        }
+
+    def batches(self, size: int, steps: int, seed: list[int]) -> Iterator[Batch]:
+        """Random batches of one canvas each: which canvas, the rows of its group, and a seed of their own."""
         rng = np.random.default_rng(seed)
-        groups = list(self.groups.values())
+        canvases, groups = list(self.groups), list(self.groups.values())
         shares = np.array([len(group.scenes) for group in groups], float)
         left = [np.empty(0, np.int64) for _ in groups]
         for step in range(steps):
@@ -108,7 +118,7 @@ class Pool:
             while len(left[number]) < size:
                 left[number] = np.concatenate([left[number], rng.permutation(len(groups[number].scenes))])
             rows, left[number] = left[number][:size], left[number][size:]
-            yield groups[number], rows, [*seed, step]
+            yield canvases[number], rows, [*seed, step]
 
     def pictures(self, group: Group, rows: np.ndarray, *, some_grey: bool) -> Pixels:
         """The forward tensors of some pictures, where wanted with the chosen ones in grey."""

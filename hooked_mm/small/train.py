@@ -6,8 +6,8 @@ question's word has to be found first):
 1. *tower*: dense labels per patch (object or not; shape, colour, size, position of an object patch; place elsewhere);
 2. *alignment*: an image token must name the attributes of its part of the picture through the decoder's input
    embeddings;
-3. *language*: captions and questions, packed per image; keys start as a multiple of the queries ("mimetic"
-   initialisation), so that attention starts by looking for what resembles the query.
+3. *language*: captions and questions, packed per image; attention starts by looking for what resembles the query, and
+   by copying what it finds (`mimetic`).
 
 In the first two a third of the pictures is grey, so that shapes are not guessed from colours; in all three the
 held-out partner of a word is left out of its softmax (`pool.partner_words`), so that it is never denied.
@@ -39,15 +39,13 @@ from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.small.families import FAMILIES, Family, build, save_processor
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
-from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Group, Pool, partner_words
+from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Batch, Pool, partner_words
 
 NAMED = (*ATTRIBUTES, "places")
 """What parts of a picture are trained to tell."""
 
 NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents")
 """Parts of the names of matrices that lie at the model's ends, where Muon does not belong."""
-
-Batch = tuple[Group, np.ndarray, list[int]]
 
 
 class _Batches(IterableDataset):
@@ -163,7 +161,8 @@ class TowerStage(Stage):
         self.partner = partner_words()
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, _ = batch
+        canvas, rows, _ = batch
+        group = self.pool.groups[canvas]
         patches = self.family.patches(self.model, self.pool.pictures(group, rows, some_grey=True))
         logits = {name: head(patches) for name, head in self.heads.items()}
         truth = {name: labels[rows] for name, labels in group.patches.items()}
@@ -188,7 +187,8 @@ class AlignmentStage(Stage):
         self.partner = partner_words()
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, _ = batch
+        canvas, rows, _ = batch
+        group = self.pool.groups[canvas]
         tokens = self.family.tokens(self.model, self.pool.pictures(group, rows, some_grey=True))
         named = F.normalize(tokens, dim=-1)
         logits = {}
@@ -204,20 +204,23 @@ class AlignmentStage(Stage):
 class LanguageStage(Stage):
     """Captions and questions, packed behind the image."""
 
+    matrix_rate = 3e-3  # at the towers' rate, the plateau does not break
+
     def __init__(
         self, family: Family, model: Any, pool: Pool, steps: int, packer: Packer, length: int | None = None
     ) -> None:
         super().__init__(family, model, pool, steps)
         self.packer, self.length = packer, length
         self.prefixes = {
-            id(group): (group.prompt["input_ids"][0], family.positions(model, group.prompt))
-            for group in pool.groups.values()
+            canvas: (group.prompt["input_ids"][0], family.positions(model, group.prompt))
+            for canvas, group in pool.groups.items()
         }
 
     def loss(self, batch: Batch) -> Tensor:
-        group, rows, seed = batch
+        canvas, rows, seed = batch
+        group = self.pool.groups[canvas]
         scenes = [group.scenes[row] for row in rows]
-        packed = self.packer(scenes, *self.prefixes[id(group)], np.random.default_rng(seed), self.length)
+        packed = self.packer(scenes, *self.prefixes[canvas], np.random.default_rng(seed), self.length)
         pixels = self.pool.pictures(group, rows, some_grey=False)
         logits, labels, weights = packed_logits(self.family, self.model, packed, pixels)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
@@ -243,11 +246,19 @@ def packed_logits(family: Family, model: Any, packed: Packed, pixels: Any) -> tu
     return without(model.lm_head(hidden[kept]), packed.banned[kept]), packed.labels[kept], packed.weights[kept]
 
 
-def mimetic_keys(decoder: Any, scale: float = 1.4) -> None:
-    """k_proj = scale * q_proj in every decoder layer (Trockman & Kolter 2023, in spirit)."""
+def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
+    """Start from what attention will need (Trockman & Kolter 2023, "Mimetic initialization", in spirit).
+
+    Keys are a multiple of the queries: a position looks for what resembles it. What a head writes is what it read
+    (o = v transposed), and a word is said by the direction that its embedding has; since image tokens have learnt to
+    carry their words' embeddings, a word that is found can be said from the start.
+    """
     with torch.no_grad():
         for layer in decoder.layers:
-            layer.self_attn.k_proj.weight.copy_(scale * layer.self_attn.q_proj.weight)
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(scale * attention.q_proj.weight)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+        model.get_output_embeddings().weight.copy_(model.get_input_embeddings().weight)
 
 
 class Curve(lightning.Callback):
@@ -275,9 +286,8 @@ def fit(stage: Stage, batch: int, processes: int, seed: list[int], curve: Path) 
     trainer = lightning.Trainer(
         accelerator="cpu",
         devices=processes,
-        # The first two stages leave the decoder alone.
+        # The first stages train parts of the model, and some models have parts that no output depends on.
         strategy="ddp_find_unused_parameters_true" if processes > 1 else "auto",
-        # One pass over the batches: `max_steps` counts the steps of both optimisers.
         max_epochs=1,
         logger=False,
         enable_checkpointing=False,
@@ -311,8 +321,6 @@ def main(argv: list[str] | None = None) -> None:
     torch.manual_seed(options.seed)
     family = FAMILIES[options.family]
     model, processor = build(options.family)
-    for module in family.untrained(model):
-        module.requires_grad_(False)
 
     rank = rank_zero_only.rank
     curve = output / "training.jsonl"
@@ -327,7 +335,7 @@ def main(argv: list[str] | None = None) -> None:
     fit(tower, 2 * options.batch, options.processes, [*seed, 1], curve)
     alignment = AlignmentStage(family, model, pool, options.alignment_steps, tokenizer.get_vocab())
     fit(alignment, 2 * options.batch, options.processes, [*seed, 2], curve)
-    mimetic_keys(family.decoder(model))
+    mimetic(model, family.decoder(model))
     packer = Packer(tokenizer, model.config.image_token_id)
     language = LanguageStage(family, model, pool, options.language_steps, packer)
     fit(language, options.batch, options.processes, [*seed, 3], curve)
