@@ -88,7 +88,7 @@ def test_groups() -> None:
     parts = [Pool(family, processor, numbers(40)[rank::2]) for rank in (0, 1)]
     grey = {}
     for canvas, group in whole.groups.items():
-        assert all((item.width, item.height) == canvas for item in group.scenes)
+        assert all(f"{item.width} x {item.height}" == canvas for item in group.scenes)
         grey |= dict(zip(group.scenes, group.grey.tolist(), strict=True))
     assert set(grey) == {scene("train", index) for index in range(40)}
     assert 5 < sum(grey.values()) < 22
@@ -103,7 +103,8 @@ def test_labels_stand_with_their_patches(name: str) -> None:
     """Patch labels are those of the grid's cells, in the tower's order; tokens' row by row."""
     family = FAMILIES[name]
     pool = Pool(family, made(name)[1], numbers(4))
-    for (width, height), group in pool.groups.items():
+    for group in pool.groups.values():
+        width, height = group.scenes[0].width, group.scenes[0].height
         grid = family.patch_grid(width, height)
         order = family.patch_order(*grid)
         for row, item in enumerate(group.scenes):
@@ -133,15 +134,15 @@ def test_batches() -> None:
     """One canvas each, every scene once per pass over its group, as the seed says."""
     pool = Pool(FAMILIES["llava"], made("llava")[1], numbers(30))
     size, steps = 2, 150
-    drawn: dict[int, list[int]] = {id(group): [] for group in pool.groups.values()}
+    drawn: dict[str, list[int]] = {canvas: [] for canvas in pool.groups}
     seeds = []
-    for group, rows, seed in pool.batches(size, steps, [3, 1]):
+    for canvas, rows, seed in pool.batches(size, steps, [3, 1]):
         assert len(rows) == size
-        drawn[id(group)] += rows.tolist()
+        drawn[canvas] += rows.tolist()
         seeds.append(tuple(seed))
     assert seeds == [(3, 1, step) for step in range(steps)]
-    for group in pool.groups.values():
-        count, found = len(group.scenes), drawn[id(group)]
+    for canvas, group in pool.groups.items():
+        count, found = len(group.scenes), drawn[canvas]
         assert len(found) > count
         for start in range(0, len(found) - count + 1, count):
             assert sorted(found[start : start + count]) == list(range(count))

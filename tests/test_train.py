@@ -25,7 +25,7 @@ from hooked_mm.small.train import (
     Stage,
     TowerStage,
     fit,
-    mimetic_keys,
+    mimetic,
     naming_losses,
     without,
 )
@@ -39,8 +39,6 @@ def stage(kind: type[Stage], name: str, steps: int, numbers: range = range(6)) -
     torch.manual_seed(0)
     model, processor = build(name)
     family = FAMILIES[name]
-    for module in family.untrained(model):
-        module.requires_grad_(False)
     pool = Pool(family, processor, [("train", 0, index) for index in numbers])
     if kind is AlignmentStage:
         return AlignmentStage(family, model, pool, steps, processor.tokenizer.get_vocab())
@@ -94,13 +92,13 @@ def test_a_class_without_labels_has_no_loss() -> None:
 def test_each_stage_learns(name: str, kind: type[Stage], tmp_path: Path) -> None:
     """After a few steps, as many as asked for, the loss on the same batch has fallen; a curve is left."""
     one = stage(kind, name, 6)
-    group = max(one.pool.groups.values(), key=lambda group: len(group.scenes))
+    canvas, group = max(one.pool.groups.items(), key=lambda pair: len(pair[1].scenes))
     rows = np.arange(len(group.scenes))
     log, one.log_dict = one.log_dict, lambda *_, **__: None
 
     def loss() -> float:
         with torch.no_grad():
-            return float(one.loss((group, rows, [9])))
+            return float(one.loss((canvas, rows, [9])))
 
     first = loss()
     decoder = copy.deepcopy(FAMILIES[name].decoder(one.model).state_dict())
@@ -136,21 +134,27 @@ def test_curve(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_mimetic_keys(name: str) -> None:
-    """Keys are 1.4 times the queries in every layer of the decoder, so that a token first attends to its like."""
+def test_mimetic(name: str) -> None:
+    """In every layer of the decoder keys are 1.4 queries and o is v transposed; a word is said as it is embedded."""
     model, _ = build(name)
     before = copy.deepcopy(model.state_dict())
     decoder = FAMILIES[name].decoder(model)
-    mimetic_keys(decoder)
+    mimetic(model, decoder)
     inside = {id(value) for value in decoder.parameters()}
     changed = 0
     for key, value in model.named_parameters():
         if id(value) in inside and key.endswith("k_proj.weight"):
             torch.testing.assert_close(value, 1.4 * before[key.replace("k_proj", "q_proj")], rtol=1e-6, atol=0)
             changed += not torch.equal(value, before[key])
+        elif id(value) in inside and key.endswith("o_proj.weight"):
+            assert torch.equal(value, before[key.replace("o_proj", "v_proj")].T)
+            changed += not torch.equal(value, before[key])
+        elif key == "lm_head.weight":
+            assert torch.equal(value, model.get_input_embeddings().weight)
+            changed += not torch.equal(value, before[key])
         else:
             assert torch.equal(value, before[key])
-    assert changed == 6
+    assert changed == 13
 
 
 SCRIPT = """

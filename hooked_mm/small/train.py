@@ -77,10 +77,6 @@ class Stage(lightning.LightningModule):
     def loss(self, batch: Batch) -> Tensor:
         """The loss of a batch; what is to be seen of it is logged."""
 
-    def transfer_batch_to_device(self, batch: Batch, device: torch.device, dataloader_idx: int) -> Batch:
-        """As it is: a batch points into the pool, and Lightning refuses to look into a frozen dataclass."""
-        return batch
-
     def training_step(self, batch: Batch) -> None:
         """One step of both optimisers."""
         loss = self.loss(batch)
