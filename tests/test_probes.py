@@ -93,8 +93,9 @@ def test_a_planted_direction_is_found(strength: float) -> None:
     best_possible = norm.cdf(strength / np.sqrt(2))
     np.testing.assert_allclose(result.auroc, best_possible, atol=0.025)
     assert result.validation == pytest.approx(best_possible, abs=0.03)
-    chance = probe(shuffled(parts[0], rng), shuffled(parts[1], rng), parts[2])
-    np.testing.assert_allclose(chance.auroc, 0.5, atol=0.06)
+    # One direction found from shuffled labels may lie along the signal by chance, as likely backwards as forwards.
+    chances = [probe(shuffled(parts[0], rng), shuffled(parts[1], rng), parts[2], [1.0]).auroc for _ in range(12)]
+    assert abs(np.mean(chances) - 0.5) < 0.04
 
 
 @pytest.mark.parametrize("width", [10, 400])

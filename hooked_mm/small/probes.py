@@ -344,7 +344,7 @@ def measure(
 def main(argv: Sequence[str] | None = None) -> None:
     """The command: measure, and write `probes.json` and `probes.md`."""
     parser = ArgumentParser(prog="python -m hooked_mm.small.probes", description=(__doc__ or "").split("\n")[0])
-    parser.add_function_arguments(measure)
+    parser.add_function_arguments(measure, as_positional=True)
     parser.add_argument("--output", type=str, help="where to write; the model's own folder if not given")
     chosen = vars(parser.parse_args(None if argv is None else list(argv)).as_flat())
     output = Path(chosen.pop("output") or chosen["folder"])
