@@ -231,7 +231,7 @@ class Qwen2VL(Family):
             transformers.Qwen2VLImageProcessorPil(
                 patch_size=self.patch,
                 merge_size=self.merge,
-                size={"shortest_edge": 40 * 40, "longest_edge": 96 * 96},
+                size={"shortest_edge": 40 * 40, "longest_edge": 64 * 64},
                 **_HALF,
             ),
             tokenizer,

@@ -305,8 +305,8 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--batch", type=int, default=8, help="images per process and step")
     parser.add_argument("--scenes", type=int, default=30_000, help="distinct scenes to train on, over all processes")
     parser.add_argument("--tower-steps", type=int, default=1500)
-    parser.add_argument("--alignment-steps", type=int, default=500)
-    parser.add_argument("--language-steps", type=int, default=3000)
+    parser.add_argument("--alignment-steps", type=int, default=400)
+    parser.add_argument("--language-steps", type=int, default=1800)
     parser.add_argument("--no-evaluation", action="store_true", help="leave evaluation and card for later")
     options = parser.parse_args(argv)
     output = options.output or Path("runs/small") / options.family
