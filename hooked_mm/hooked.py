@@ -110,35 +110,23 @@ class HookedMM:
             model_id: Hub id or folder.
             dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
             device_map: As in transformers; `"auto"` lets accelerate place the layers.
-            adapter: Hub id or folder of a PEFT adapter to put the model into.
+            adapter: Hub id or folder of a PEFT adapter to put into the model (needs PEFT).
             check: As in `HookedMM`.
             strict: As in `HookedMM`.
             options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
-
-        Raises:
-            BadInputError: If an adapter is asked for and PEFT is not installed.
         """
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
-        model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
-        if adapter is not None:
-            model = with_adapter(model, adapter)
-        model.requires_grad_(False)
+        loaded = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
+        model = with_adapter(loaded, adapter).requires_grad_(False)
         return cls(model.eval(), load_processor(model_id, **shared), check=check, strict=strict)
 
     @classmethod
     def small(
         cls, name: str = "llava", adapter: str | None = None, *, dtype: str | torch.dtype = "float32", **options: Any
     ) -> HookedMM:
-        """A small trained model that ships with the package.
+        """A model of `hooked_mm.small.SMALL_MODELS`, or a fine-tuned sibling by its adapter; options as above.
 
-        Args:
-            name: One of `hooked_mm.small.SMALL_MODELS`.
-            adapter: One of its fine-tuned siblings, by the adapter's name (needs PEFT).
-            dtype: As in `from_pretrained`; the weights are bfloat16.
-            options: As in `from_pretrained`.
-
-        Raises:
-            BadInputError: For a name that does not exist, or where PEFT is needed and missing.
+        Raises `BadInputError` for a name that does not exist, or where an adapter is asked for without PEFT.
         """
         put = None if adapter is None else small_adapter_path(name, adapter)
         return cls.from_pretrained(small_model_path(name), dtype=dtype, adapter=put, **options)

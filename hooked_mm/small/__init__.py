@@ -47,16 +47,18 @@ def small_adapter_path(name: str, adapter: str) -> Path:
     return folder / "adapters" / adapter
 
 
-def with_adapter(model: Any, adapter: str | Path) -> Any:
+def with_adapter(model: Any, adapter: str | Path | None) -> Any:
     """A transformers model with a PEFT adapter put into it: its modules are replaced in place.
 
     Args:
         model: A loaded transformers model.
-        adapter: Hub id or folder.
+        adapter: Hub id or folder; None leaves the model as it is.
 
     Raises:
         BadInputError: If PEFT is not installed.
     """
+    if adapter is None:
+        return model
     try:
         from peft import PeftModel
     except ImportError as error:
