@@ -117,19 +117,16 @@ class HookedMM:
         """
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
         loaded = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
-        model = with_adapter(loaded, adapter).requires_grad_(False)
-        return cls(model.eval(), load_processor(model_id, **shared), check=check, strict=strict)
+        model = with_adapter(loaded, adapter).requires_grad_(False).eval()
+        return cls(model, load_processor(model_id, **shared), check=check, strict=strict)
 
     @classmethod
     def small(
         cls, name: str = "llava", adapter: str | None = None, *, dtype: str | torch.dtype = "float32", **options: Any
     ) -> HookedMM:
-        """A model of `hooked_mm.small.SMALL_MODELS`, or a fine-tuned sibling by its adapter; options as above.
-
-        Raises `BadInputError` for a name that does not exist, or where an adapter is asked for without PEFT.
-        """
-        put = None if adapter is None else small_adapter_path(name, adapter)
-        return cls.from_pretrained(small_model_path(name), dtype=dtype, adapter=put, **options)
+        """A shipped small model, or its sibling by an adapter (needs PEFT); raises `BadInputError` for unknown names."""
+        path, put = small_model_path(name), None if adapter is None else small_adapter_path(name, adapter)
+        return cls.from_pretrained(path, dtype=dtype, adapter=put, **options)
 
     def __repr__(self) -> str:
         return (
