@@ -124,7 +124,7 @@ class HookedMM:
     def small(
         cls, name: str = "llava", adapter: str | None = None, *, dtype: str | torch.dtype = "float32", **options: Any
     ) -> HookedMM:
-        """A shipped small model, or its sibling by an adapter (needs PEFT); raises `BadInputError` for unknown names."""
+        """A shipped small model, or its sibling by an adapter (needs PEFT); `BadInputError` for unknown names."""
         path, put = small_model_path(name), None if adapter is None else small_adapter_path(name, adapter)
         return cls.from_pretrained(path, dtype=dtype, adapter=put, **options)
 

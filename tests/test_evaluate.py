@@ -9,7 +9,6 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
-import numpy as np
 import pytest
 import torch
 from hypothesis import given
@@ -92,14 +91,14 @@ def test_chance_is_the_best_constant_answer() -> None:
     """By hand; a relation is asked on one of two axes, each of which has a best answer of its own."""
     asked = [Question("colour", "?", word) for word in ("red", "red", "red", "blue")]
     asked += [Question("relation", "?", word) for word in ("left", "left", "right", "above", "below", "below")]
-    found = constant_answer(asked)
-    assert (found["colour"], found["relation"]) == (Share(3, 4), Share(4, 6))
-    assert found["count"] == Share(0, 0)
+    best = constant_answer(asked)
+    assert (best["colour"], best["relation"]) == (Share(3, 4), Share(4, 6))
+    assert best["count"] == Share(0, 0)
     right = count_right(asked, ["red"] * 4 + ["left"] * 6)
     assert (right["colour"], right["relation"]) == (Share(3, 4), Share(2, 6))
 
 
-@given(st.integers(1, 30), st.sampled_from(["test", "unseen"]), st.integers(0, 3))
+@given(st.integers(1, 6), st.sampled_from(["test", "unseen"]), st.integers(0, 3))
 def test_strangers_are_other_scenes_of_the_same_canvas(count: int, split: Any, seed: int) -> None:
     """Never the scene itself, none twice, of the same split."""
     own = [scene(split, index, seed) for index in range(count)]
@@ -171,9 +170,9 @@ def find(item: Scene, text: str) -> Any:
         named = [word for word in text.split() if word in (*"red green blue yellow purple orange white black".split(),)]
         shapes = [word for word in text.split() if word in "circle square triangle star cross ring".split()]
         where = [f"{a} {b}" for a in ("top", "bottom") for b in ("left", "right") if f"at the {a} {b}" in text]
-        if all(word == o.colour for word in named) and all(word == o.shape for word in shapes):
-            if all(word == o.position for word in where):
-                return o
+        wanted = [*((word, o.colour) for word in named), *((word, o.shape) for word in shapes)]
+        if all(word == own for word, own in [*wanted, *((word, o.position) for word in where)]):
+            return o
     return None
 
 
@@ -224,7 +223,7 @@ def test_who_looks_at_nothing_gets_at_most_chance(known: list[Scene]) -> None:
         assert found.wrong_image[kind].right <= found.chance[kind].right
         assert found.wrong_image[kind].of == found.chance[kind].of
     assert found.questions["test"]["place"].right == 0
-    assert 0 < found.wrong_image["is there a shape"].right
+    assert found.wrong_image["is there a shape"].right > 0
     assert found.captions["test"]["full"].exact.right == 0
 
 
@@ -283,6 +282,6 @@ def test_questions_do_not_depend_on_how_many_scenes_there_are(known: list[Scene]
     seen: Counter[str] = Counter()
     run(Writing(known), 2)
     few, seen = seen, Counter()
-    run(Writing(known), 6)
+    run(Writing(known), 3)
     assert few <= seen
-    assert np.isfinite(mean(run(Pretender(known), 1).questions["test"]))
+    assert sum(few.values()) < sum(seen.values())
