@@ -134,9 +134,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             fine = True
             print("\n".join(small_table([small_model_path(name) for name in SMALL_MODELS])))
             print(
-                "\nShares right on scenes never seen. questions: mean over types, on the test split and on scenes with"
-                "\npairs of shape and colour never shown in training. captions: every word right, by the style asked for"
-                "\n(any: none). wrong image: the questions, asked of another picture. chance: the best constant answer."
+                "\nShares right on scenes never seen. questions: mean over types, on the test split, and on scenes with\n"
+                "pairs of shape and colour that were never shown. captions: every word right, by the style asked for\n"
+                "(any: none). wrong image: questions asked of another picture. chance: the best constant answer."
             )
         elif chosen.check:
             report = check_model(chosen.check, full=chosen.full, dtype=chosen.dtype, device_map=chosen.device_map)
