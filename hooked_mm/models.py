@@ -134,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             fine = True
             print("\n".join(small_table([small_model_path(name) for name in SMALL_MODELS])))
             print(
-                "\nShares right on scenes never seen. questions: mean over types, on the test split, and on scenes with\n"
+                "\nShares right on scenes never seen. questions: mean over types, on the test split and scenes with\n"
                 "pairs of shape and colour that were never shown. captions: every word right, by the style asked for\n"
                 "(any: none). wrong image: questions asked of another picture. chance: the best constant answer."
             )
