@@ -113,7 +113,7 @@ def test_the_card(tmp_path: Path) -> None:
     for part in (
         "# mine:",
         "`LlavaForConditionalGeneration`",
-        "CLIPVision",
+        "CLIP",
         "71.2 minutes on 2 CPU cores, seed 4 (batch 16, steps 9)",
         MADE.command,
         "0.103 / 0.503",
