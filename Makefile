@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+# The small model of `make demo`.
+MODEL ?= llava
 # Tests run in one process per core; threads of their own would only get in each other's way.
 export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
@@ -10,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help demo test test-slow check format pictures clean
 
 help:
-	@echo "make demo       concepts of a shipped small model, in two minutes"
+	@echo "make demo       concepts of a shipped small model, in two minutes (MODEL=llava, idefics2 or qwen2_vl)"
 	@echo "make test       lint, types and the test suite"
 	@echo "make test-slow  the rest of the suite: wheel in an empty environment, training, big sweeps"
 	@echo "make format     rewrite the code in the house's format"
@@ -28,7 +30,7 @@ $(VENV)/.installed-tests: $(VENV)/.installed
 	@touch $@
 
 demo: $(VENV)/.installed
-	env -u OMP_NUM_THREADS $(BIN)/hooked-mm demo --output runs/demo
+	env -u OMP_NUM_THREADS $(BIN)/hooked-mm demo --model $(MODEL) --output runs/demo
 
 check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check .

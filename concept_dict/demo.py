@@ -1,7 +1,7 @@
 """The whole path on a model that ships with the package: pictures to named concepts, in two minutes.
 
-Scenes -> captions by the model -> representations of attribute words -> semi-NMF -> words, pictures and a score against
-the scenes' truth -> TensorBoard, HTML, JSON.
+Scenes -> full captions by the model -> representations of attribute words -> semi-NMF -> words, pictures and a score
+against the scenes' truth -> TensorBoard, HTML, JSON.
 """
 
 from __future__ import annotations
@@ -27,9 +27,12 @@ from hooked_mm.scenes.dataset import ScenesDataModule, picture
 from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.scenes.world import all_facts
 from hooked_mm.selectors import TokenOfInterest
+from hooked_mm.small import SMALL_MODELS
 from hooked_mm.store import ActivationStore
 
 CLASSES = ("shapes", "colours", "sizes", "positions", "places")
+STYLE = "full"
+"""Attributes after the noun: where one is predicted, no earlier word of the caption gives it away."""
 MADE_HERE = ("activations", "held_out", "tensorboard", "dictionary", "report.html", "report.json")
 
 
@@ -95,6 +98,17 @@ def print_table(cards: Sequence[ConceptCard], random: Match) -> None:
     )
 
 
+def load(model: str) -> HookedMM:
+    """A shipped small model by its name, or one in a folder.
+
+    Raises:
+        BadInputError: For a name that does not exist.
+    """
+    if model not in SMALL_MODELS and Path(model).is_dir():
+        return HookedMM.from_pretrained(model, dtype="float32")
+    return HookedMM.small(model)
+
+
 def demo(
     model: str = "llava",
     output: Path = Path("runs/demo"),
@@ -108,7 +122,7 @@ def demo(
     """Learn and ground concepts of a shipped small model on scenes, and say where to look.
 
     Args:
-        model: Name of a small model.
+        model: Name of a small model, or the folder of one that was trained on scenes.
         output: Folder for the results; an earlier demo's are replaced.
         samples: Scenes to learn from.
         held_out: Other scenes to score on.
@@ -118,7 +132,7 @@ def demo(
         seed: Seed of the scenes and of the decomposition.
     """
     started = time.monotonic()
-    hooked = HookedMM.small(model)
+    hooked = load(model)
     n_layers = hooked.cfg.n_layers
     if not -n_layers <= layer < n_layers:
         raise BadInputError(f"layer={layer} is outside this model's {n_layers} layers")
@@ -128,9 +142,9 @@ def demo(
     _clear(output)
     print(f"2. captions of {samples} scenes and of {held_out} held out; {hook} where an attribute word is predicted")
     extractor = Extractor(hooked, hook, TokenOfInterest(words, where="predicts"))
-    data = ScenesDataModule(samples, "caption", "test", seed, batch_size)
+    data = ScenesDataModule(samples, "caption", "test", seed, STYLE, batch_size=batch_size)
     fitted = extract(extractor, data, output / "activations")
-    held_data = ScenesDataModule(held_out, "caption", "test", seed + 1, batch_size)
+    held_data = ScenesDataModule(held_out, "caption", "test", seed + 1, STYLE, batch_size=batch_size)
     held = extract(extractor, held_data, output / "held_out")
     print(f"3. semi-NMF of {len(fitted)} representations into {n_components} concepts")
     decomposition = SemiNMF(n_components, random_state=seed).fit(fitted.activations(hook))
@@ -159,7 +173,7 @@ def demo(
             )
         )
     report = Report(
-        f"Concepts of the small {model}",
+        f"Concepts of the small {Path(model).name}",
         [
             ("model", repr(hooked)),
             ("representations", f"{len(fitted)} at {hook}, where a caption's attribute words are predicted"),

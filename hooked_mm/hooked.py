@@ -27,7 +27,7 @@ from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.probe import made_batch, small_enough
 from hooked_mm.processors import load_processor
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
-from hooked_mm.small import small_model_path
+from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
 from hooked_mm.structure import Structure, describe, resolve
 
 BatchLike = Batch | Mapping[str, Any]
@@ -99,6 +99,7 @@ class HookedMM:
         *,
         dtype: str | torch.dtype = "auto",
         device_map: Any = None,
+        adapter: str | Path | None = None,
         check: bool | Literal["full"] = True,
         strict: bool = True,
         **options: Any,
@@ -109,23 +110,23 @@ class HookedMM:
             model_id: Hub id or folder.
             dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
             device_map: As in transformers; `"auto"` lets accelerate place the layers.
+            adapter: Hub id or folder of a PEFT adapter to put into the model (needs PEFT).
             check: As in `HookedMM`.
             strict: As in `HookedMM`.
             options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
         """
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
-        model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
-        model.requires_grad_(False)
-        return cls(model.eval(), load_processor(model_id, **shared), check=check, strict=strict)
+        loaded = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
+        model = with_adapter(loaded, adapter).requires_grad_(False).eval()
+        return cls(model, load_processor(model_id, **shared), check=check, strict=strict)
 
     @classmethod
-    def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32", **options: Any) -> HookedMM:
-        """A small trained model that ships with the package: `"llava"`; options as in `from_pretrained`.
-
-        Raises:
-            BadInputError: For a name that does not exist.
-        """
-        return cls.from_pretrained(small_model_path(name), dtype=dtype, **options)
+    def small(
+        cls, name: str = "llava", adapter: str | None = None, *, dtype: str | torch.dtype = "float32", **options: Any
+    ) -> HookedMM:
+        """A shipped small model, or its sibling by an adapter (needs PEFT); `BadInputError` for unknown names."""
+        path, put = small_model_path(name), None if adapter is None else small_adapter_path(name, adapter)
+        return cls.from_pretrained(path, dtype=dtype, adapter=put, **options)
 
     def __repr__(self) -> str:
         return (

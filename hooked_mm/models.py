@@ -1,4 +1,4 @@
-"""Every proved family with what it has and what was checked, or the proof for one model (`--check`)."""
+"""Every proved family with what was checked, the proof for one model (`--check`), or the trained ones (`--small`)."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import sys
 import time
 import warnings
 from collections.abc import Sequence
+from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
@@ -14,6 +15,9 @@ from hooked_mm.conformance import ConformanceReport, describe_kinds
 from hooked_mm.errors import ConformanceError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
+from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
+from hooked_mm.small.accuracy import Accuracy, mean
+from hooked_mm.small.card import facts, style_followed
 
 
 def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
@@ -70,6 +74,48 @@ def table(families: Sequence[str] = FAMILIES, *, full: bool = False) -> tuple[li
     return lines, fine
 
 
+def small_table(folders: Sequence[Path]) -> list[str]:
+    """The lines about small models: a row per model, and behind them one per fine-tuned sibling.
+
+    Args:
+        folders: Of the models, with their `accuracy.json`; an adapter's lies in its own folder.
+
+    Raises:
+        BadInputError: If a model or an adapter was not measured.
+    """
+    columns = "{:10} {:>10} {:>5} {:>7} {:>6} {:>9}  {:>5} {:>6}  {:>5} {:>5} {:>5}  {:>5} {:>6}"
+    lines = [
+        columns.format("", "", "", "image", "tower", "", "questions", "", "captions", "", "", "wrong", "").rstrip(),
+        columns.format(
+            *("model", "parameters", "MB", "tokens", "layers", "layers", "test", "unseen", "full", "short", "any"),
+            *("image", "chance"),
+        ),
+    ]
+    siblings = []
+    for folder in folders:
+        is_, found = facts(folder), Accuracy.load(folder)
+        low, high = is_.image_tokens
+        shares = [mean(found.questions["test"]), mean(found.questions["unseen"])]
+        shares += [found.captions["test"][style].exact.value for style in ("full", "short", "any")]
+        shares += [mean(found.wrong_image), mean(found.chance)]
+        lines.append(
+            columns.format(
+                folder.name,
+                f"{is_.parameters:,}",
+                f"{is_.megabytes:.1f}",
+                str(low) if low == high else f"{low}-{high}",
+                is_.tower_layers,
+                is_.layers,
+                *(f"{share:.3f}" for share in shares),
+            )
+        )
+        siblings += [(folder.name, name, style_followed(folder, name)) for name in adapters_of(folder)]
+    if siblings:
+        lines += ["", "{:10} {:16} {:>14}".format("model", "adapter", "style followed")]
+        lines += [f"{model:10} {name:16} {share:>14.3f}" for model, name, share in siblings]
+    return lines
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm models`."""
     parser = ArgumentParser(
@@ -77,13 +123,22 @@ def main(argv: Sequence[str] | None = None) -> None:
         description="Without arguments: every proved family as a random miniature, what resolves and what was checked.",
     )
     parser.add_argument("--check", metavar="ID", help="a hub id, a folder or a family: print its whole report")
+    parser.add_argument("--small", action="store_true", help="the trained models that ship, and how well they see")
     parser.add_argument("--full", action="store_true", help="look at every block, not the first and last of each kind")
     parser.add_argument("--dtype", default="auto", help="of the weights, with --check")
     parser.add_argument("--device_map", help="as in transformers, with --check")
     chosen = parser.parse_args(None if argv is None else list(argv))
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        if chosen.check:
+        if chosen.small:
+            fine = True
+            print("\n".join(small_table([small_model_path(name) for name in SMALL_MODELS])))
+            print(
+                "\nShares right on scenes never seen. questions: mean over types, on the test split and scenes with\n"
+                "pairs of shape and colour that were never shown. captions: every word right, by the style asked for\n"
+                "(any: none). wrong image: questions asked of another picture. chance: the best constant answer."
+            )
+        elif chosen.check:
             report = check_model(chosen.check, full=chosen.full, dtype=chosen.dtype, device_map=chosen.device_map)
             print(report)
             fine = report.ok

@@ -10,10 +10,13 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from concept_dict.demo import main
+from concept_dict.demo import CLASSES, load, main
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.metrics import pool_samples
 from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.small import SMALL_MODELS, small_model_path
 from hooked_mm.store import ActivationStore
 
 
@@ -107,3 +110,34 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], reason: str) -> Non
     with pytest.raises(BadInputError, match=reason):
         main(["--output", str(tmp_path / "new"), *arguments])
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("model", [name for name in SMALL_MODELS if name != "llava"])
+def test_every_small_model(model: str, tmp_path: Path) -> None:
+    """Nothing is LLaVA's own: attribute words are found in the other models' captions, and concepts in them."""
+    main(["--model", model, "--output", str(tmp_path), "--samples", "60", "--held_out", "40", "--n_components", "8"])
+    store = ActivationStore.open(tmp_path / "activations")
+    # Full captions of two objects on average name four attributes each, and the place.
+    assert len(store) > 60 * 6
+    concepts = json.loads((tmp_path / "report.json").read_text())["concepts"]
+    assert np.mean([card["held_out_auroc"] for card in concepts]) > 0.6
+
+
+def test_attributes_stand_behind_the_noun(made: Path) -> None:
+    """Where an attribute is predicted no earlier word gives it away: "a ring that is big and red at the top left"."""
+    store = ActivationStore.open(made / "activations")
+    texts = store.samples.column("text").to_pylist()
+    assert np.mean(["that is" in text for text in texts]) > 0.95
+    words = {word for name in CLASSES for word in WORD_CLASSES[name]}
+    assert set(store.rows.column("word").to_pylist()) == words
+
+
+def test_a_folder_is_taken_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """A path is loaded as it is; a folder that happens to have a shipped model's name does not hide that."""
+    asked: list[str] = []
+    monkeypatch.setattr(HookedMM, "from_pretrained", lambda folder, **options: asked.append(str(folder)))
+    load(str(tmp_path))
+    (tmp_path / "llava").mkdir()
+    monkeypatch.chdir(tmp_path)
+    load("llava")
+    assert asked == [str(tmp_path), str(small_model_path("llava"))]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from torch import nn
 from hooked_mm import models
 from hooked_mm.errors import BadInputError
 from hooked_mm.small import small_model_path
+from tests.test_card import planted, save
 
 
 def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -72,3 +74,23 @@ def test_the_checked_models_random_state_is_left_alone() -> None:
     torch.manual_seed(3)
     models.check_miniature("llava")
     assert torch.equal(torch.rand(1), expected)
+
+
+def test_the_small_models_table(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was measured, read from the folder; siblings behind; nothing is asked of the model."""
+    folder = save("llava", tmp_path / "llava")
+    with pytest.raises(BadInputError, match=r"accuracy.json' does not exist; measure:"):
+        models.small_table([folder])
+    (folder / "accuracy.json").write_text(planted(100).to_json())
+    assert len(models.small_table([folder])) == 3
+    adapter = folder / "adapters" / "place"
+    adapter.mkdir(parents=True)
+    (adapter / "adapter_config.json").write_text("{}")
+    (adapter / "accuracy.json").write_text(json.dumps({"after": {"change": {"style followed": 0.977}}}))
+    monkeypatch.setattr(models, "SMALL_MODELS", ("llava",))
+    monkeypatch.setattr(models, "small_model_path", lambda name: tmp_path / name)
+    models.main(["--small"])
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[2].split()[:6] == ["llava", "1,504,576", "3.0", "64", "4", "6"]
+    assert lines[2].split()[6:] == ["0.105", "0.116", "0.124", "0.127", "0.142", "0.171", "0.182"]
+    assert lines[5].split() == ["llava", "place", "0.977"]

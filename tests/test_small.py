@@ -1,19 +1,24 @@
-"""The shipped model: small, plain, and found by name."""
+"""The shipped models: small, plain, found by name; their adapters, loaded by PEFT."""
 
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
-from transformers import AutoModelForImageTextToText, AutoProcessor, LlavaForConditionalGeneration
+from transformers import AutoModelForImageTextToText
 
+from hooked_mm import small
 from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.processors import load_processor
 from hooked_mm.scenes.world import Scene
-from hooked_mm.small import SMALL_MODELS, small_model_path
+from hooked_mm.small import SMALL_MODELS, adapters_of, small_adapter_path, small_model_path, with_adapter
+from hooked_mm.small.families import build
 
 
 @pytest.mark.parametrize("name", SMALL_MODELS)
@@ -26,20 +31,35 @@ def test_shipped_models_are_small_and_in_bfloat16(name: str) -> None:
         assert {tensors.get_slice(key).get_dtype() for key in names} == {"BF16"}
         # Weights that could not have come out of training would be worth nothing.
         assert all(torch.isfinite(tensors.get_tensor(key)).all() for key in names)
-    assert {path.suffix for path in folder.iterdir()} <= {".json", ".jinja", ".safetensors", ".md"}
+    files = [path for path in folder.rglob("*") if path.is_file()]
+    assert {path.suffix for path in files} <= {".json", ".jsonl", ".jinja", ".safetensors", ".md"}
     assert json.loads((folder / "config.json").read_text())["dtype"] == "bfloat16"
 
 
-def test_transformers_alone_loads_and_asks_it(images: list[Image.Image], scenes: list[Scene]) -> None:
-    """Without any code of ours: load, ask where each picture was taken, and get it right nearly always."""
-    folder = small_model_path("llava")
+def test_all_three_ship() -> None:
+    """In the order of their age, each found where the package lies."""
+    assert SMALL_MODELS == ("llava", "idefics2", "qwen2_vl")
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_transformers_alone_loads_and_asks_it(name: str, images: list[Image.Image], scenes: list[Scene]) -> None:
+    """Load, ask where each picture was taken, and get it right nearly always: pictures of several sizes in one batch.
+
+    None of our code runs but that which loads a processor without its video part, where torchvision is missing.
+    """
+    folder = small_model_path(name)
     model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
-    processor = AutoProcessor.from_pretrained(folder)
-    assert isinstance(model, LlavaForConditionalGeneration)
+    processor = load_processor(folder)
+    assert type(model).__module__.startswith(f"transformers.models.{name}.")
     content = [{"type": "image"}, {"type": "text", "text": "what place is this ?"}]
     prompt = processor.apply_chat_template([{"role": "user", "content": content}], add_generation_prompt=True)
     inputs = processor(
-        text=[prompt] * 24, images=images, return_tensors="pt", add_special_tokens=False, padding_side="left"
+        text=[prompt] * 24,
+        images=[[image] for image in images],
+        return_tensors="pt",
+        add_special_tokens=False,
+        padding=True,
+        padding_side="left",
     )
     made = model.generate(**inputs, max_new_tokens=2, do_sample=False)
     said = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
@@ -52,9 +72,10 @@ def test_unknown_names_are_refused() -> None:
         small_model_path("lava")
 
 
-def test_the_path_is_a_folder_of_the_package() -> None:
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_the_path_is_a_folder_of_the_package(name: str) -> None:
     """Where `from_pretrained` finds everything it needs."""
-    folder = small_model_path("llava")
+    folder = small_model_path(name)
     assert isinstance(folder, Path)
     needed = {
         "config.json",
@@ -65,3 +86,49 @@ def test_the_path_is_a_folder_of_the_package() -> None:
         "README.md",
     }
     assert needed <= {path.name for path in folder.iterdir()}
+
+
+@pytest.fixture
+def adapted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A random LLaVA in the place of the shipped one, with an adapter that changes what it says."""
+    peft = pytest.importorskip("peft")
+    torch.manual_seed(0)
+    model, processor = build("llava")
+    folder = tmp_path / "llava"
+    model.save_pretrained(folder)
+    processor.save_pretrained(folder)
+    config = peft.LoraConfig(r=2, target_modules=r".*language_model.*q_proj", init_lora_weights=False)
+    peft.get_peft_model(model, config).save_pretrained(folder / "adapters" / "loud")
+    monkeypatch.setattr(small, "_HERE", tmp_path)
+    return folder
+
+
+def test_a_sibling_is_the_model_with_its_adapter(adapted: Path, images: list[Image.Image]) -> None:
+    """Its logits are those of PEFT's own way to load it, and not the model's."""
+    peft = pytest.importorskip("peft")
+    assert adapters_of(adapted) == ("loud",)
+    sibling, plain = (HookedMM.small("llava", name, check=False) for name in ("loud", None))
+    batch = plain.prepare(images[:2], "what place is this ?")
+    base = AutoModelForImageTextToText.from_pretrained(adapted, dtype=torch.float32)
+    expected = peft.PeftModel.from_pretrained(base, str(adapted / "adapters" / "loud")).eval()
+    with torch.no_grad():
+        logits = expected(**batch.inputs).logits
+    got, other = sibling.run_with_hooks(batch), plain.run_with_hooks(batch)
+    assert got is not None
+    assert other is not None
+    torch.testing.assert_close(got, logits)
+    assert (got - other).abs().max() > 0.01
+    assert not any(weight.requires_grad for weight in sibling.hf_model.parameters())
+
+
+def test_adapters_that_are_not_there(adapted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The nearest and all names are offered; without PEFT the remedy."""
+    with pytest.raises(BadInputError, match=r"no adapter 'lout' of llava; nearest: loud; there are: loud"):
+        small_adapter_path("llava", "lout")
+    with pytest.raises(BadInputError, match=r"no small model 'lava'"):
+        small_adapter_path("lava", "loud")
+    monkeypatch.setitem(sys.modules, "peft", None)
+    with pytest.raises(BadInputError, match=r"needs PEFT, which is not installed; pip install 'hooked-mm\[peft\]'"):
+        HookedMM.small("llava", adapter="loud", check=False)
+    model = torch.nn.Linear(1, 1)
+    assert with_adapter(model, None) is model
