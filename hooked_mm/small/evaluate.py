@@ -185,7 +185,10 @@ def measure(model: HookedMM, scenes: int = 500, seed: int = 0) -> Accuracy:
     styled = -(-scenes * 3 // 10)
     return Accuracy(
         seed=seed,
-        questions={**right, HELD_OUT_OBJECT: {kind: share for kind, share in held_out.items() if share.of}},
+        questions={
+            **{str(split): shares for split, shares in right.items()},
+            HELD_OUT_OBJECT: {kind: share for kind, share in held_out.items() if share.of},
+        },
         wrong_image=count_right(asked, said),
         chance=constant_answer(asked),
         captions={exam.split: exam.captions(styled) for exam in (test, unseen)},

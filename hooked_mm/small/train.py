@@ -36,6 +36,9 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.small.accuracy import FILE
+from hooked_mm.small.card import Training, write_model_card
+from hooked_mm.small.evaluate import evaluate
 from hooked_mm.small.families import FAMILIES, Family, build, save_processor
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
@@ -43,6 +46,9 @@ from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Batch, Pool, partner_words
 
 NAMED = (*ATTRIBUTES, "places")
 """What parts of a picture are trained to tell."""
+
+OUTSIDE = ("family", "output", "seed", "no_evaluation")
+"""Options that are no settings of the recipe."""
 
 NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents")
 """Parts of the names of matrices that lie at the model's ends, where Muon does not belong."""
@@ -341,10 +347,14 @@ def main(argv: list[str] | None = None) -> None:
     model.to(torch.bfloat16).save_pretrained(output)
     save_processor(processor, output)
     (output / "model.safetensors").chmod(0o644)
-    made = {"family": options.family, "minutes": round(minutes, 1), "cores": options.processes}
-    settings = {name: value for name, value in vars(options).items() if name not in ("output", "no_evaluation")}
-    (output / "training.json").write_text(json.dumps({**made, **settings}, indent=2) + "\n")
+    settings = {name: value for name, value in sorted(vars(options).items()) if name not in OUTSIDE}
+    command = f"python -m hooked_mm.small.train {options.family}" + (f" --seed {options.seed}" if options.seed else "")
+    device = f"{options.processes} CPU core" + "s" * (options.processes > 1)
+    Training(command, round(minutes, 1), device, options.seed, settings).save(output)
     print(f"trained in {minutes:.1f} minutes; the model is in {output}")
+    if not options.no_evaluation:
+        (output / FILE).write_text(evaluate(output).to_json())
+        write_model_card(output)
 
 
 if __name__ == "__main__":
