@@ -160,7 +160,8 @@ def clear(
     """
     side = np.array([width, height]) / min(width, height)
     reach = REACH * radii[:, None] / side
-    fine = ((centres >= reach) & (centres <= 1 - reach) & (np.abs(centres - 0.5) >= MIDLINE)).all((1, 2))
+    inside = ((centres >= reach) & (centres <= 1 - reach) & (np.abs(centres - 0.5) >= MIDLINE)).all((1, 2))
+    fine = np.asarray(inside)
     for number in range(1, len(radii)):
         for other in range(number):
             gap = centres[:, number] - centres[:, other]

@@ -20,6 +20,7 @@ from typing import Any
 
 from PIL import Image
 
+from hooked_mm.batch import Modality
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import STYLES
@@ -90,7 +91,7 @@ def facts(folder: Path) -> Facts:
         return type(model.hf_model.get_submodule(path)).__name__
 
     batch = model.prepare([Image.new("RGB", canvas) for canvas in CANVASES], "what place is this ?")
-    tokens = (batch.input_ids == structure.image_token_id).sum(1).tolist()
+    tokens = batch.modality.eq(int(Modality.IMAGE)).sum(1).tolist()
     return Facts(
         kind=type(model.hf_model).__name__,
         tower=f"{kind(structure.vision.owner)}, {vision.d_model} x {vision.n_layers}",
