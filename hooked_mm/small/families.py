@@ -14,8 +14,10 @@ Add a family: write its `Family` and add it to `FAMILIES`.
 
 from __future__ import annotations
 
+import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
@@ -322,3 +324,17 @@ def build(name: str) -> tuple[Any, Any]:
         **{f"{special}_token_id": getattr(tokenizer, f"{special}_token_id") for special in ("pad", "bos", "eos")}
     )
     return model, processor
+
+
+def save_processor(processor: Any, folder: Path) -> None:
+    """As `save_pretrained`; a processor built without its video part names it, as checkpoints do.
+
+    Where torchvision is installed, transformers then builds the video part; elsewhere `load_processor` leaves it out.
+    """
+    processor.save_pretrained(folder)
+    kind = type(processor).__name__
+    if "video_processor" in getattr(transformers, kind).get_attributes():
+        path = folder / "processor_config.json"
+        settings = json.loads(path.read_text())
+        settings["video_processor"] = {"video_processor_type": kind.replace("Processor", "VideoProcessor")}
+        path.write_text(json.dumps(settings, indent=2) + "\n")

@@ -99,9 +99,7 @@ class Packer:
     def texts(self, item: Scene, rng: np.random.Generator) -> list[_Text]:
         """A caption in the wording the model likes, captions in styles asked for, a question of every type."""
         asked = ["any", *rng.permutation([name for name in STYLES if name != "any"])[: self.styled]]
-        captions = [
-            self._text(STYLES[style].prompt, phrases(item, wording(rng, style)), 1.0, rng) for style in asked
-        ]
+        captions = [self._text(STYLES[style].prompt, phrases(item, wording(rng, style)), 1.0, rng) for style in asked]
         return captions + [
             self._text(q.text, [(q.answer, q.about)], self.question_weight, rng) for q in questions(item, rng)
         ]

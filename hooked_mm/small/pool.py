@@ -96,9 +96,7 @@ class Pool:
         for split, seed, index in scenes:
             item = scene(split, index, seed)
             by_canvas[item.width, item.height].append((item, index))
-        self.groups = {
-            canvas: _group(family, processor, items, grey) for canvas, items in by_canvas.items() if items
-        }
+        self.groups = {canvas: _group(family, processor, items, grey) for canvas, items in by_canvas.items() if items}
 
     def batches(self, size: int, steps: int, seed: list[int]) -> Iterator[tuple[Group, np.ndarray, list[int]]]:
         """Endless random batches of one canvas each: the group, the rows, and a seed of their own."""

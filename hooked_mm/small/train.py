@@ -6,8 +6,8 @@ question's word has to be found first):
 1. *tower*: dense labels per patch (object or not; shape, colour, size, position of an object patch; place elsewhere);
 2. *alignment*: an image token must name the attributes of its part of the picture through the decoder's input
    embeddings;
-3. *language*: captions and questions, packed per image; keys start as a multiple of the queries ("mimetic"
-   initialisation), so that attention starts by looking for what resembles the query.
+3. *language*: captions and questions, packed per image; attention starts by looking for what resembles the query, and
+   by copying what it finds (`mimetic`).
 
 In the first two a third of the pictures is grey, so that shapes are not guessed from colours; in all three the
 held-out partner of a word is left out of its softmax (`pool.partner_words`), so that it is never denied.
@@ -21,6 +21,7 @@ import argparse
 import json
 import time
 import warnings
+from abc import abstractmethod
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -35,12 +36,16 @@ from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
 from hooked_mm.scenes.language import WORD_CLASSES
-from hooked_mm.small.families import FAMILIES, Family, build
+from hooked_mm.small.families import FAMILIES, Family, build, save_processor
+from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
 from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Group, Pool, partner_words
 
 NAMED = (*ATTRIBUTES, "places")
 """What parts of a picture are trained to tell."""
+
+NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents")
+"""Parts of the names of matrices that lie at the model's ends, where Muon does not belong."""
 
 Batch = tuple[Group, np.ndarray, list[int]]
 
@@ -57,21 +62,56 @@ class _Batches(IterableDataset):
 
 
 class Stage(lightning.LightningModule):
-    """What the stages share: the optimiser, the schedule and the pool."""
+    """What the stages share: the optimisers, the schedule and the pool.
 
-    learning_rate = 2e-3
+    Weight matrices between hidden layers are updated by Muon, all else (embeddings, biases, heads) by AdamW: shapes,
+    the hardest thing to see, are learnt in a third of the steps that AdamW alone needs.
+    """
+
+    matrix_rate, rate = 1e-2, 2e-3
 
     def __init__(self, family: Family, model: Any, pool: Pool, steps: int) -> None:
         super().__init__()
+        self.automatic_optimization = False
         self.family, self.model, self.pool, self.steps = family, model, pool, steps
 
-    def configure_optimizers(self) -> dict:
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, lr=self.learning_rate, betas=(0.9, 0.98), weight_decay=0.05)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.learning_rate, total_steps=self.steps + 1, pct_start=0.08, cycle_momentum=False
-        )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+    @abstractmethod
+    def loss(self, batch: Batch) -> Tensor:
+        """The loss of a batch; what is to be seen of it is logged."""
+
+    def training_step(self, batch: Batch) -> None:
+        """One step of both optimisers."""
+        loss = self.loss(batch)
+        self.manual_backward(loss)
+        nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+        for optimiser, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+            optimiser.step()
+            schedule.step()
+            optimiser.zero_grad()
+
+    def configure_optimizers(self) -> tuple[list, list]:
+        named = {name: p for name, p in self.named_parameters() if p.requires_grad}
+        matrices = {name for name, p in named.items() if p.ndim == 2 and not any(part in name for part in NOT_HIDDEN)}
+        optimisers = [
+            Muon([named[name] for name in sorted(matrices)], self.matrix_rate),
+            torch.optim.AdamW(
+                [p for name, p in named.items() if name not in matrices],
+                self.rate,
+                betas=(0.9, 0.98),
+                weight_decay=0.05,
+            ),
+        ]
+        schedules = [
+            torch.optim.lr_scheduler.OneCycleLR(
+                optimiser,
+                optimiser.param_groups[0]["lr"],
+                total_steps=self.steps + 1,
+                pct_start=0.08,
+                cycle_momentum=False,
+            )
+            for optimiser in optimisers
+        ]
+        return optimisers, schedules
 
 
 def naming_losses(
@@ -116,7 +156,7 @@ class TowerStage(Stage):
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in {**classes, "object": 2}.items()})
         self.partner = partner_words()
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         group, rows, _ = batch
         patches = self.family.patches(self.model, self.pool.pictures(group, rows, some_grey=True))
         logits = {name: head(patches) for name, head in self.heads.items()}
@@ -141,7 +181,7 @@ class AlignmentStage(Stage):
         }
         self.partner = partner_words()
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         group, rows, _ = batch
         tokens = self.family.tokens(self.model, self.pool.pictures(group, rows, some_grey=True))
         named = F.normalize(tokens, dim=-1)
@@ -158,6 +198,8 @@ class AlignmentStage(Stage):
 class LanguageStage(Stage):
     """Captions and questions, packed behind the image."""
 
+    matrix_rate = 3e-3  # at the towers' rate, the plateau does not break
+
     def __init__(
         self, family: Family, model: Any, pool: Pool, steps: int, packer: Packer, length: int | None = None
     ) -> None:
@@ -168,7 +210,7 @@ class LanguageStage(Stage):
             for group in pool.groups.values()
         }
 
-    def training_step(self, batch: Batch) -> Tensor:
+    def loss(self, batch: Batch) -> Tensor:
         group, rows, seed = batch
         scenes = [group.scenes[row] for row in rows]
         packed = self.packer(scenes, *self.prefixes[id(group)], np.random.default_rng(seed), self.length)
@@ -197,11 +239,19 @@ def packed_logits(family: Family, model: Any, packed: Packed, pixels: Any) -> tu
     return without(model.lm_head(hidden[kept]), packed.banned[kept]), packed.labels[kept], packed.weights[kept]
 
 
-def mimetic_keys(decoder: Any, scale: float = 1.4) -> None:
-    """k_proj = scale * q_proj in every decoder layer (Trockman & Kolter 2023, in spirit)."""
+def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
+    """Start from what attention will need (Trockman & Kolter 2023, "Mimetic initialization", in spirit).
+
+    Keys are a multiple of the queries: a position looks for what resembles it. What a head writes is what it read
+    (o = v transposed), and a word is said by the direction that its embedding has; since image tokens have learnt to
+    carry their words' embeddings, a word that is found can be said from the start.
+    """
     with torch.no_grad():
         for layer in decoder.layers:
-            layer.self_attn.k_proj.weight.copy_(scale * layer.self_attn.q_proj.weight)
+            attention = layer.self_attn
+            attention.k_proj.weight.copy_(scale * attention.q_proj.weight)
+            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
+        model.get_output_embeddings().weight.copy_(model.get_input_embeddings().weight)
 
 
 class Curve(lightning.Callback):
@@ -231,7 +281,6 @@ def fit(stage: Stage, batch: int, processes: int, seed: list[int], curve: Path) 
         devices=processes,
         strategy="ddp" if processes > 1 else "auto",
         max_steps=stage.steps,
-        gradient_clip_val=1.0,
         logger=False,
         enable_checkpointing=False,
         enable_model_summary=False,
@@ -240,3 +289,61 @@ def fit(stage: Stage, batch: int, processes: int, seed: list[int], curve: Path) 
         log_every_n_steps=20,
     )
     trainer.fit(stage, DataLoader(batches, batch_size=None))
+
+
+def main(argv: list[str] | None = None) -> None:
+    """Train, save in bf16, evaluate on fresh scenes and write the model card."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("family", choices=sorted(FAMILIES))
+    parser.add_argument("--output", type=Path, help="folder of the model, runs/small/FAMILY unless given")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--processes", type=int, default=2)
+    parser.add_argument("--batch", type=int, default=8, help="images per process and step")
+    parser.add_argument("--scenes", type=int, default=30_000, help="distinct scenes to train on, over all processes")
+    parser.add_argument("--tower-steps", type=int, default=1500)
+    parser.add_argument("--alignment-steps", type=int, default=500)
+    parser.add_argument("--language-steps", type=int, default=3000)
+    parser.add_argument("--no-evaluation", action="store_true", help="leave evaluation and card for later")
+    options = parser.parse_args(argv)
+    output = options.output or Path("runs/small") / options.family
+
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    torch.set_num_threads(1)
+    started = time.monotonic()
+    torch.manual_seed(options.seed)
+    family = FAMILIES[options.family]
+    model, processor = build(options.family)
+    for module in family.untrained(model):
+        module.requires_grad_(False)
+
+    rank = rank_zero_only.rank
+    curve = output / "training.jsonl"
+    if not rank:
+        output.mkdir(parents=True, exist_ok=True)
+        curve.unlink(missing_ok=True)
+    share = range(rank, options.scenes, options.processes)
+    pool = Pool(family, processor, [("train", options.seed, index) for index in share])
+    seed = [options.seed, rank]
+    tokenizer = processor.tokenizer
+    tower = TowerStage(family, model, pool, options.tower_steps)
+    fit(tower, 2 * options.batch, options.processes, [*seed, 1], curve)
+    alignment = AlignmentStage(family, model, pool, options.alignment_steps, tokenizer.get_vocab())
+    fit(alignment, 2 * options.batch, options.processes, [*seed, 2], curve)
+    mimetic(model, family.decoder(model))
+    packer = Packer(tokenizer, model.config.image_token_id)
+    language = LanguageStage(family, model, pool, options.language_steps, packer)
+    fit(language, options.batch, options.processes, [*seed, 3], curve)
+    if rank:
+        return
+    minutes = (time.monotonic() - started) / 60
+    model.to(torch.bfloat16).save_pretrained(output)
+    save_processor(processor, output)
+    (output / "model.safetensors").chmod(0o644)
+    made = {"family": options.family, "minutes": round(minutes, 1), "cores": options.processes}
+    settings = {name: value for name, value in vars(options).items() if name not in ("output", "no_evaluation")}
+    (output / "training.json").write_text(json.dumps({**made, **settings}, indent=2) + "\n")
+    print(f"trained in {minutes:.1f} minutes; the model is in {output}")
+
+
+if __name__ == "__main__":
+    main()
