@@ -124,7 +124,7 @@ def _recoloured_cases(model: HookedMM, change: Change, items: Sequence[Scene], s
         asked.append(("is there a red object ? no", old, "is there a red object ?", "no"))
         if all(o.colour != "blue" for o in old.objects):
             asked.append(
-                ("is there a blue object ? yes (one is red, none blue)", old, "is there a blue object ?", "yes")
+                ("is there a blue object ? yes (one is red)", old, "is there a blue object ?", "yes")
             )
         asked += [("any question, in the new naming", old, q.text, q.answer) for q in questions(item, rng)]
     replies = answers(model, [case[1] for case in asked], [case[2] for case in asked], 4)

@@ -121,8 +121,16 @@ class AdapterStage(LanguageStage):
         self.learning_rate = learning_rate
         self.automatic_optimization = True
 
-    def training_step(self, batch: Batch) -> Tensor:
-        """The loss of a batch of packed texts, as in the language stage."""
+    def transfer_batch_to_device(self, batch: Batch, *_: Any) -> Batch:
+        """As it is: Lightning would look for tensors inside a group and refuse it, since it is frozen."""
+        return batch
+
+    def training_step(self, batch: Batch) -> Tensor:  # type: ignore[override]
+        """The loss of a batch; Lightning does the rest, with one optimiser for all."""
+        return self.loss(batch)
+
+    def loss(self, batch: Batch) -> Tensor:
+        """The weighted mean over the targets of packed texts, as in the language stage."""
         group, rows, seed = batch
         scenes = [group.scenes[row] for row in rows]
         packed = self.packer(scenes, *self.prefixes[id(group)], np.random.default_rng(seed))
