@@ -27,7 +27,7 @@ from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.probe import made_batch, small_enough
 from hooked_mm.processors import load_processor
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
-from hooked_mm.small import small_model_path
+from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
 from hooked_mm.structure import Structure, describe, resolve
 
 BatchLike = Batch | Mapping[str, Any]
@@ -99,6 +99,7 @@ class HookedMM:
         *,
         dtype: str | torch.dtype = "auto",
         device_map: Any = None,
+        adapter: str | Path | None = None,
         check: bool | Literal["full"] = True,
         strict: bool = True,
         **options: Any,
@@ -109,23 +110,38 @@ class HookedMM:
             model_id: Hub id or folder.
             dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
             device_map: As in transformers; `"auto"` lets accelerate place the layers.
+            adapter: Hub id or folder of a PEFT adapter to put the model into.
             check: As in `HookedMM`.
             strict: As in `HookedMM`.
             options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
+
+        Raises:
+            BadInputError: If an adapter is asked for and PEFT is not installed.
         """
         shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
         model = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
+        if adapter is not None:
+            model = with_adapter(model, adapter)
         model.requires_grad_(False)
         return cls(model.eval(), load_processor(model_id, **shared), check=check, strict=strict)
 
     @classmethod
-    def small(cls, name: str = "llava", *, dtype: str | torch.dtype = "float32", **options: Any) -> HookedMM:
-        """A small trained model that ships with the package: `"llava"`; options as in `from_pretrained`.
+    def small(
+        cls, name: str = "llava", adapter: str | None = None, *, dtype: str | torch.dtype = "float32", **options: Any
+    ) -> HookedMM:
+        """A small trained model that ships with the package.
+
+        Args:
+            name: One of `hooked_mm.small.SMALL_MODELS`.
+            adapter: One of its fine-tuned siblings, by the adapter's name (needs PEFT).
+            dtype: As in `from_pretrained`; the weights are bfloat16.
+            options: As in `from_pretrained`.
 
         Raises:
-            BadInputError: For a name that does not exist.
+            BadInputError: For a name that does not exist, or where PEFT is needed and missing.
         """
-        return cls.from_pretrained(small_model_path(name), dtype=dtype, **options)
+        put = None if adapter is None else small_adapter_path(name, adapter)
+        return cls.from_pretrained(small_model_path(name), dtype=dtype, adapter=put, **options)
 
     def __repr__(self) -> str:
         return (

@@ -1,12 +1,18 @@
-"""Small trained models that ship with the package, and the scripts that made them."""
+"""Small trained models that ship with the package, their adapters, and the scripts that made them."""
 
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 from hooked_mm.errors import BadInputError, nearest
 
-SMALL_MODELS = ("llava",)
+_HERE = Path(__file__).parent
+
+SMALL_MODELS = tuple(
+    name for name in ("llava", "idefics2", "qwen2_vl") if (_HERE / name / "model.safetensors").is_file()
+)
+"""The models whose folders are there."""
 
 
 def small_model_path(name: str) -> Path:
@@ -19,4 +25,42 @@ def small_model_path(name: str) -> Path:
         raise BadInputError(
             f"no small model {name!r}{nearest(name, SMALL_MODELS)}; there are: {', '.join(SMALL_MODELS)}"
         )
-    return Path(__file__).parent / name
+    return _HERE / name
+
+
+def adapters_of(folder: str | Path) -> tuple[str, ...]:
+    """The names of the LoRA adapters in a model's folder, sorted: `FOLDER/adapters/NAME/adapter_config.json`."""
+    return tuple(sorted(path.parent.name for path in Path(folder).glob("adapters/*/adapter_config.json")))
+
+
+def small_adapter_path(name: str, adapter: str) -> Path:
+    """The folder of a shipped model's adapter, as PEFT's `save_pretrained` wrote it.
+
+    Raises:
+        BadInputError: For a model or an adapter that does not exist.
+    """
+    folder = small_model_path(name)
+    known = adapters_of(folder)
+    if adapter not in known:
+        there = f"there are: {', '.join(known)}" if known else "it has none"
+        raise BadInputError(f"no adapter {adapter!r} of {name}{nearest(adapter, known)}; {there}")
+    return folder / "adapters" / adapter
+
+
+def with_adapter(model: Any, adapter: str | Path) -> Any:
+    """A transformers model with a PEFT adapter put into it: its modules are replaced in place.
+
+    Args:
+        model: A loaded transformers model.
+        adapter: Hub id or folder.
+
+    Raises:
+        BadInputError: If PEFT is not installed.
+    """
+    try:
+        from peft import PeftModel
+    except ImportError as error:
+        raise BadInputError(
+            f"the adapter {str(adapter)!r} needs PEFT, which is not installed; pip install 'hooked-mm[peft]'"
+        ) from error
+    return PeftModel.from_pretrained(model, str(adapter))

@@ -1,132 +1,217 @@
-"""How well a small model sees: questions and captions on fresh scenes, with a wrong-image control; the model card."""
+"""How well a small model sees: `python -m hooked_mm.small.evaluate FOLDER` asks it about fresh scenes.
+
+| measure | scenes | what is counted |
+|---|---|---|
+| questions, `test` | N | one question of every type that a scene allows |
+| questions, `unseen` | 3/5 N | the same where every scene shows a held-out pair; those about that object once more |
+| wrong image | 2/5 N | the questions of `test`, each asked of another scene's picture: what is known without seeing |
+| captions, default prompt | N and 3/5 N | every word right (in either wording), and attribute words in their slots |
+| captions, each other style | 3/10 N each | the same |
+
+No description of a `test` scene occurs in training, by how scenes are dealt out (`world.split_of`): every exact caption
+there is one that was never trained on.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+import argparse
+import warnings
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
+import torch
 from PIL import Image
 from tqdm import tqdm
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.dataset import SceneDataset, picture
-from hooked_mm.scenes.language import CAPTION_PROMPT, QUESTION_TYPES, caption, caption_slots, questions
+from hooked_mm.scenes.captions import STYLES, WORDINGS, right_captions
+from hooked_mm.scenes.dataset import picture
+from hooked_mm.scenes.language import attribute_words
+from hooked_mm.scenes.questions import QUESTION_TYPES, Question, questions
+from hooked_mm.scenes.world import SPLITS, Scene, Split, scene
+from hooked_mm.small.accuracy import FILE, HELD_OUT_OBJECT, Accuracy, Captions, Share
+
+BATCH = 128
+CAPTION_TOKENS = 48
+"""The longest right caption has 39 words and an end."""
+CLASSES = ("shapes", "colours", "sizes", "positions", "places")
+"""The word classes that captions are scored by."""
 
 
 @dataclass(frozen=True)
-class Evaluation:
-    """Shares right, 0 to 1, on `scenes` scenes.
+class Asked:
+    """A prompt about a picture; `tokens`: how many a right answer and its end take."""
 
-    `questions` per question type; `caption_attributes` per word class; `exact_captions`: the whole caption;
-    `wrong_image`: the mean over question types when every question is asked of another scene's picture.
-    """
-
-    scenes: int
-    questions: dict[str, float]
-    caption_attributes: dict[str, float]
-    exact_captions: float
-    wrong_image: float
-
-    @property
-    def mean_question(self) -> float:
-        """Mean over question types."""
-        return float(np.mean(list(self.questions.values())))
-
-    @property
-    def mean_caption_attribute(self) -> float:
-        """Mean over word classes."""
-        return float(np.mean(list(self.caption_attributes.values())))
+    image: Image.Image
+    text: str
+    tokens: int
 
 
-def slot_accuracy(said: str, true: str) -> dict[str, float]:
-    """Per word class, the share of the true caption's attribute words that stand in the same slot of the other one."""
-    found, wanted = caption_slots(said), caption_slots(true)
-    return {
-        name: sum(a == b for a, b in zip(found[name], words, strict=False)) / max(len(words), len(found[name]))
-        for name, words in wanted.items()
-        if words
-    }
-
-
-def _answers(
-    model: HookedMM, images: Sequence[Image.Image], prompts: Sequence[str], length: int, what: str
-) -> list[str]:
-    said: list[str] = []
-    step = 128
-    for start in tqdm(range(0, len(prompts), step), desc=what, unit="batch"):
-        part = slice(start, start + step)
-        said += model.generate(model.prepare(images[part], prompts[part]), length).text
+def answers(model: HookedMM, asked: Sequence[Asked], what: str) -> list[str]:
+    """Greedy answers, in the order asked. Pictures of one size and answers of one length go together, for speed."""
+    groups: dict[tuple, list[int]] = defaultdict(list)
+    for number, one in sorted(enumerate(asked), key=lambda pair: len(pair[1].text.split())):
+        groups[one.image.size, one.tokens].append(number)
+    parts = [rows[start : start + BATCH] for rows in groups.values() for start in range(0, len(rows), BATCH)]
+    said = [""] * len(asked)
+    with tqdm(total=len(asked), desc=what, unit="prompt") as bar:
+        for rows in parts:
+            batch = model.prepare([asked[row].image for row in rows], [asked[row].text for row in rows])
+            for row, text in zip(rows, model.generate(batch, asked[rows[0]].tokens).text, strict=True):
+                said[row] = text
+            bar.update(len(rows))
     return said
 
 
-def evaluate(folder: str | Path, scenes: int = 1000, seed: int = 0) -> Evaluation:
-    """Greedy answers of the saved model, through its real processor, on the first test scenes of `seed`."""
-    model = HookedMM.from_pretrained(folder, dtype="float32")
-    data = SceneDataset(scenes, split="test", seed=seed)
-    worlds = [data.scene(index) for index in range(scenes)]
-    images = [picture(item) for item in worlds]
-    truth = [caption(item) for item in worlds]
-    said = _answers(model, images, [CAPTION_PROMPT] * scenes, 48, "captions")
-    slots = [slot_accuracy(a, b) for a, b in zip(said, truth, strict=True)]
-    rng = np.random.default_rng([seed, 99])
-    asked = [(index, question) for index, item in enumerate(worlds) for question in questions(item, rng)]
+def strangers(scenes: Sequence[Scene], split: Split, seed: int) -> list[Scene]:
+    """For each of a split's first scenes another one of the same canvas: the next ones of the split, each used once.
 
-    def right(shift: int, what: str) -> dict[str, float]:
-        pictures = [images[(index + shift) % scenes] for index, _ in asked]
-        answers = _answers(model, pictures, [question.text for _, question in asked], 4, what)
-        hits: dict[str, list[bool]] = {name: [] for name in QUESTION_TYPES}
-        for (_, question), answer in zip(asked, answers, strict=True):
-            hits[question.type].append(answer == question.answer)
-        return {name: float(np.mean(values)) for name, values in hits.items()}
+    The canvas stays, so that neither the size of the picture nor what is likely on such a canvas gives the change away.
+    """
+    stock: dict[tuple[int, int], list[Scene]] = defaultdict(list)
+    found, index = [], len(scenes)
+    for item in scenes:
+        canvas = (item.width, item.height)
+        while not stock[canvas]:
+            other = scene(split, index, seed)
+            stock[other.width, other.height].append(other)
+            index += 1
+        found.append(stock[canvas].pop())
+    return found
 
-    return Evaluation(
-        scenes=scenes,
-        questions=right(0, "questions"),
-        caption_attributes={
-            name: float(np.mean([slot[name] for slot in slots]))
-            for name in ("shapes", "colours", "sizes", "positions", "places")
-        },
-        exact_captions=float(np.mean([a == b for a, b in zip(said, truth, strict=True)])),
-        wrong_image=float(np.mean(list(right(1, "wrong images").values()))),
+
+def offered(question: Question) -> str:
+    """The question's type with what its wording leaves open: a relation is asked on one of two axes."""
+    return f"{question.type} {question.answer in ('above', 'below')}" if question.type == "relation" else question.type
+
+
+def constant_answer(asked: Iterable[Question]) -> dict[str, Share]:
+    """Per question type, what one answer for all questions that offer the same choice gets at best."""
+    counts: dict[tuple[str, str], Counter[str]] = defaultdict(Counter)
+    for question in asked:
+        counts[question.type, offered(question)][question.answer] += 1
+    found: dict[str, Share] = defaultdict(lambda: Share(0, 0))
+    for (kind, _), said in counts.items():
+        found[kind] += Share(max(said.values()), said.total())
+    return {kind: found[kind] for kind in QUESTION_TYPES}
+
+
+def count_right(asked: Sequence[Question], said: Sequence[str]) -> dict[str, Share]:
+    """Per question type, how many were answered as they should be."""
+    found = {kind: Share(0, 0) for kind in QUESTION_TYPES}
+    for question, answer in zip(asked, said, strict=True):
+        found[question.type] += Share(int(answer == question.answer), 1)
+    return found
+
+
+def slots(said: str, true: str) -> dict[str, Share]:
+    """Per word class that the true caption names: attribute words that stand in the same slot of the other one.
+
+    A slot is a word's number among those of its class; saying more words than there are slots adds wrong ones.
+    """
+    found, wanted = attribute_words(said), attribute_words(true)
+    return {
+        name: Share(
+            sum(a == b for a, b in zip(found[name], wanted[name], strict=False)),
+            max(len(wanted[name]), len(found[name])),
+        )
+        for name in CLASSES
+        if wanted[name]
+    }
+
+
+def count_captions(scenes: Sequence[Scene], said: Sequence[str], style: str) -> Captions:
+    """How many captions are right, in which wording, and what of the others is."""
+    exact, wordings = Share(0, 0), dict.fromkeys(WORDINGS if style == "any" else [style], 0)
+    attributes: dict[str, Share] = {}
+    for item, text in zip(scenes, said, strict=True):
+        right = right_captions(item, style)
+        exact += Share(int(text in right), 1)
+        if text in right:
+            wordings[list(wordings)[right.index(text)]] += 1
+        for name, share in slots(text, right[0]).items():
+            attributes[name] = attributes.get(name, Share(0, 0)) + share
+    return Captions(exact, wordings, {name: attributes[name] for name in CLASSES if name in attributes})
+
+
+class _Exam:
+    """The scenes of a split with their pictures and a question of every type, made once."""
+
+    def __init__(self, model: HookedMM, split: Split, count: int, seed: int) -> None:
+        self.model, self.split = model, split
+        self.scenes = [scene(split, index, seed) for index in range(count)]
+        self.pictures = [picture(item) for item in self.scenes]
+        self.asked = [
+            (number, question)
+            for number, item in enumerate(self.scenes)
+            for question in questions(item, np.random.default_rng([SPLITS.index(split), seed, number, 99]))
+        ]
+
+    def questions(self, shown: Sequence[Image.Image], what: str) -> tuple[list[Question], list[str]]:
+        """The questions of as many scenes as pictures are shown, and what is answered when these are seen."""
+        asked = [(number, question) for number, question in self.asked if number < len(shown)]
+        prompts = [Asked(shown[number], q.text, len(q.answer.split()) + 1) for number, q in asked]
+        return [question for _, question in asked], answers(self.model, prompts, what)
+
+    def captions(self, count: int) -> dict[str, Captions]:
+        """Every style on the first `count` scenes; the default prompt on all."""
+        found = {}
+        for style, described in STYLES.items():
+            scenes = self.scenes if style == "any" else self.scenes[:count]
+            prompts = [Asked(image, described.prompt, CAPTION_TOKENS) for image in self.pictures[: len(scenes)]]
+            said = answers(self.model, prompts, f"{self.split}: captions, {style}")
+            found[style] = count_captions(scenes, said, style)
+        return found
+
+
+def measure(model: HookedMM, scenes: int = 500, seed: int = 0) -> Accuracy:
+    """Ask a loaded model; see the table above, where N is `scenes`.
+
+    Args:
+        model: With its processor.
+        scenes: At least one.
+        seed: Of the scenes.
+    """
+    test, unseen = _Exam(model, "test", scenes, seed), _Exam(model, "unseen", -(-scenes * 3 // 5), seed)
+    found = {exam.split: exam.questions(exam.pictures, f"{exam.split}: questions") for exam in (test, unseen)}
+    right = {split: count_right(*both) for split, both in found.items()}
+    about = [(q, said) for q, said in zip(*found["unseen"], strict=True) if q.about is not None and q.about.held_out]
+    held_out = count_right([question for question, _ in about], [said for _, said in about])
+    others = strangers(test.scenes, "test", seed)[: -(-scenes * 2 // 5)]
+    asked, said = test.questions([picture(item) for item in others], "test: questions, wrong image")
+    styled = -(-scenes * 3 // 10)
+    return Accuracy(
+        seed=seed,
+        questions={**right, HELD_OUT_OBJECT: {kind: share for kind, share in held_out.items() if share.of}},
+        wrong_image=count_right(asked, said),
+        chance=constant_answer(asked),
+        captions={exam.split: exam.captions(styled) for exam in (test, unseen)},
     )
 
 
-def write_model_card(folder: Path, result: Evaluation, minutes: float, options: Mapping[str, Any]) -> None:
-    """`README.md` of a small model: what it is, how it was made, what it can do."""
-    settings = ", ".join(f"{name} {value}" for name, value in sorted(options.items()) if name != "output")
-    rows = [f"| question: {name} | {value:.3f} |" for name, value in result.questions.items()]
-    rows += [f"| **questions, mean over types** | **{result.mean_question:.3f}** |"]
-    rows += [f"| caption: {name} | {value:.3f} |" for name, value in result.caption_attributes.items()]
-    rows += [
-        f"| **caption attributes, mean** | **{result.mean_caption_attribute:.3f}** |",
-        f"| exact captions | {result.exact_captions:.3f} |",
-        f"| control: questions with a wrong image | {result.wrong_image:.3f} |",
-    ]
-    table = "\n".join(rows)
-    (folder / "README.md").write_text(f"""# {folder.name}: a small trained vision-language model
+def evaluate(folder: str | Path, scenes: int = 500, seed: int = 0) -> Accuracy:
+    """`measure` for a saved model, through its real processor, in float32 arithmetic."""
+    # What hook points mean plays no part here.
+    return measure(HookedMM.from_pretrained(folder, dtype="float32", check=False), scenes, seed)
 
-A genuine `LlavaForConditionalGeneration` (CLIP tower, MLP projector, Llama decoder) with its processor, trained from
-nothing on hooked-mm's scenes: 48 x 48 pictures of one or two objects (6 shapes, 8 colours, 2 sizes, 4 positions) in one
-of 6 places. It exists so that interpretability methods can be tried and tested on a model that works, whose pictures'
-truth is known, without downloading anything. It knows nothing else.
 
-```python
-from hooked_mm import HookedMM
+def main(argv: Sequence[str] | None = None) -> None:
+    """Measure a saved model and write it down."""
+    parser = argparse.ArgumentParser(prog="python -m hooked_mm.small.evaluate", description=evaluate.__doc__)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("--scenes", type=int, default=500)
+    parser.add_argument("--seed", type=int, default=0, help="of the scenes")
+    parser.add_argument("--output", type=Path, help=f"default: FOLDER/{FILE}")
+    chosen = parser.parse_args(argv)
+    torch.set_num_threads(1)  # small batches of small matrices: more threads only wait for each other
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        result = evaluate(chosen.folder, chosen.scenes, chosen.seed)
+    (chosen.output or chosen.folder / FILE).write_text(result.to_json())
 
-model = HookedMM.small("{folder.name}")
-```
 
-Made by `python -m hooked_mm.small.train` in {minutes:.1f} minutes on 2 CPU cores ({settings}); weights in bfloat16.
-
-Shares right on {result.scenes} fresh scenes (test split, greedy, float32 arithmetic on the bfloat16 weights):
-
-| what | share right |
-|---|---|
-{table}
-
-Captions are scored per attribute word in its slot; an exact caption has every word right. Questions are asked of each
-scene once per type; yes/no questions are balanced. Words outside the scenes' vocabulary become `<unk>`.
-""")
+if __name__ == "__main__":
+    main()
