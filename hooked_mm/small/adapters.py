@@ -8,7 +8,6 @@ values, outputs, MLP) and nothing that sees.
 from __future__ import annotations
 
 import argparse
-import json
 import re
 import time
 import warnings
@@ -35,6 +34,9 @@ from hooked_mm.small.families import FAMILIES, Family
 from hooked_mm.small.packing import Packer
 from hooked_mm.small.pool import Pool
 from hooked_mm.small.train import Batch, LanguageStage, fit, packed_logits
+
+TRAINING_SEED = 1000
+"""Added to the seed of scenes to train on: those of the small models themselves have small seeds."""
 
 
 class ChangePacker(Packer):
@@ -72,10 +74,6 @@ def training_scenes(change: Change, count: int, seed: int) -> list[tuple[str, in
             found.append(("train", TRAINING_SEED + seed, index))
         index += 1
     return found
-
-
-TRAINING_SEED = 1000
-"""Added to the seed of scenes to train on: those of the small models themselves have small seeds."""
 
 
 def add_adapter(model: Any, family: Family, rank: int = 4, seed: int = 0) -> Any:
@@ -172,16 +170,6 @@ def save_adapter(model: Any, folder: Path, base: str) -> None:
     config.save_pretrained(folder)
 
 
-def load_with_adapter(model_folder: str | Path, adapter_folder: str | Path, **options: Any) -> HookedMM:
-    """A model with a saved adapter at work; `dtype` (float32 unless given) and `check` are as in `HookedMM`."""
-    from peft import PeftModel
-
-    dtype = options.pop("dtype", torch.float32)
-    model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=dtype)
-    adapted = PeftModel.from_pretrained(model, str(adapter_folder)).requires_grad_(False)
-    return HookedMM(adapted.eval(), load_processor(model_folder), **options)
-
-
 def train_adapter(
     model_folder: Path, name: str, folder: Path, *, steps: int, batch: int, scenes: int, rank: int, seed: int
 ) -> dict[str, Any]:
@@ -236,12 +224,13 @@ def main(argv: list[str] | None = None) -> None:
     for name in options.adapter:
         folder = (options.output or options.model / "adapters") / name
         made = train_adapter(options.model, name, folder, **settings)
-        model = load_with_adapter(options.model, folder, check=False)
+        model = HookedMM.from_pretrained(options.model, dtype=torch.float32, adapter=folder, check=False)
         after = score(model, CHANGES[name], items, options.seed)
         with model.hf_model.disable_adapter():
             before = score(model, CHANGES[name], items, options.seed)
         write_card(folder, name, options.model.resolve().name, len(items), made, before, after)
-        print(f"{name}: {json.dumps(after['change'])}; the adapter is in {folder}")
+        new = ", ".join(f"{what} {value}" for what, value in after["change"].items())
+        print(f"{name}: {new}; the adapter is in {folder}")
 
 
 if __name__ == "__main__":
