@@ -163,13 +163,13 @@ def test_an_adapter_is_small(llava_folder: Path, tmp_path: Path) -> None:
 
 @pytest.mark.slow
 def test_one_command_makes_an_adapter_with_its_card(llava_folder: Path, tmp_path: Path) -> None:
-    """Weights, configuration, scores, card and the curve of training, in the adapter's folder."""
+    """Weights, configuration, scores and card, in the adapter's folder."""
     options = ["--steps", "2", "--batch", "2", "--scenes", "4", "--rank", "2", "--evaluate", "3"]
     main([str(llava_folder), "--adapter", "place", "--output", str(tmp_path), *options])
     names = {path.name for path in (tmp_path / "place").iterdir()}
-    assert names == {
-        *("adapter_config.json", "adapter_model.safetensors", "accuracy.json", "README.md", "training.jsonl")
-    } - ({"training.jsonl"} - names)
+    files = {"adapter_config.json", "adapter_model.safetensors", "accuracy.json", "README.md"}
+    # Two steps are too few for a line of the curve of training.
+    assert names == files
     assert "3 held-out scenes" in (tmp_path / "place" / "README.md").read_text()
 
 

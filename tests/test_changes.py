@@ -129,6 +129,7 @@ def test_right_answers_to_the_default_prompt() -> None:
     assert CHANGES["place"].right(item) == ("in the sea .",)
     assert CHANGES["colours"].right(item) == ("red and white .",)
     assert CHANGES["recoloured"].right(item) == (
-        "a star that is big and blue at the top left and a ring that is small and white at the bottom right in the sea .",
+        "a star that is big and blue at the top left and "
+        "a ring that is small and white at the bottom right in the sea .",
         "a big blue star at the top left and a small white ring at the bottom right in the sea .",
     )
