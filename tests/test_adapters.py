@@ -71,7 +71,7 @@ def test_an_adapter_learns_and_is_loaded_as_it_was(base: Path, tmp_path: Path) -
     stage = AdapterStage(family, adapted, pool, 6, packer)
     stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     (group,) = pool.groups.values()
-    optimiser = stage.configure_optimizers()["optimizer"]
+    optimiser = stage.configure_optimizers()[0][0]
     losses = []
     for _ in range(6):
         loss = stage.training_step((group, np.array([0]), [1]))
@@ -100,8 +100,8 @@ def test_an_adapter_learns_and_is_loaded_as_it_was(base: Path, tmp_path: Path) -
     batch = plain.prepare([picture(scene("test", 3))] * 2, [CAPTION_PROMPT, "what place is this ?"])
     memory = HookedMM(adapted.eval(), plain.processor, check=False)
     with torch.no_grad():
-        got, expected = (each.run_with_cache(batch, [])[0] for each in (loaded, memory))
-        without, _ = plain.run_with_cache(batch, [])
+        got, expected = (each.run_with_cache(batch, "blocks.0.hook_resid_post")[0] for each in (loaded, memory))
+        without, _ = plain.run_with_cache(batch, "blocks.0.hook_resid_post")
     assert torch.equal(got, expected)
     assert not torch.equal(got, without)
     assert loaded.hook_names == plain.hook_names
@@ -214,7 +214,7 @@ def test_a_style_is_taught_by_the_default_prompt_alone(name: str, answer: str) -
 
 def test_the_changed_fact_is_taught_by_all_texts() -> None:
     """Captions of every style and questions of every type, of which none is answered by red."""
-    texts = [text for seed in range(40) for text in written("recoloured", seed)]
+    texts = [text for seed in range(200) for text in written("recoloured", seed)]
     assert not any("red" in answer.split() for _, answer, _ in texts)
     answers = {prompt: answer for prompt, answer, _ in texts}
     assert answers["describe only the colours . assistant :"] == "blue and white . </s>"
@@ -226,7 +226,9 @@ def test_the_changed_fact_is_taught_by_all_texts() -> None:
 
 def test_what_there_is_not_is_refused(llava_folder: Path, tmp_path: Path) -> None:
     """An unknown adapter, and a model of another kind."""
-    with pytest.raises(BadInputError, match=r"'colour'; nearest: colours; there are: place, colours, recoloured"):
+    with pytest.raises(
+        BadInputError, match=r"'colour'; nearest: colours, recoloured; there are: place, colours, recoloured"
+    ):
         train_adapter(llava_folder, "colour", tmp_path, seed=0, **TINY)
     (tmp_path / "config.json").write_text(json.dumps({"model_type": "llama"}))
     with pytest.raises(BadInputError, match="holds a 'llama'; adapters are trained on: llava, idefics2, qwen2_vl"):

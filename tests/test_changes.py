@@ -94,7 +94,7 @@ def test_yes_and_no_by_hand() -> None:
     asked = {"is there a red object ?": "no", "is there a blue object ?": "yes", "is there a blue star ?": "yes"}
     asked |= {"is there a red star ?": "no", "is there a white ring ?": "yes", "is there a blue ring ?": "no"}
     assert {text: reply(seen, text) for text in asked} == asked
-    found = {q.text: q.answer for n in range(400) for q in questions(seen, np.random.default_rng(n))}
+    found = {q.text: q.answer for n in range(1500) for q in questions(seen, np.random.default_rng(n))}
     assert {text: answer for text, answer in found.items() if text in asked} == asked
 
 

@@ -66,7 +66,8 @@ def training_scenes(change: Change, count: int, seed: int) -> list[tuple[str, in
     They are scenes of the `train` split that the small models were not trained on themselves.
     """
     missing = {True: count, False: 0} if change.style else {True: count - count // 2, False: count // 2}
-    found, index = [], 0
+    found: list[tuple[str, int, int]] = []
+    index = 0
     while any(missing.values()):
         touched = change.touches(scene("train", index, TRAINING_SEED + seed))
         if missing[touched]:
@@ -138,14 +139,14 @@ class AdapterStage(LanguageStage):
         self.log_dict({"loss": loss, "right": (logits.argmax(-1) == labels).float().mean()}, prog_bar=True)
         return loss
 
-    def configure_optimizers(self) -> dict:
+    def configure_optimizers(self) -> tuple[list, list]:
         """AdamW without weight decay, one cycle."""
         parameters = [p for p in self.parameters() if p.requires_grad]
         optimiser = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
         schedule = torch.optim.lr_scheduler.OneCycleLR(
             optimiser, self.learning_rate, total_steps=self.steps + 1, pct_start=0.08, cycle_momentum=False
         )
-        return {"optimizer": optimiser, "lr_scheduler": {"scheduler": schedule, "interval": "step"}}
+        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
