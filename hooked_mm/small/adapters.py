@@ -18,8 +18,6 @@ from typing import Any
 import numpy as np
 import torch
 from safetensors.torch import save_file
-from torch import Tensor
-from torch.nn import functional as F
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
 from hooked_mm.errors import BadInputError, nearest
@@ -33,7 +31,7 @@ from hooked_mm.small.changes import CHANGES, Change
 from hooked_mm.small.families import FAMILIES, Family
 from hooked_mm.small.packing import Packer
 from hooked_mm.small.pool import Pool
-from hooked_mm.small.train import Batch, LanguageStage, fit, packed_logits
+from hooked_mm.small.train import LanguageStage, fit
 
 TRAINING_SEED = 1000
 """Added to the seed of scenes to train on: those of the small models themselves have small seeds."""
@@ -102,51 +100,9 @@ def add_adapter(model: Any, family: Family, rank: int = 4, seed: int = 0) -> Any
 
 
 class AdapterStage(LanguageStage):
-    """Teaches an adapter its change; everything else is frozen.
+    """Teaches an adapter its change; everything else is frozen."""
 
-    Args:
-        family: The model's.
-        model: The PEFT model.
-        pool: The scenes to train on.
-        steps: How many.
-        packer: The change's.
-        learning_rate: The highest of the one-cycle schedule.
-    """
-
-    def __init__(
-        self, family: Family, model: Any, pool: Pool, steps: int, packer: ChangePacker, learning_rate: float = 3e-3
-    ) -> None:
-        super().__init__(family, model.get_base_model(), pool, steps, packer)
-        self.learning_rate = learning_rate
-        self.automatic_optimization = True
-
-    def transfer_batch_to_device(self, batch: Batch, *_: Any) -> Batch:
-        """As it is: Lightning would look for tensors inside a group and refuse it, since it is frozen."""
-        return batch
-
-    def training_step(self, batch: Batch) -> Tensor:  # type: ignore[override]
-        """The loss of a batch; Lightning does the rest, with one optimiser for all."""
-        return self.loss(batch)
-
-    def loss(self, batch: Batch) -> Tensor:
-        """The weighted mean over the targets of packed texts, as in the language stage."""
-        group, rows, seed = batch
-        scenes = [group.scenes[row] for row in rows]
-        packed = self.packer(scenes, *self.prefixes[id(group)], np.random.default_rng(seed))
-        pixels = self.pool.pictures(group, rows, some_grey=False)
-        logits, labels, weights = packed_logits(self.family, self.model, packed, pixels)
-        loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
-        self.log_dict({"loss": loss, "right": (logits.argmax(-1) == labels).float().mean()}, prog_bar=True)
-        return loss
-
-    def configure_optimizers(self) -> tuple[list, list]:
-        """AdamW without weight decay, one cycle."""
-        parameters = [p for p in self.parameters() if p.requires_grad]
-        optimiser = torch.optim.AdamW(parameters, self.learning_rate, betas=(0.9, 0.98), weight_decay=0.0)
-        schedule = torch.optim.lr_scheduler.OneCycleLR(
-            optimiser, self.learning_rate, total_steps=self.steps + 1, pct_start=0.08, cycle_momentum=False
-        )
-        return [optimiser], [{"scheduler": schedule, "interval": "step"}]
+    rate = 3e-3
 
 
 def save_adapter(model: Any, folder: Path, base: str) -> None:
@@ -193,7 +149,7 @@ def train_adapter(
     adapted = add_adapter(model, family, rank, seed)
     packer = ChangePacker(processor.tokenizer, model.config.image_token_id, change)
     pool = Pool(family, processor, training_scenes(change, scenes, seed))
-    stage = AdapterStage(family, adapted, pool, steps, packer)
+    stage = AdapterStage(family, adapted.get_base_model(), pool, steps, packer)
     folder.mkdir(parents=True, exist_ok=True)
     curve = folder / "training.jsonl"
     curve.unlink(missing_ok=True)

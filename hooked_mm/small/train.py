@@ -50,8 +50,8 @@ NAMED = (*ATTRIBUTES, "places")
 OUTSIDE = ("family", "output", "seed", "no_evaluation")
 """Options that are no settings of the recipe."""
 
-NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents")
-"""Parts of the names of matrices that lie at the model's ends, where Muon does not belong."""
+NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents", "lora_")
+"""Parts of the names of matrices that Muon is not for: those at the model's ends, and thin ones."""
 
 
 class _Batches(IterableDataset):
@@ -88,7 +88,10 @@ class Stage(lightning.LightningModule):
         loss = self.loss(batch)
         self.manual_backward(loss)
         nn.utils.clip_grad_norm_(self.parameters(), 1.0)
-        for optimiser, schedule in zip(self.optimizers(), self.lr_schedulers(), strict=True):
+        optimisers, schedules = self.optimizers(), self.lr_schedulers()
+        if not isinstance(optimisers, list):  # Lightning gives one as itself
+            optimisers, schedules = [optimisers], [schedules]
+        for optimiser, schedule in zip(optimisers, schedules, strict=True):
             optimiser.step()
             schedule.step()
             optimiser.zero_grad()
@@ -96,8 +99,7 @@ class Stage(lightning.LightningModule):
     def configure_optimizers(self) -> tuple[list, list]:
         named = {name: p for name, p in self.named_parameters() if p.requires_grad}
         matrices = {name for name, p in named.items() if p.ndim == 2 and not any(part in name for part in NOT_HIDDEN)}
-        optimisers = [
-            Muon([named[name] for name in sorted(matrices)], self.matrix_rate),
+        optimisers: list[torch.optim.Optimizer] = [
             torch.optim.AdamW(
                 [p for name, p in named.items() if name not in matrices],
                 self.rate,
@@ -105,6 +107,8 @@ class Stage(lightning.LightningModule):
                 weight_decay=0.05,
             ),
         ]
+        if matrices:
+            optimisers.append(Muon([named[name] for name in sorted(matrices)], self.matrix_rate))
         schedules = [
             torch.optim.lr_scheduler.OneCycleLR(
                 optimiser,
@@ -227,10 +231,9 @@ class LanguageStage(Stage):
         logits, labels, weights = packed_logits(self.family, self.model, packed, pixels)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
         right = (logits.argmax(-1) == labels).float()
-        question = weights > 1
-        self.log_dict(
-            {"loss": loss, "question": right[question].mean(), "caption": right[~question].mean()}, prog_bar=True
-        )
+        parts = {"question": weights > 1, "caption": weights <= 1}
+        shares = {name: right[which].mean() for name, which in parts.items() if which.any()}
+        self.log_dict({"loss": loss, **shares}, prog_bar=True)
         return loss
 
 
