@@ -26,7 +26,8 @@ TWO = Scene(
 ONE = Scene("snow", TWO.objects[1:], 0)
 
 BY_HAND = {
-    "full": "a ring that is big and blue at the top left and a star that is small and red at the bottom right in the sea .",
+    "full": "a ring that is big and blue at the top left and a star that is small and red at the bottom right "
+    "in the sea .",
     "short": "a big blue ring at the top left and a small red star at the bottom right in the sea .",
     "colourless": "a big ring at the top left and a small star at the bottom right in the sea .",
     "place": "in the sea .",

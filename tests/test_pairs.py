@@ -77,7 +77,7 @@ def test_both_scenes_belong_to_the_split(split: str) -> None:
 
 @pytest.mark.parametrize("attribute", ATTRIBUTES)
 def test_unseen_pairs_are_about_the_held_out_object(attribute: str) -> None:
-    """The first shows a held-out pair, the second too unless that is what changes; the question is about this object."""
+    """The first shows a held-out pair, the second too unless that is what changes; this object is asked about."""
     for pair in PAIRS["unseen", attribute]:
         assert pair.one.held_out
         assert pair.other.held_out == (attribute not in ("colour", "shape"))

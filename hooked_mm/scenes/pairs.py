@@ -113,9 +113,9 @@ def changed(scene: Scene, attribute: str, index: int, rng: np.random.Generator) 
 def scene_pair(split: str, index: int, attribute: str, seed: int = 0, *, count: int | None = None) -> ScenePair:
     """Pair number `index` of a split for an attribute: any pair can be made without making those before it.
 
-    Both scenes belong to the split. In `unseen` the question is about the object that shows a held-out pair of shape and
-    colour, so that `other` is a scene of another split where its shape or colour changes (nothing else can be compared
-    with it); for `count` another object is taken away.
+    Both scenes belong to the split. In `unseen` it is the object with the held-out pair of shape and colour that
+    changes (for `count` another one is taken away), so that where its shape or colour changes, `other` is a scene of
+    another split.
 
     Args:
         split: One of `SPLITS`.
@@ -125,7 +125,7 @@ def scene_pair(split: str, index: int, attribute: str, seed: int = 0, *, count: 
         count: Only scenes `one` with this many objects.
 
     Raises:
-        BadInputError: For an unknown split or attribute, a count that such scenes do not have, a negative index or seed.
+        BadInputError: For an unknown split or attribute, a count that such scenes do not have, a negative number.
     """
     _check("split", split, SPLITS)
     _check("attribute", attribute, ATTRIBUTES)
@@ -137,7 +137,7 @@ def scene_pair(split: str, index: int, attribute: str, seed: int = 0, *, count: 
     rng = np.random.default_rng([SPLITS.index(split), seed, index, 2, list(ATTRIBUTES).index(attribute)])
     while True:
         drawn = sample_scene(rng, unseen=split == "unseen", count=count)
-        # A split is a tenth of all descriptions and a pair needs two of them: other places are cheaper than new objects.
+        # A pair needs two descriptions of a split that may hold a tenth of them: trying other places is cheap.
         choices = list(product(PLACES, _numbers(drawn, attribute)))
         for choice in rng.permutation(len(choices)):
             place, number = choices[choice]
@@ -178,8 +178,10 @@ def _variants(
     radii = np.array([*(other.radius for other in rest), item.radius])
     if attribute in ("colour", "shape"):
         values: Iterable[str] = COLOURS if attribute == "colour" else SHAPES
-        looks = (replace(item, **{attribute: value}) for value in _others(values, getattr(item, attribute), rng))
-        yield from (new for new in looks if not new.held_out)
+        for value in _others(values, getattr(item, attribute), rng):
+            new = replace(item, colour=value) if attribute == "colour" else replace(item, shape=value)
+            if not new.held_out:
+                yield new
     elif attribute == "size":
         centres = np.array([[(other.x, other.y) for other in [*rest, item]]])
         for size in _others(SIZES, item.size, rng):

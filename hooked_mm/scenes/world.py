@@ -181,8 +181,8 @@ def _fitting(
 ) -> Float[np.ndarray, "objects 2"]:
     """Centres drawn at random until they are clear.
 
-    Three big objects fit a square canvas once in millions of tries, so more and more are drawn at once; the generator is
-    left as if they had been drawn by the block of 128.
+    Three big objects may fit a square canvas once in millions of tries, so more and more are drawn at once; the
+    generator is left as if they had been drawn by the block of 128.
     """
     block, blocks = 128, 1
     while True:
