@@ -21,7 +21,7 @@ from playwright.sync_api import Page, sync_playwright
 from hooked_mm.scenes.captions import caption
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.pairs import ATTRIBUTES, scene_pair
-from hooked_mm.scenes.world import Scene, scene
+from hooked_mm.scenes.world import HELD_OUT, Scene, scene
 
 ROOT = Path(__file__).parent.parent
 
@@ -75,7 +75,7 @@ class Sheet:
 
 def contact_sheet(target: Path) -> None:
     """Scenes with captions, contrast pairs, masks and scenes with held-out pairs."""
-    sheet = Sheet(1240, 1790)
+    sheet = Sheet(1240, 1900)
     sheet.title("Scenes of the test split, with their captions in full")
     seen = [scene("test", index) for index in range(24)]
     sheet.cells([([enlarged(item)], caption(item)) for item in seen], 4, 22, CELL)
@@ -88,10 +88,11 @@ def contact_sheet(target: Path) -> None:
     sheet.cells(entries, 3, 18, CELL)
     sheet.title("Masks, outlined")
     sheet.cells([([enlarged(scene("test", index), outlined=True)], "") for index in range(24, 32)], 8, 1, CELL)
-    sheet.title("Unseen: each shows one of the five pairs of shape and colour that are held out from training")
-    unseen = [scene("unseen", index) for index in range(8)]
-    words = [next(f"{o.colour} {o.shape}" for o in item.objects if o.held_out) for item in unseen]
-    sheet.cells([([enlarged(item)], name) for item, name in zip(unseen, words, strict=True)], 4, 22, CELL)
+    sheet.title("Unseen: each shows a pair of shape and colour that is held out from training")
+    drawn = [scene("unseen", index) for index in range(60)]
+    unseen = [next(i for i in drawn for o in i.objects if (o.shape, o.colour) == pair) for pair in HELD_OUT.items()]
+    names = [f"{colour} {shape}" for shape, colour in HELD_OUT.items()]
+    sheet.cells([([enlarged(item)], name) for item, name in zip(unseen, names, strict=True)], 5, 10, CELL)
     sheet.image.crop((0, 0, sheet.image.width, sheet.y)).quantize(256, dither=Image.Dither.NONE).save(
         target, optimize=True
     )

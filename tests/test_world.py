@@ -259,7 +259,7 @@ def test_what_does_not_exist_is_refused(arguments: tuple, named: str) -> None:
 
 
 def test_facts_and_description_of_a_scene_written_by_hand() -> None:
-    """Facts name place, count and the attributes of every object, and nothing else; so does the description, in order."""
+    """Facts name place, count and every object's attributes, and nothing else; the description does so in order."""
     ring = SceneObject("ring", "blue", "big", 0.25, 0.3, 0.19)
     star = SceneObject("star", "red", "big", 0.7, 0.7, 0.19)
     assert Scene("sea", (ring, star), 0).facts() == {
