@@ -87,7 +87,7 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
 
 
 def _pick(options: Sequence, rng: np.random.Generator) -> object:
-    return options[rng.integers(len(options))]
+    return options[int(rng.integers(len(options)))]
 
 
 def _about_objects(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
