@@ -1,6 +1,6 @@
-"""The README's pictures: the demo's HTML report and its TensorBoard page, as headless Chromium shows them.
+"""The pictures of README and docs: a contact sheet of the scenes, the demo's report and its TensorBoard page.
 
-`make pictures`; needs Debian's chromium.
+`make pictures`; the last two are as headless Chromium shows them and need Debian's chromium (`--scenes`: without them).
 """
 
 from __future__ import annotations
@@ -9,13 +9,93 @@ import argparse
 import socket
 import subprocess
 import sys
+import textwrap
 import time
 import urllib.request
 from pathlib import Path
 
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
+from hooked_mm.scenes.captions import caption
+from hooked_mm.scenes.draw import render
+from hooked_mm.scenes.pairs import ATTRIBUTES, scene_pair
+from hooked_mm.scenes.world import HELD_OUT, Scene, scene
+
 ROOT = Path(__file__).parent.parent
+
+
+SCALE = 2
+CELL = 72 * SCALE + 8
+"""Room for the longest side of a canvas, in pixels of the sheet."""
+
+
+def enlarged(item: Scene, *, outlined: bool = False) -> Image.Image:
+    """The scene's picture with every pixel as a square; where asked, the rims of the masks in magenta."""
+    pixels, masks = render(item)
+    pixels = pixels.repeat(SCALE, 0).repeat(SCALE, 1)
+    if outlined:
+        covered = (masks > 0.5).any(0).repeat(SCALE, 0).repeat(SCALE, 1)
+        padded = np.pad(covered, 1)
+        inner = padded[:-2, 1:-1] & padded[2:, 1:-1] & padded[1:-1, :-2] & padded[1:-1, 2:]
+        pixels[covered & ~inner] = (255, 0, 200)
+    return Image.fromarray(pixels)
+
+
+class Sheet:
+    """A white page that is filled from top to bottom."""
+
+    def __init__(self, width: int, height: int) -> None:
+        self.image = Image.new("RGB", (width, height), "white")
+        self.pen = ImageDraw.Draw(self.image)
+        self.y = 12
+
+    def text(self, x: int, y: int, words: str, size: int = 13, columns: int = 200) -> None:
+        """Words in lines of so many letters."""
+        lines = "\n".join(textwrap.fill(line, columns) for line in words.split("\n"))
+        self.pen.multiline_text((x, y), lines, fill=(30, 30, 30), font=ImageFont.load_default(size), spacing=3)
+
+    def title(self, words: str) -> None:
+        """A heading."""
+        self.text(12, self.y, words, 18)
+        self.y += 34
+
+    def cells(self, entries: list[tuple[list[Image.Image], str]], columns: int, letters: int, height: int) -> None:
+        """Pictures with words to the right of them, several entries in a row."""
+        width = self.image.width // columns
+        for number, (pictures, words) in enumerate(entries):
+            x, y = 12 + number % columns * width, self.y + number // columns * height
+            for picture in pictures:
+                self.image.paste(picture, (x, y))
+                x += picture.width + 6
+            self.text(x + 2, y, words, columns=letters)
+        self.y += -(-len(entries) // columns) * height + 8
+
+
+def contact_sheet(target: Path) -> None:
+    """Scenes with captions, contrast pairs, masks and scenes with held-out pairs."""
+    sheet = Sheet(1240, 1900)
+    sheet.title("Scenes of the test split, with their captions in full")
+    seen = [scene("test", index) for index in range(24)]
+    sheet.cells([([enlarged(item)], caption(item)) for item in seen], 4, 22, CELL)
+    sheet.title("Contrast pairs: one attribute, the place, or one object fewer; the same question")
+    pairs = [(name, scene_pair("test", 5, name)) for name in ATTRIBUTES]
+    entries = [
+        ([enlarged(pair.one), enlarged(pair.other)], "\n".join([f"[{name}]", pair.question, " / ".join(pair.answers)]))
+        for name, pair in pairs
+    ]
+    sheet.cells(entries, 3, 18, CELL)
+    sheet.title("Masks, outlined")
+    sheet.cells([([enlarged(scene("test", index), outlined=True)], "") for index in range(24, 32)], 8, 1, CELL)
+    sheet.title("Unseen: each shows a pair of shape and colour that is held out from training")
+    drawn = [scene("unseen", index) for index in range(60)]
+    unseen = [next(i for i in drawn for o in i.objects if (o.shape, o.colour) == pair) for pair in HELD_OUT.items()]
+    names = [f"{colour} {shape}" for shape, colour in HELD_OUT.items()]
+    sheet.cells([([enlarged(item)], name) for item, name in zip(unseen, names, strict=True)], 5, 10, CELL)
+    sheet.image.crop((0, 0, sheet.image.width, sheet.y)).quantize(256, dither=Image.Dither.NONE).save(
+        target, optimize=True
+    )
 
 
 def free_port() -> int:
@@ -67,12 +147,16 @@ def tensorboard_picture(page: Page, logs: Path, target: Path) -> None:
 
 
 def main() -> None:
-    """Write docs/report.png and docs/tensorboard.png from a demo run, made first if it is missing."""
+    """Write docs/scenes.png; docs/report.png and docs/tensorboard.png from a demo run, made first if it is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
+    parser.add_argument("--scenes", action="store_true", help="only the contact sheet of the scenes")
     options = parser.parse_args()
+    contact_sheet(options.output / "scenes.png")
+    if options.scenes:
+        return
     if not (options.demo / "report.html").is_file():
         program = Path(sys.executable).with_name("hooked-mm")
         subprocess.run([str(program), "demo", "--output", str(options.demo)], check=True)

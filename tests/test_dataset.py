@@ -9,9 +9,11 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.scenes.dataset import SPLIT_SEEDS, SceneDataset, ScenesDataModule, Task, picture
-from hooked_mm.scenes.language import CAPTION_PROMPT, QUESTION_TYPES
-from hooked_mm.scenes.world import scene
+from hooked_mm.scenes.captions import CAPTION_PROMPT, STYLES, caption
+from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule, Task, picture
+from hooked_mm.scenes.questions import QUESTION_TYPES
+from hooked_mm.scenes.world import SPLITS, scene
+from tests.test_questions import truth
 
 
 def pixels(image: object) -> bytes:
@@ -43,18 +45,12 @@ def test_the_size_changes_nothing_but_the_end() -> None:
 
 
 def test_splits_and_seeds_share_no_scene() -> None:
-    """Scenes of two splits, or of two seeds of a split, are different scenes."""
-    sets = [SceneDataset(150, split=split, seed=seed) for split in SPLIT_SEEDS for seed in (0, 1, 999)]
+    """Scenes of two splits, or of two seeds of a split, are different scenes with different ids."""
+    sets = [SceneDataset(60, split=split, seed=seed) for split in SPLITS for seed in (0, 1, 999)]
     seen = [data.scene(index) for data in sets for index in range(len(data))]
     assert len(set(seen)) == len(seen)
-    ids = [name for data in sets for name in data.ids()]
+    ids = [name for data in [*sets, SceneDataset(60, count=1)] for name in data.ids()]
     assert len(set(ids)) == len(ids)
-
-
-def test_seed_ranges_of_splits_do_not_meet() -> None:
-    """Every seed 0 to 999 of every split is a generator seed of its own."""
-    seeds = [first + seed for first in SPLIT_SEEDS.values() for seed in range(1000)]
-    assert len(set(seeds)) == len(seeds)
 
 
 def test_ids_are_those_of_the_samples() -> None:
@@ -77,7 +73,7 @@ def test_caption_samples_hold_the_truth() -> None:
     """Columns repeat the scene's attributes in order; text and answer are the prompt and a sentence naming them all."""
     data = SceneDataset(20, seed=2)
     for index in range(20):
-        sample, item = data[index], scene(3002, index)
+        sample, item = data[index], scene("test", index, 2)
         assert sample.text == CAPTION_PROMPT
         assert sample.columns["question_type"] == "caption"
         for name in ("shape", "colour", "size", "position"):
@@ -86,6 +82,7 @@ def test_caption_samples_hold_the_truth() -> None:
             assert sample.answer is not None
             assert all(value in sample.answer for value in values)
         assert sample.columns["place"] == item.place
+        assert sample.columns["held_out"] is False
         assert set(sample.columns["facts"]) == item.facts()
         assert pixels(sample.images) == picture(item).tobytes()
 
@@ -106,25 +103,49 @@ def test_question_samples_draw_from_every_type() -> None:
 
 def test_picture_is_the_rendered_scene() -> None:
     """An RGB picture of the scene's size."""
-    image = picture(scene(1, 1))
-    assert (image.mode, image.size) == ("RGB", (48, 48))
+    image = picture(scene("train", 0))
+    assert (image.mode, image.size) == ("RGB", (56, 56))
     assert np.asarray(image).std() > 5
+
+
+@pytest.mark.parametrize("style", STYLES)
+def test_captions_of_a_style(style: str) -> None:
+    """The style's prompt with its caption; the default prompt with the commonest."""
+    data = SceneDataset(2, style=style)
+    assert data[1].text == STYLES[style].prompt
+    assert data[1].answer == caption(data.scene(1), "full" if style == "any" else style)
+
+
+def test_answers_of_question_samples_are_true() -> None:
+    """Also of unseen scenes, which say so in a column."""
+    data = SceneDataset(40, "question", "unseen")
+    for index in range(40):
+        assert data[index].answer == truth(data.scene(index), str(data[index].text))
+        assert data[index].columns["held_out"] is True
 
 
 @pytest.mark.parametrize(
     ("options", "named"),
-    [({"split": "tests"}, "tests"), ({"seed": 1000}, "1000"), ({"seed": -1}, "-1"), ({"task": "captions"}, "captions")],
+    [
+        ({"split": "tests"}, "tests"),
+        ({"size": -1}, "size=-1"),
+        ({"seed": -1}, "seed=-1"),
+        ({"task": "captions"}, "captions"),
+        ({"style": "long"}, "long"),
+        ({"count": 4}, "count=4"),
+        ({"count": 0}, "count=0"),
+    ],
 )
 def test_bad_arguments_are_refused(options: dict, named: str) -> None:
     """The error names the value."""
     with pytest.raises(BadInputError, match=named):
-        SceneDataset(3, **options)
+        SceneDataset(**{"size": 3, **options})
 
 
-def test_share_of_two_objects_is_passed_on() -> None:
-    """`two_objects=0` gives scenes of one object."""
-    data = SceneDataset(30, two_objects=0.0)
-    assert {len(data.scene(index).objects) for index in range(30)} == {1}
+def test_count_is_passed_on() -> None:
+    """`count` gives scenes of so many objects."""
+    data = SceneDataset(20, count=2)
+    assert {len(data.scene(index).objects) for index in range(20)} == {2}
 
 
 def test_data_module_hands_out_every_scene_once() -> None:
@@ -138,7 +159,15 @@ def test_data_module_hands_out_every_scene_once() -> None:
 
 def test_descriptions_tell_data_sets_apart() -> None:
     """What a store's manifest says of the scenes differs whenever the scenes do, and not with the batch size."""
-    settings: list[dict] = [{}, {"size": 6}, {"task": "question"}, {"split": "train"}, {"seed": 1}]
+    settings: list[dict] = [
+        {},
+        {"size": 6},
+        {"task": "question"},
+        {"split": "train"},
+        {"seed": 1},
+        {"count": 1},
+        {"style": "place"},
+    ]
     described = [str(ScenesDataModule(**{"size": 5, **options}).describe()) for options in settings]
     assert len(set(described)) == len(settings)
     assert ScenesDataModule(5, batch_size=2).describe() == ScenesDataModule(5, batch_size=4).describe()

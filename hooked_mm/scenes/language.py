@@ -32,13 +32,22 @@ def vocabulary() -> list[str]:
 
 
 def attribute_words(text: str) -> dict[str, list[str]]:
-    """The attribute words of a text in order of appearance, per word class (how captions are scored)."""
-    tokens = text.split()
+    """The attribute words of a text in order of appearance, per word class (how captions are scored).
+
+    The longest reading counts: the "left" of "top left" is part of a position and no relation.
+    """
+    words = text.split()
     found: dict[str, list[str]] = {name: [] for name in WORD_CLASSES}
-    for name, options in WORD_CLASSES.items():
-        for start in range(len(tokens)):
-            for option in options:
-                parts = option.split()
-                if tokens[start : start + len(parts)] == parts:
-                    found[name].append(option)
+    start = 0
+    while start < len(words):
+        readings = [
+            (len(option.split()), name, option)
+            for name, options in WORD_CLASSES.items()
+            for option in options
+            if words[start : start + len(option.split())] == option.split()
+        ]
+        length, name, option = max(readings, default=(1, "", ""))
+        if name:
+            found[name].append(option)
+        start += length
     return found

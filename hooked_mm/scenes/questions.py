@@ -58,13 +58,16 @@ def references(scene: Scene, item: SceneObject, allowed: Sequence[str]) -> list[
     return found
 
 
-_ASKED = {
+ASKED = {
     "colour": (("shape", "position"), "what colour is {} ?"),
     "shape": (("colour",), "what shape is {} ?"),
     "size": (("shape", "colour", "colour shape", "position"), "is {} big or small ?"),
     "position": (("shape", "colour", "colour shape"), "where is {} ?"),
 }
-"""Attribute -> the references that do not give it away, and the question."""
+"""Attribute of an object -> the references that do not give it away, and the question."""
+
+ASKED_OF_SCENE = {"place": "what place is this ?", "count": "how many objects are there ?"}
+"""What is asked about no object in particular."""
 
 
 def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
@@ -75,8 +78,8 @@ def questions(scene: Scene, rng: np.random.Generator) -> list[Question]:
     """
     found = [
         *_about_objects(scene, rng),
-        Question("place", "what place is this ?", scene.place),
-        Question("count", "how many objects are there ?", COUNTS[len(scene.objects) - 1]),
+        Question("place", ASKED_OF_SCENE["place"], scene.place),
+        Question("count", ASKED_OF_SCENE["count"], COUNTS[len(scene.objects) - 1]),
         *_presence(scene, rng),
         *_relation(scene, rng),
     ]
@@ -88,7 +91,7 @@ def _pick(options: Sequence, rng: np.random.Generator) -> object:
 
 
 def _about_objects(scene: Scene, rng: np.random.Generator) -> Iterator[Question]:
-    for attribute, (allowed, template) in _ASKED.items():
+    for attribute, (allowed, template) in ASKED.items():
         options = [(item, name) for item in scene.objects for name in references(scene, item, allowed)]
         if options:
             item, name = options[rng.integers(len(options))]

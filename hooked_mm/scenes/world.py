@@ -160,15 +160,46 @@ def clear(
     """
     side = np.array([width, height]) / min(width, height)
     reach = REACH * radii[:, None] / side
+<<<<<<< HEAD
     inside = ((centres >= reach) & (centres <= 1 - reach) & (np.abs(centres - 0.5) >= MIDLINE)).all((1, 2))
     fine = np.asarray(inside)
+=======
+    # One coordinate after the other on what is left, since in a crowded scene hardly a try passes the first few.
+    left = np.arange(len(centres))
+    for number, axis in np.ndindex(reach.shape):
+        values, margin = centres[left, number, axis], reach[number, axis]
+        left = left[(values >= margin) & (values <= 1 - margin) & (np.abs(values - 0.5) >= MIDLINE)]
+>>>>>>> 8906e621653268706210099f982369151733f9c8
     for number in range(1, len(radii)):
         for other in range(number):
-            gap = centres[:, number] - centres[:, other]
-            fine &= np.hypot(*(gap * side).T) >= 1.1 * (radii[number] + radii[other])
-            same_half = (centres[:, number, 1] < 0.5) == (centres[:, other, 1] < 0.5)
-            fine &= ~same_half | (np.abs(gap[:, 0]) >= SIDE_BY_SIDE)
+            one, two = centres[left, number], centres[left, other]
+            apart = np.hypot(*((one - two) * side).T) >= 1.1 * (radii[number] + radii[other])
+            same_half = (one[:, 1] < 0.5) == (two[:, 1] < 0.5)
+            left = left[apart & (~same_half | (np.abs(one[:, 0] - two[:, 0]) >= SIDE_BY_SIDE))]
+    fine = np.zeros(len(centres), bool)
+    fine[left] = True
     return fine
+
+
+def _fitting(
+    rng: np.random.Generator, radii: Float[np.ndarray, " objects"], width: int, height: int
+) -> Float[np.ndarray, "objects 2"]:
+    """Centres drawn at random until they are clear.
+
+    Three big objects may fit a square canvas once in millions of tries, so more and more are drawn at once; the
+    generator is left as if they had been drawn by the block of 128.
+    """
+    block, blocks = 128, 1
+    while True:
+        before = rng.bit_generator.state
+        tries = rng.random((blocks * block, len(radii), 2))
+        fine = clear(tries, radii, width, height)
+        if fine.any():
+            first = int(fine.argmax())
+            rng.bit_generator.state = before
+            rng.random(((first // block + 1) * block, len(radii), 2))
+            return tries[first]
+        blocks = min(2 * blocks, 128)
 
 
 def sample_scene(rng: np.random.Generator, *, unseen: bool = False, count: int | None = None) -> Scene:
@@ -191,12 +222,7 @@ def sample_scene(rng: np.random.Generator, *, unseen: bool = False, count: int |
         size = list(SIZES)[rng.integers(len(SIZES))]
         looks.append((shape, colour, size, float(rng.uniform(*SIZES[size]))))
     radii = np.array([radius for *_, radius in looks])
-    while True:
-        tries = rng.random((128, number, 2))
-        fine = clear(tries, radii, width, height)
-        if fine.any():
-            break
-    centres = tries[fine.argmax()]
+    centres = _fitting(rng, radii, width, height)
     objects = [
         SceneObject(shape, colour, size, float(x), float(y), radius)
         for (shape, colour, size, radius), (x, y) in zip(looks, centres, strict=True)
