@@ -11,12 +11,7 @@
 | `shapes` | describe only the shapes . | a circle . |
 
 In `full`, attributes come *after* the noun, so that at the position which predicts an attribute no earlier token gives
-<<<<<<< HEAD
-it away; in `short` before it. The default prompt asks for no style, so that style is the model's own
-and can be steered.
-=======
 it away; in `short` before it. The default prompt asks for no style, so that style is the model's own, to be steered.
->>>>>>> 8906e621653268706210099f982369151733f9c8
 """
 
 from __future__ import annotations

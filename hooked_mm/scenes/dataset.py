@@ -26,28 +26,19 @@ def picture(item: Scene) -> Image.Image:
 class SceneDataset(Dataset):
     """`size` scenes as samples.
 
-    <<<<<<< HEAD
-        Each sample's columns hold the truth: `facts` (see `Scene.facts`), the `question_type`, whether it is `held_out`,
-        and per attribute the objects' values in reading order. Scenes are made when asked for, the same every time.
-    =======
-        Each sample's columns hold the truth: `facts` (see `Scene.facts`), `question_type`, whether it is `held_out`, and
-        per attribute the objects' values in reading order. Scenes are made when asked for, the same every time.
-    >>>>>>> 8906e621653268706210099f982369151733f9c8
+    Each sample's columns hold the truth: `facts` (see `Scene.facts`), `question_type`, whether it is `held_out`, and
+    per attribute the objects' values in reading order. Scenes are made when asked for, the same every time.
 
-        Args:
-            size: Number of samples.
-            task: `"caption"`: the style's prompt with the scene's caption as answer; `"question"`: one question per scene.
-    <<<<<<< HEAD
-            split: `"train"`, `"validation"`, `"test"` or `"unseen"` (see `world`); the small models learnt from `train`.
-    =======
-            split: `"train"`, `"validation"`, `"test"` or `"unseen"` (see `world`); small models were trained on `train`.
-    >>>>>>> 8906e621653268706210099f982369151733f9c8
-            seed: Another seed gives other scenes of the same split.
-            style: Of the captions; `"any"` is the default prompt, with its commonest wording as answer.
-            count: Only scenes with this many objects, 1 to 3.
+    Args:
+        size: Number of samples.
+        task: `"caption"`: the style's prompt with the scene's caption as answer; `"question"`: one question per scene.
+        split: `"train"`, `"validation"`, `"test"` or `"unseen"` (see `world`); small models were trained on `train`.
+        seed: Another seed gives other scenes of the same split.
+        style: Of the captions; `"any"` is the default prompt, with its commonest wording as answer.
+        count: Only scenes with this many objects, 1 to 3.
 
-        Raises:
-            BadInputError: For a task, split, style or count that does not exist, or a negative seed or size.
+    Raises:
+        BadInputError: For a task, split, style or count that does not exist, or a negative seed or size.
     """
 
     def __init__(

@@ -160,16 +160,11 @@ def clear(
     """
     side = np.array([width, height]) / min(width, height)
     reach = REACH * radii[:, None] / side
-<<<<<<< HEAD
-    inside = ((centres >= reach) & (centres <= 1 - reach) & (np.abs(centres - 0.5) >= MIDLINE)).all((1, 2))
-    fine = np.asarray(inside)
-=======
     # One coordinate after the other on what is left, since in a crowded scene hardly a try passes the first few.
     left = np.arange(len(centres))
     for number, axis in np.ndindex(reach.shape):
         values, margin = centres[left, number, axis], reach[number, axis]
         left = left[(values >= margin) & (values <= 1 - margin) & (np.abs(values - 0.5) >= MIDLINE)]
->>>>>>> 8906e621653268706210099f982369151733f9c8
     for number in range(1, len(radii)):
         for other in range(number):
             one, two = centres[left, number], centres[left, other]
