@@ -32,11 +32,11 @@ def cache(llava: HookedMM, images: list[Image.Image]) -> ActivationCache:
 
 
 def test_select_takes_the_positions_of_a_modality(cache: ActivationCache) -> None:
-    """Row by row the values are those at the (sample, position) the selection names; counts are 36 per image."""
+    """Row by row the values are those at the (sample, position) the selection names; counts are 64 per image."""
     name = "blocks.3.hook_resid_post"
     chosen = cache.select(name, modality="image")
-    assert len(chosen) == 3 * 36
-    assert chosen.sample.bincount().tolist() == [36, 72]
+    assert len(chosen) == 3 * 64
+    assert chosen.sample.bincount().tolist() == [64, 128]
     for row in (0, 40, 107):
         assert torch.equal(chosen.values[row], cache[name][chosen.sample[row], chosen.position[row]])
         assert cache.batch.tokens[chosen.sample[row]][chosen.position[row]] == "<image>"
@@ -79,7 +79,7 @@ def test_stack_is_select_layer_by_layer(cache: ActivationCache) -> None:
         one = cache.select(f"blocks.{layer}.hook_resid_post", modality="text").values
         assert torch.equal(stacked[layer], one)
     assert torch.equal(stacked, cache.stack("hook_resid_post", modality="text"))
-    assert cache.stack("vision.attn.hook_z").shape == (4, 3 * 37, 4, 24)
+    assert cache.stack("vision.attn.hook_z").shape == (4, 3 * 65, 4, 24)
 
 
 def test_names_that_are_not_there_are_told_apart(llava: HookedMM, images: list[Image.Image]) -> None:
@@ -141,7 +141,7 @@ def test_positions_go_with_the_other_conditions(cache: ActivationCache) -> None:
         cache.stack("resid_post", positions=-1)[3], cache.select("blocks.3.hook_resid_post", positions=-1).values
     )
     patches = cache.select("vision.hook_embed", positions=[0, -1], sample=1)
-    assert patches.position.tolist() == [0, 36, 0, 36]
+    assert patches.position.tolist() == [0, 64, 0, 64]
     # Sample 2 has no 40 tokens; asked of the others alone the position is there.
     with pytest.raises(BadInputError, match="sample 2: position 40 asked of"):
         cache.select("hook_embed", positions=40)
@@ -224,10 +224,10 @@ def test_a_loaded_cache_takes_the_model_it_is_from(llava: HookedMM, cache: Activ
 
 
 def test_grids_lie_as_the_patches_do(cache: ActivationCache) -> None:
-    """Two images of 6 x 6 tokens, row by row, at positions, projector and tower alike; refusals name the reason."""
+    """Two images of 8 x 8 tokens, row by row, at positions, projector and tower alike; refusals name the reason."""
     name = "blocks.3.hook_resid_post"
     grids = cache.grid(name, 1)
-    assert [grid.shape for grid in grids] == [(6, 6, 128)] * 2
+    assert [grid.shape for grid in grids] == [(8, 8, 128)] * 2
     assert torch.equal(torch.cat([grid.flatten(0, 1) for grid in grids]), cache.select(name, "image", sample=1).values)
     tower = cache.grid("vision.blocks.1.hook_resid_post", -2)
     assert torch.equal(tower[1].flatten(0, 1), cache["vision.blocks.1.hook_resid_post"][2, 1:])

@@ -19,7 +19,7 @@ from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import StoreError
 from hooked_mm.extraction import Extractor, extract
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.language import CAPTION_PROMPT, caption
+from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
 from hooked_mm.scenes.world import Scene
 from hooked_mm.selectors import LastPrompt, TokenOfInterest
 from hooked_mm.store import ActivationStore, StoreWriter

@@ -14,7 +14,7 @@ from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, HookedMMError, StoreError, UnknownHookError, UnknownWordError
 from hooked_mm.extraction import Extractor, extract
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.language import CAPTION_PROMPT
+from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.selectors import LastPrompt, MeanOver, TokenOfInterest
 from hooked_mm.store import ActivationStore, StoreWriter
 

@@ -15,7 +15,7 @@ from transformers import AutoModelForImageTextToText, AutoProcessor
 from hooked_mm import HookedMM
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import GenerationOutput
-from hooked_mm.scenes.language import CAPTION_PROMPT, caption
+from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
 from hooked_mm.scenes.world import Scene
 from hooked_mm.small import small_model_path
 
@@ -86,7 +86,7 @@ def test_generation_is_that_of_transformers(llava: HookedMM, images: list[Image.
     assert torch.equal(out.tokens, raw[:, batch.input_ids.shape[1] :])
     assert [line == caption(item) for line, item in zip(out.text, scenes, strict=False)].count(True) >= 5
     assert out.logits is not None
-    assert out.logits.shape == (*out.tokens.shape, 62)
+    assert out.logits.shape == (*out.tokens.shape, len(llava.tokenizer))
     first_steps = out.logits[:, :5].argmax(-1)
     assert torch.equal(first_steps, out.tokens[:, :5])
 

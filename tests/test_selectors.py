@@ -10,7 +10,8 @@ from torch import Tensor
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.errors import BadInputError, UnknownWordError
 from hooked_mm.hooked import GenerationOutput, HookedMM
-from hooked_mm.scenes.language import CAPTION_PROMPT, WORD_CLASSES
+from hooked_mm.scenes.captions import CAPTION_PROMPT
+from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.selectors import LastPrompt, MeanOver, Pick, Selector, TokenOfInterest, gather
 
 LAST = "blocks.5.hook_resid_post"
@@ -115,13 +116,13 @@ def test_padding_side_does_not_matter(llava: HookedMM, images: list[Image.Image]
 
 
 def test_mean_over_the_image(llava: HookedMM, images: list[Image.Image]) -> None:
-    """The mean over image positions is the mean over the 36 places of `<image>` in the ids."""
+    """The mean over image positions is the mean over the 64 places of `<image>` in the ids."""
     batch = llava.prepare(images[:3], [CAPTION_PROMPT, "what place is this ?", "where is the star ?"])
     picks = MeanOver(modality="image")(batch, llava.tokenizer)
     cache = llava.run_with_cache(batch, "blocks.2.hook_resid_post")[1]
     value = cache["blocks.2.hook_resid_post"]
     image = batch.input_ids == llava.tokenizer.convert_tokens_to_ids("<image>")
-    assert image.sum(1).tolist() == [36] * 3
+    assert image.sum(1).tolist() == [64] * 3
     by_hand = torch.stack([value[row][image[row]].mean(0) for row in range(3)])
     torch.testing.assert_close(gather(value, picks), by_hand, rtol=0, atol=1e-5)
 

@@ -18,7 +18,7 @@ from concept_dict.nnls import RIDGE
 from concept_dict.semi_nmf import Init, SemiNMF, ball_concepts, hals_activations
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.language import CAPTION_PROMPT, caption
+from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
 from hooked_mm.scenes.world import Scene
 from tests.rivals import ding_objective, overcomplete_semi_nmf
 
