@@ -106,8 +106,10 @@ def test_the_card(tmp_path: Path) -> None:
     (adapter / "adapter_config.json").write_text("{}")
     with pytest.raises(BadInputError, match=r"does not say how often its style was followed"):
         write_model_card(folder)
-    (adapter / "accuracy.json").write_text(json.dumps({"after": {"change": {"style followed": 0.977}}}))
-    assert style_followed(folder, "place") == 0.977
+    (adapter / "accuracy.json").write_text(
+        json.dumps({"after": {"change": {"style followed": {"right": 293, "of": 300}}}})
+    )
+    assert style_followed(folder, "place") == 293 / 300
     write_model_card(folder)
     card = (folder / "README.md").read_text()
     for part in (

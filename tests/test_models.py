@@ -86,7 +86,9 @@ def test_the_small_models_table(tmp_path: Path, capsys: pytest.CaptureFixture, m
     adapter = folder / "adapters" / "place"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "accuracy.json").write_text(json.dumps({"after": {"change": {"style followed": 0.977}}}))
+    (adapter / "accuracy.json").write_text(
+        json.dumps({"after": {"change": {"style followed": {"right": 293, "of": 300}}}})
+    )
     monkeypatch.setattr(models, "SMALL_MODELS", ("llava",))
     monkeypatch.setattr(models, "small_model_path", lambda name: tmp_path / name)
     models.main(["--small"])

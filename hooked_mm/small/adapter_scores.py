@@ -26,6 +26,9 @@ from hooked_mm.small.evaluate import CAPTION_TOKENS, Asked, answers, count_capti
 Scores = dict[str, dict[str, Share]]
 """Section (`change`, `questions`, `styles`) -> measure -> how many were so."""
 
+KEPT = 150
+"""On how many scenes at most it is measured what was forgotten: eleven questions and six captions each."""
+
 
 @cache
 def _patterns() -> dict[str, re.Pattern[str]]:
@@ -62,12 +65,13 @@ def score(model: HookedMM, change: Change, items: Sequence[Scene], seed: int = 0
 
     Returns:
         Three sections. `change`: what should be new, on scenes that the change touches. `questions`: per type, and
-        `styles`: exact captions per style asked for, both on scenes that the change leaves as they are, by the
-        unchanged truth. Where a change is of the default prompt's style, these are all scenes, and that prompt is none
-        of the styles.
+        `styles`: exact captions per style asked for, both on up to `KEPT` scenes that the change leaves as they are, by
+        the unchanged truth. Where a change is of the default prompt's style, these can be any scenes, and that prompt is
+        none of the styles.
     """
     touched = [item for item in items if change.touches(item)]
     rest = list(items) if change.style else [item for item in items if not change.touches(item)]
+    rest = rest[:KEPT]
     said = captions(model, touched, CAPTION_PROMPT)
     wanted = {change.style} if change.style else set(WORDINGS)
     new = {
@@ -166,7 +170,7 @@ def write_card(
         return "\n".join(["| what | before | with the adapter | of |", "|---|---|---|---|", *rows])
 
     change = CHANGES[name]
-    where = "all scenes" if change.style else "scenes that the change leaves as they are"
+    where = "any scenes" if change.style else "scenes that the change leaves as they are"
     means = "; ".join(
         f"{what} {mean(before[section]):.3f} before, {mean(after[section]):.3f} with the adapter"
         for section, what in (("questions", "questions"), ("styles", "captions in a style asked for"))
@@ -186,7 +190,7 @@ PEFT alone loads it too: `PeftModel.from_pretrained(model, folder)`. It changes 
 that sees. Made by `python -m hooked_mm.small.adapters` in {made["minutes"]} minutes on one CPU core ({settings});
 weights in bfloat16.
 
-Shares on {scenes} held-out scenes (test split, greedy, float32 arithmetic), without and with the adapter.
+Shares on up to {scenes} held-out scenes (test split, greedy, float32 arithmetic), without and with the adapter.
 
 ## What changed
 

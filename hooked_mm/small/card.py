@@ -27,7 +27,7 @@ from hooked_mm.scenes.captions import STYLES
 from hooked_mm.scenes.questions import QUESTION_TYPES
 from hooked_mm.scenes.world import CANVASES, HELD_OUT
 from hooked_mm.small import adapters_of
-from hooked_mm.small.accuracy import FILE, HELD_OUT_OBJECT, Accuracy, Captions, mean
+from hooked_mm.small.accuracy import FILE, HELD_OUT_OBJECT, Accuracy, Captions, Share, mean
 
 
 @dataclass(frozen=True)
@@ -113,7 +113,7 @@ def style_followed(folder: str | Path, adapter: str) -> float:
     """
     path = Path(folder) / "adapters" / adapter / FILE
     try:
-        return float(json.loads(path.read_text())["after"]["change"]["style followed"])
+        return Share(**json.loads(path.read_text())["after"]["change"]["style followed"]).value
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
             f"{str(path)!r} does not say how often its style was followed ({type(error).__name__}); make it again: "
