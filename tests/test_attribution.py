@@ -182,7 +182,8 @@ def test_tokens_that_can_not_be_meant_are_refused(llava: HookedMM) -> None:
     refuse("red blue", r"'red blue' is 2 tokens \['red', 'blue'\], not one")
     refuse("", r"'' is 0 tokens")
     refuse("zebra", r"'zebra' is not in the vocabulary \(it becomes '<unk>'\)")
-    refuse(62, "token id 62 is outside the vocabulary of 62")
+    size = llava.cfg.d_vocab
+    refuse(size, f"token id {size} is outside the vocabulary of {size}")
     refuse(torch.tensor([1, -1]), "token id -1 is outside")
     refuse([1, 2, 3], r"shape \(3,\) fit neither samples \(2,\) nor positions \(2, 3\)")
     refuse("red", "is a string, which needs a tokenizer", None)

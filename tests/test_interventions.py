@@ -128,10 +128,12 @@ def test_a_forward_pass_equals_a_raw_hook(llava: HookedMM, batch: Batch, kind: s
 def test_generation_equals_raw_hooks(llava: HookedMM, batch: Batch, options: dict, kind: str, word: str) -> None:
     """Token for token with left padding: greedy, beams, seeded sampling with two answers per prompt."""
     rows = max(options.get("num_beams", 1), options.get("num_return_sequences", 1))
-    push = 40 * W.repeat_interleave(rows, 0)[:, None]
-    made: Intervention = Add(POINT, W, 40, at=word) if kind == "per sample" else KINDS[kind][0](at=word)
-    made = Add(POINT, 4 * U, 5, at=word) if kind == "add" else made
-    change = {"add": lambda x: x + 5 * (4 * U), "per sample": lambda x: x + push, "project": KINDS["project"][1]}[kind]
+    # Behind its first block the small LLaVA has read the question: to change an answer, change it before.
+    point = POINT if kind == "project" else "hook_embed"
+    push = 400 * W.repeat_interleave(rows, 0)[:, None]
+    made: Intervention = Add(point, W, 400, at=word) if kind == "per sample" else KINDS[kind][0](at=word)
+    made = Add(point, 40 * U, 5, at=word) if kind == "add" else made
+    change = {"add": lambda x: x + 5 * (40 * U), "per sample": lambda x: x + push, "project": KINDS["project"][1]}[kind]
     last = torch.zeros_like(batch.mask())
     last[:, -1] = True
     prompt = {"question": batch.mask(role="question"), "generated": last & ~last, "last_prompt": last}[word]
@@ -144,7 +146,7 @@ def test_generation_equals_raw_hooks(llava: HookedMM, batch: Batch, options: dic
     settings = {"max_new_tokens": 8, "do_sample": False, **options}
     inputs = {key: value for key, value in batch.inputs.items() if key != "position_ids"}
     torch.manual_seed(0)
-    with raw_hook(llava.hf_model, POINT, by_hand):
+    with raw_hook(llava.hf_model, point, by_hand):
         expected = llava.hf_model.generate(**inputs, **settings)
     torch.manual_seed(0)
     with llava.hooks([*made.specs()]):
@@ -161,14 +163,14 @@ def test_tower_points_in_generation_equal_raw_hooks(llava: HookedMM, images: lis
     batch = llava.prepare([images[0], images[1]], PROMPTS[:2])
 
     def by_hand(x: Tensor) -> Tensor:
-        push = 30 * W[:2].repeat_interleave(x.shape[0] // 2, 0)[:, None]
-        return torch.cat([(x + push)[:, :20], x[:, 20:]], dim=1)
+        push = 300 * W[:2].repeat_interleave(x.shape[0] // 2, 0)[:, None]
+        return torch.cat([(x + push)[:, :50], x[:, 50:]], dim=1)
 
     settings = {"max_new_tokens": 8, "do_sample": False, "num_beams": beams}
     inputs = {key: value for key, value in batch.inputs.items() if key != "position_ids"}
     with raw_hook(llava.hf_model, "projector.hook_out", by_hand):
         expected = llava.hf_model.generate(**inputs, **settings)
-    with llava.hooks([*Add("projector.hook_out", W[:2], 30, at=range(20)).specs()]):
+    with llava.hooks([*Add("projector.hook_out", W[:2], 300, at=range(50)).specs()]):
         got = llava.generate(batch, **settings)
     assert torch.equal(got.tokens, expected[:, batch.input_ids.shape[1] :])
     assert not torch.equal(got.tokens, llava.generate(batch, **settings).tokens)

@@ -131,7 +131,7 @@ def refused(**options: Any) -> Callable[[Any], Patch]:
             refused(sample=0, at="question"),
             "sample 1: 4 positions at .* are to be patched from 6 of the source's sample 0",
         ),
-        (refused(sample=0, source_at=0), "sample 0: 36 positions at .* are to be patched from 1 of"),
+        (refused(sample=0, source_at=0), "sample 0: 64 positions at .* are to be patched from 1 of"),
         (refused(sample=0, heads=0), "heads=0 was given, but 'blocks.1.hook_resid_post' has no heads"),
         (refused(sample=0, source=torch.zeros(3, 5, 64)), "they may differ in rows and positions only"),
         (refused(sample=0, source=[1.0]), "source must be a cache or a tensor; got list"),

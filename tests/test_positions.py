@@ -123,7 +123,7 @@ def test_rules_of_a_real_batch(llava: HookedMM, images: list[Image.Image]) -> No
     mask = QUESTION.resolve(hook, shape)
     said = [[token for token, kept in zip(*pair, strict=True) if kept] for pair in zip(batch.tokens, mask, strict=True)]
     assert [" ".join(words) for words in said] == ["what place is this ?", "where is the star ? what place ?"]
-    assert IMAGE.resolve(hook, shape).sum(dim=1).tolist() == [36, 36]
+    assert IMAGE.resolve(hook, shape).sum(dim=1).tolist() == [64, 64]
     assert LAST_PROMPT.resolve(hook, shape).nonzero().tolist() == [[0, shape[1] - 1], [1, shape[1] - 1]]
     assert batch.tokens[0][int(Positions(index=0, sample=0).resolve(hook, shape).nonzero()[0, 1])] == "<s>"
 
@@ -131,16 +131,16 @@ def test_rules_of_a_real_batch(llava: HookedMM, images: list[Image.Image]) -> No
 def test_tower_points_take_rules_without_roles(llava: HookedMM, images: list[Image.Image]) -> None:
     """Patches are image positions with an index; what only tokens have is refused."""
     batch = llava.prepare([[images[0], images[1]], [images[2]]], ["what place is this ?", "what"])
-    hook, shape = Hook("projector.hook_out", None, 0, batch), (3, 36, 128)
+    hook, shape = Hook("projector.hook_out", None, 0, batch), (3, 64, 128)
     assert IMAGE.resolve(hook, shape).all()
     assert not TEXT.resolve(hook, shape).any()
-    assert as_rule(-1).resolve(hook, shape).nonzero().tolist() == [[0, 35], [1, 35], [2, 35]]
+    assert as_rule(-1).resolve(hook, shape).nonzero().tolist() == [[0, 63], [1, 63], [2, 63]]
     assert Positions(sample=0).resolve(hook, shape).all(dim=1).tolist() == [True, True, False]
     for rule in (QUESTION, LAST_PROMPT, PROMPT, ~GENERATED):
         with pytest.raises(BadInputError, match=r"Positions\(.*at 'projector.hook_out', but it holds image patches"):
             rule.resolve(hook, shape)
-    with pytest.raises(BadInputError, match=r"sample 0: Positions\(index=36\): there are only 36 patches"):
-        as_rule(36).resolve(hook, shape)
+    with pytest.raises(BadInputError, match=r"sample 0: Positions\(index=64\): there are only 64 patches"):
+        as_rule(64).resolve(hook, shape)
 
 
 def test_short_forms_and_printing() -> None:

@@ -34,7 +34,7 @@ def test_roles_and_modalities(llava: HookedMM, images: list[Image.Image]) -> Non
     assert by_role(batch, 0, "question") == ["user", ":", "what", "?"]
     assert by_role(batch, 0, "answer") == ["the", "assistant", ":", "red"]
     assert by_role(batch, 1, "question") == ["assistant", ":"]
-    assert batch.mask(modality="image").sum(1).tolist() == [36, 0]
+    assert batch.mask(modality="image").sum(1).tolist() == [64, 0]
     assert batch.last_prompt().tolist() == [len(batch.tokens[0]) - 5, len(batch.tokens[0]) - 1]
 
 
@@ -44,7 +44,7 @@ def test_images_stand_where_their_tokens_stand(llava: HookedMM, images: list[Ima
     batch = llava.prepare([images[:3]], [f"is {token}{token} big or {token} small ?"])
     image = batch.mask(modality="image")[0]
     runs = "".join("i" if flag else "t" for flag in image)
-    assert [len(run) for run in runs.replace("t", " ").split()] == [72, 36]
+    assert [len(run) for run in runs.replace("t", " ").split()] == [128, 64]
     assert by_role(batch, 0, "question") == ["is", "big", "or", "small", "?"]
     assert batch.image_sample.tolist() == [0, 0, 0]
 

@@ -209,7 +209,7 @@ def test_generation_with_a_write_equals_raw_hooks(llava: HookedMM, batch: Batch,
     """Token for token, batched with left padding and KV cache, in every step: greedy, beams, seeded sampling."""
 
     def push(value: Tensor, hook: Hook | None = None) -> Tensor:
-        return value.flip(-1)
+        return -9 * value
 
     settings = {"max_new_tokens": 12, "do_sample": False, **options}
     inputs = {key: value for key, value in batch.inputs.items() if key != "position_ids"}

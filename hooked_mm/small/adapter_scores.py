@@ -66,7 +66,7 @@ def score(model: HookedMM, change: Change, items: Sequence[Scene], seed: int = 0
     Returns:
         Three sections. `change`: what should be new, on scenes that the change touches. `questions`: per type, and
         `styles`: exact captions per style asked for, both on up to `KEPT` scenes that the change leaves as they are, by
-        the unchanged truth. Where a change is of the default prompt's style, these can be any scenes, and that prompt is
+        the unchanged truth. Where a change is of the default prompt's style, these can be any, and that prompt is
         none of the styles.
     """
     touched = [item for item in items if change.touches(item)]
