@@ -68,13 +68,13 @@ def test_an_adapter_learns_and_is_loaded_as_it_was(base: Path, tmp_path: Path) -
     items = training_scenes(CHANGES["place"], 2, 0)
     pool = Pool(family, plain.processor, items[:1])
     packer = ChangePacker(plain.processor.tokenizer, model.config.image_token_id, CHANGES["place"])
-    stage = AdapterStage(family, adapted, pool, 6, packer)
+    stage = AdapterStage(family, adapted.get_base_model(), pool, 6, packer)
     stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
-    (group,) = pool.groups.values()
+    (canvas,) = pool.groups
     optimiser = stage.configure_optimizers()[0][0]
     losses = []
     for _ in range(6):
-        loss = stage.training_step((group, np.array([0]), [1]))
+        loss = stage.loss((canvas, np.array([0]), [1]))
         optimiser.zero_grad()
         loss.backward()
         for rate in optimiser.param_groups:

@@ -128,7 +128,7 @@ def test_as_good_as_logistic_regression() -> None:
     train, _, test = parts
     scaler = StandardScaler().fit(train.values)
     scores = [
-        LogisticRegression(C=1.0, max_iter=1000)
+        LogisticRegression(C=1e6, max_iter=5000)
         .fit(scaler.transform(train.values), column)
         .decision_function(scaler.transform(test.values))
         for column in train.truth.T
@@ -178,11 +178,11 @@ def test_rows_are_the_right_positions(model: HookedMM) -> None:
     assert set(rows) == {(name, rule) for name in VALUES for rule in RULES} - {("count", "predicts")}
     # Word numbers of each scene's attribute words; what predicts a word is the one before it.
     numbers = {
-        "shape": [[1], [1, 12]],
-        "size": [[4], [4, 15]],
-        "colour": [[6], [6, 17]],
-        "position": [[9], [9, 20]],
-        "place": [[13], [24]],
+        "shape": [[1], [1, 13]],
+        "size": [[4], [4, 16]],
+        "colour": [[6], [6, 18]],
+        "position": [[9], [9, 21]],
+        "place": [[13], [25]],
     }
     by_hand: dict[str, list[torch.Tensor]] = {rule: [] for rule in ("image mean", "last prompt", *numbers)}
     for index, (item, said) in enumerate(zip(SCENES, SAID, strict=True)):
