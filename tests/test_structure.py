@@ -42,7 +42,7 @@ def test_the_small_llava(llava: HookedMM) -> None:
     assert (cfg.family, cfg.n_layers, cfg.d_model, cfg.n_heads, cfg.d_head, cfg.d_mlp) == ("llava", 6, 128, 4, 32, 256)
     assert cfg.vision is not None
     assert (cfg.vision.n_layers, cfg.vision.d_model, cfg.vision.d_head) == (4, 96, 24)
-    assert cfg.d_vocab == 62
+    assert cfg.d_vocab == 72
     assert llava.structure.projector == "model.multi_modal_projector"
 
 
