@@ -58,14 +58,18 @@ class Family(ABC):
     name: ClassVar[str]
     padded: ClassVar[bool] = False
     """Whether pictures are padded to a square."""
+    patch: ClassVar[int]
+    """Side of a patch in pixels."""
+    axes: ClassVar[int] = 1
+    """Of the decoder's rotary positions."""
 
     @abstractmethod
     def build(self) -> tuple[Any, Any]:
         """A randomly initialised model and its processor."""
 
-    @abstractmethod
     def patch_grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the tower's patches for a picture of this size."""
+        """Rows and columns of the tower's patches for a picture of this size, taken as it is."""
+        return height // self.patch, width // self.patch
 
     @abstractmethod
     def token_grid(self, width: int, height: int) -> tuple[int, int]:
@@ -75,9 +79,9 @@ class Family(ABC):
     def patches(self, model: Any, pixels: Pixels) -> Float[Tensor, "b patches d_vision"]:
         """What the connector reads of the tower."""
 
-    @abstractmethod
     def tokens(self, model: Any, pixels: Pixels) -> Float[Tensor, "b tokens d"]:
         """What enters the decoder."""
+        return torch.stack(list(model.model.get_image_features(**pixels).pooler_output))
 
     @abstractmethod
     def decoder(self, model: Any) -> Any:
@@ -149,9 +153,6 @@ class Llava(Family):
     def patches(self, model: Any, pixels: Pixels) -> Float[Tensor, "b patches d_vision"]:
         return model.model.vision_tower(pixels["pixel_values"], output_hidden_states=True).hidden_states[-1][:, 1:]
 
-    def tokens(self, model: Any, pixels: Pixels) -> Float[Tensor, "b tokens d"]:
-        return torch.stack(list(model.model.get_image_features(**pixels).pooler_output))
-
     def decoder(self, model: Any) -> Any:
         return model.model.language_model
 
@@ -197,9 +198,6 @@ class Idefics2(Family):
         )
         return transformers.Idefics2ForConditionalGeneration(config), processor
 
-    def patch_grid(self, width: int, height: int) -> tuple[int, int]:
-        return height // self.patch, width // self.patch
-
     def token_grid(self, width: int, height: int) -> tuple[int, int]:
         return self.latents, self.latents
 
@@ -209,9 +207,6 @@ class Idefics2(Family):
         mask = torch.ones(shape, dtype=torch.bool, device=values.device)
         return model.model.vision_model(pixel_values=values, patch_attention_mask=mask).last_hidden_state
 
-    def tokens(self, model: Any, pixels: Pixels) -> Float[Tensor, "b tokens d"]:
-        return torch.stack(list(model.model.get_image_features(**pixels).pooler_output))
-
     def decoder(self, model: Any) -> Any:
         return model.model.text_model
 
@@ -220,6 +215,7 @@ class Qwen2VL(Family):
     """Qwen2-VL's tower on pictures of any shape, merging blocks of 2 x 2 patches; rotary positions in three axes."""
 
     name = "qwen2_vl"
+    axes = 3
     patch, merge = 4, 2
 
     def build(self) -> tuple[Any, Any]:
@@ -269,9 +265,6 @@ class Qwen2VL(Family):
         )
         return transformers.Qwen2VLForConditionalGeneration(config), processor
 
-    def patch_grid(self, width: int, height: int) -> tuple[int, int]:
-        return height // self.patch, width // self.patch
-
     def token_grid(self, width: int, height: int) -> tuple[int, int]:
         rows, cols = self.patch_grid(width, height)
         return rows // self.merge, cols // self.merge
@@ -293,9 +286,6 @@ class Qwen2VL(Family):
         grid = pixels["image_grid_thw"]
         out = model.model.visual(pixels["pixel_values"], grid_thw=grid).last_hidden_state
         return out.view(len(grid), -1, out.shape[-1])
-
-    def tokens(self, model: Any, pixels: Pixels) -> Float[Tensor, "b tokens d"]:
-        return torch.stack(list(model.model.get_image_features(**pixels).pooler_output))
 
     def decoder(self, model: Any) -> Any:
         return model.model.language_model

@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.language import WORD_CLASSES
-from hooked_mm.scenes.world import CANVASES, HELD_OUT, Scene, scene
+from hooked_mm.scenes.world import CANVASES, HELD_OUT, HELD_OUT_SHAPE, Scene, scene
 from hooked_mm.small.families import Family, Pixels
 
 IGNORE = -100
@@ -38,8 +38,7 @@ def partner_words() -> dict[str, Int[Tensor, " words"]]:
     """
     shapes, colours = WORD_CLASSES["shapes"], WORD_CLASSES["colours"]
     of_shape = [colours.index(HELD_OUT[shape]) if shape in HELD_OUT else IGNORE for shape in shapes]
-    back = {colour: shape for shape, colour in HELD_OUT.items()}
-    of_colour = [shapes.index(back[colour]) if colour in back else IGNORE for colour in colours]
+    of_colour = [shapes.index(HELD_OUT_SHAPE[colour]) if colour in HELD_OUT_SHAPE else IGNORE for colour in colours]
     return {"colours": torch.tensor(of_shape), "shapes": torch.tensor(of_colour)}
 
 

@@ -242,8 +242,7 @@ def packed_logits(family: Family, model: Any, packed: Packed, pixels: Any) -> tu
     embeds = model.get_input_embeddings()(packed.ids)
     embeds = embeds.index_copy(1, packed.image, family.tokens(model, pixels))
     mask = torch.zeros(packed.mask.shape).masked_fill(~packed.mask, torch.finfo(torch.float32).min)
-    # One axis of positions is all that most decoders know; three are those of multimodal rotary embeddings.
-    positions = packed.positions if family.name.startswith("qwen") else packed.positions[0]
+    positions = packed.positions[0] if family.axes == 1 else packed.positions
     hidden = family.decoder(model)(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
