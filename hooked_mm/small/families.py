@@ -18,7 +18,7 @@ import json
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, NamedTuple
 
 import torch
 import transformers
@@ -52,6 +52,14 @@ def _square(side: int) -> dict[str, int]:
     return {"height": side, "width": side}
 
 
+class Steps(NamedTuple):
+    """How long each stage of `train` lasts."""
+
+    tower: int = 1500
+    alignment: int = 400
+    language: int = 1800
+
+
 class Family(ABC):
     """One family's model, and where its parts are."""
 
@@ -62,6 +70,7 @@ class Family(ABC):
     """Side of a patch in pixels."""
     axes: ClassVar[int] = 1
     """Of the decoder's rotary positions."""
+    steps: ClassVar[Steps] = Steps()
 
     @abstractmethod
     def build(self) -> tuple[Any, Any]:
@@ -111,6 +120,7 @@ class Llava(Family):
     name = "llava"
     padded = True
     side, patch = 64, 8
+    steps = Steps(alignment=500, language=3000)
 
     def build(self) -> tuple[Any, Any]:
         tokenizer = build_tokenizer(["<image>"])
@@ -162,6 +172,8 @@ class Idefics2(Family):
 
     name = "idefics2"
     side, patch, latents = 72, 8, 6
+    # Its latents have no place of their own in the picture: what they name is learnt late.
+    steps = Steps(tower=2400, alignment=800, language=2600)
 
     def build(self) -> tuple[Any, Any]:
         specials = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]

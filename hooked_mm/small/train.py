@@ -39,16 +39,13 @@ from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.card import Training, write_model_card
 from hooked_mm.small.evaluate import evaluate
-from hooked_mm.small.families import FAMILIES, Family, build, save_processor
+from hooked_mm.small.families import FAMILIES, Family, Steps, build, save_processor
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
 from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Batch, Pool, partner_words
 
 NAMED = (*ATTRIBUTES, "places")
 """What parts of a picture are trained to tell."""
-
-OUTSIDE = ("family", "output", "seed", "no_evaluation")
-"""Options that are no settings of the recipe."""
 
 NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents", "lora_")
 """Parts of the names of matrices that Muon is not for: those at the model's ends, and thin ones."""
@@ -312,12 +309,19 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--batch", type=int, default=8, help="images per process and step")
     parser.add_argument("--scenes", type=int, default=30_000, help="distinct scenes to train on, over all processes")
-    parser.add_argument("--tower-steps", type=int, default=1500)
-    parser.add_argument("--alignment-steps", type=int, default=400)
-    parser.add_argument("--language-steps", type=int, default=1800)
+    for stage in Steps._fields:
+        parser.add_argument(f"--{stage}-steps", type=int, help=f"of the {stage} stage, the family's own unless given")
     parser.add_argument("--no-evaluation", action="store_true", help="leave evaluation and card for later")
     options = parser.parse_args(argv)
     output = options.output or Path("runs/small") / options.family
+    typed = {
+        name: value
+        for name, value in vars(options).items()
+        if name not in ("family", "output", "no_evaluation") and value != parser.get_default(name)
+    }
+    for stage, count in FAMILIES[options.family].steps._asdict().items():
+        if getattr(options, f"{stage}_steps") is None:
+            setattr(options, f"{stage}_steps", count)
 
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     torch.set_num_threads(1)
@@ -349,8 +353,10 @@ def main(argv: list[str] | None = None) -> None:
     model.to(torch.bfloat16).save_pretrained(output)
     save_processor(processor, output)
     (output / "model.safetensors").chmod(0o644)
-    settings = {name: value for name, value in sorted(vars(options).items()) if name not in OUTSIDE}
-    command = f"python -m hooked_mm.small.train {options.family}" + (f" --seed {options.seed}" if options.seed else "")
+    recipe = (*(f"{stage}_steps" for stage in Steps._fields), "batch", "scenes", "processes")
+    settings = {name: getattr(options, name) for name in recipe}
+    flags = (f" --{name.replace('_', '-')} {value}" for name, value in typed.items())
+    command = f"python -m hooked_mm.small.train {options.family}{''.join(flags)}"
     device = f"{options.processes} CPU core" + "s" * (options.processes > 1)
     Training(command, round(minutes, 1), device, options.seed, settings).save(output)
     print(f"trained in {minutes:.1f} minutes; the model is in {output}")
