@@ -53,3 +53,9 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """`; nearest: a, b` for an error message, or an empty string."""
     close = get_close_matches(name, list(names), n=count, cutoff=0.5)
     return f"; nearest: {', '.join(close)}" if close else ""
+
+
+def unknown(what: str, name: str, names: Iterable[str]) -> BadInputError:
+    """The error for a name that is none of the known ones: `no split 'tset'; nearest: test; there are: train, test`."""
+    known = list(names)
+    return BadInputError(f"no {what} {name!r}{nearest(name, known)}; there are: {', '.join(known) or 'none'}")

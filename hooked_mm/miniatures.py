@@ -13,7 +13,7 @@ from torch import Tensor
 from transformers import AutoConfig, AutoModelForImageTextToText
 
 from hooked_mm.architectures import FAMILIES
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import unknown
 
 VOCABULARY = 200
 IMAGE_TOKEN = 150
@@ -234,7 +234,7 @@ def miniature(family: str, *, seed: int = 0) -> Any:
         BadInputError: For a family that has no miniature.
     """
     if family not in CONFIGS:
-        raise BadInputError(f"no miniature of {family!r}{nearest(family, CONFIGS)}; there are {', '.join(FAMILIES)}")
+        raise unknown("miniature of", family, FAMILIES)
     torch_state = torch.get_rng_state()
     try:
         torch.manual_seed(seed)

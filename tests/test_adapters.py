@@ -167,8 +167,7 @@ def test_one_command_makes_an_adapter_with_its_card(llava_folder: Path, tmp_path
     options = ["--steps", "2", "--batch", "2", "--scenes", "4", "--rank", "2", "--evaluate", "3"]
     main([str(llava_folder), "--adapter", "place", "--output", str(tmp_path), *options])
     names = {path.name for path in (tmp_path / "place").iterdir()}
-    files = {"adapter_config.json", "adapter_model.safetensors", "accuracy.json", "README.md"}
-    # Two steps are too few for a line of the curve of training.
+    files = {"adapter_config.json", "adapter_model.safetensors", "accuracy.json", "README.md", "training.jsonl"}
     assert names == files
     assert "3 held-out scenes" in (tmp_path / "place" / "README.md").read_text()
 

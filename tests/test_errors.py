@@ -17,6 +17,7 @@ from hooked_mm.errors import (
     UnknownWordError,
     UnsupportedModelError,
     nearest,
+    unknown,
 )
 
 
@@ -55,6 +56,15 @@ def test_nearest_offers_near_names_only() -> None:
     assert nearest("hook_resid_pst", names, 1) == "; nearest: hook_resid_post"
     assert nearest("quux", names) == ""
     assert nearest("x", []) == ""
+
+
+def test_unknown_names_what_there_is() -> None:
+    """The name, what it was to be, near names and all others; an error to raise, not raised."""
+    assert str(unknown("split", "tset", (n for n in ("train", "test")))) == (
+        "no split 'tset'; nearest: test; there are: train, test"
+    )
+    assert str(unknown("adapter of x", "y", [])) == "no adapter of x 'y'; there are: none"
+    assert isinstance(unknown("split", "x", []), BadInputError)
 
 
 @given(st.text("abc_", min_size=3, max_size=8), st.lists(st.text("abc_", min_size=1, max_size=8), unique=True))

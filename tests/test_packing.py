@@ -16,14 +16,14 @@ from hooked_mm.small.train import packed_logits
 from tests.test_families import NAMES, asked, made, on, picture
 
 
-def pack(name: str, scenes: list[Scene], seed: int = 0, length: int | None = None, styled: int = 1) -> Packed:
+def pack(name: str, scenes: list[Scene], seed: int = 0, styled: int = 1) -> Packed:
     """Scenes of one canvas behind the prefix that the family's processor writes for its picture."""
     model, processor = made(name)
     blank = [{"role": "user", "content": [{"type": "image"}]}]
     prompt = processor(text=[processor.apply_chat_template(blank)], images=[[picture(scenes[0])]], return_tensors="pt")
     packer = Packer(processor.tokenizer, model.config.image_token_id, 3.0, styled)
     positions = FAMILIES[name].positions(model, prompt)
-    return packer(scenes, prompt["input_ids"][0], positions, np.random.default_rng(seed), length)
+    return packer(scenes, prompt["input_ids"][0], positions, np.random.default_rng(seed))
 
 
 def words(name: str, ids: torch.Tensor) -> list[str]:
@@ -152,18 +152,6 @@ def test_full_captions_ban_the_partner_of_what_is_named() -> None:
             assert text.banned[0] == text.banned[2] == text.banned[-1] == IGNORE
             return
     pytest.fail("no caption in full")
-
-
-def test_length() -> None:
-    """With a budget the sequence has that length, texts that do not fit are left out, others stay whole."""
-    items = scenes_of((48, 48), "train", 4)
-    whole, short = pack("llava", items), pack("llava", items, length=160)
-    assert short.ids.shape == short.labels.shape == short.mask.shape[::3] == (4, 160)
-    for row in range(4):
-        all_texts = [t[1:] for t in texts("llava", whole, row)]
-        kept = [t[1:] for t in texts("llava", short, row)]
-        assert 0 < len(kept) < len(all_texts)
-        assert all(text in all_texts for text in kept)
 
 
 def test_the_generator_decides() -> None:

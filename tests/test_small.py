@@ -123,7 +123,7 @@ def test_a_sibling_is_the_model_with_its_adapter(adapted: Path, images: list[Ima
 
 def test_adapters_that_are_not_there(adapted: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The nearest and all names are offered; without PEFT the remedy."""
-    with pytest.raises(BadInputError, match=r"no adapter 'lout' of llava; nearest: loud; there are: loud"):
+    with pytest.raises(BadInputError, match=r"no adapter of llava 'lout'; nearest: loud; there are: loud"):
         small_adapter_path("llava", "lout")
     with pytest.raises(BadInputError, match=r"no small model 'lava'"):
         small_adapter_path("lava", "loud")

@@ -115,8 +115,8 @@ def test_each_stage_learns(name: str, kind: type[Stage], tmp_path: Path) -> None
 
 
 def test_curve(tmp_path: Path) -> None:
-    """A line for every so many steps, with the mean of what was logged."""
-    one = stage(TowerStage, "llava", 25, range(2))
+    """A line for every so many steps and for the rest of them, with the mean of what was logged."""
+    one = stage(TowerStage, "llava", 27, range(2))
     path = tmp_path / "curve.jsonl"
     values: list[float] = []
 
@@ -127,10 +127,11 @@ def test_curve(tmp_path: Path) -> None:
 
     one.loss = loss
     fit(one, 1, 1, [0], path)
-    (line,) = [json.loads(text) for text in path.read_text().splitlines()]
-    assert line["stage"] == "TowerStage"
-    assert line["step"] == 25
-    assert line["seen"] == pytest.approx(np.mean(values), abs=1e-3)
+    lines = [json.loads(text) for text in path.read_text().splitlines()]
+    assert [line["stage"] for line in lines] == ["TowerStage"] * 2
+    assert [line["step"] for line in lines] == [25, 27]
+    assert lines[0]["seen"] == pytest.approx(np.mean(values[:25]), abs=1e-3)
+    assert lines[1]["seen"] == pytest.approx(np.mean(values[25:]), abs=1e-3)
 
 
 @pytest.mark.parametrize("name", NAMES)

@@ -21,7 +21,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import unknown
 from hooked_mm.scenes.world import Scene, SceneObject
 
 Phrase = tuple[str, SceneObject | None]
@@ -77,8 +77,7 @@ def phrases(scene: Scene, style: str = "full") -> list[Phrase]:
         BadInputError: For an unknown style, or `any`, which is no wording of its own.
     """
     if style not in STYLES or style == "any":
-        options = [name for name in STYLES if name != "any"]
-        raise BadInputError(f"no wording {style!r}{nearest(style, options)}; there are: {', '.join(options)}")
+        raise unknown("wording", style, [name for name in STYLES if name != "any"])
     chosen = STYLES[style]
     pieces: list[Phrase] = []
     for item in scene.objects if chosen.of_object else ():

@@ -9,7 +9,7 @@ from PIL import Image
 from torch.utils.data import Dataset
 
 from hooked_mm.data import Sample, SampleDataModule
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.scenes.captions import STYLES, right_captions
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.questions import questions
@@ -56,7 +56,7 @@ class SceneDataset(Dataset):
             raise BadInputError(f"task={task!r}; it must be 'caption' or 'question'")
         for value, known, what in ((split, SPLITS, "split"), (style, STYLES, "style")):
             if value not in known:
-                raise BadInputError(f"no {what} {value!r}{nearest(value, known)}; there are: {', '.join(known)}")
+                raise unknown(what, value, known)
         if count not in (None, 1, 2, 3):
             raise BadInputError(f"count={count}: scenes have 1, 2 or 3 objects")
         self.size, self.task, self.split, self.seed, self.style, self.count = size, task, split, seed, style, count

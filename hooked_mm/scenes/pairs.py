@@ -23,7 +23,7 @@ from itertools import product
 
 import numpy as np
 
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.scenes.questions import ASKED, ASKED_OF_SCENE, references
 from hooked_mm.scenes.world import (
     COLOURS,
@@ -152,7 +152,7 @@ def scene_pair(split: str, index: int, attribute: str, seed: int = 0, *, count: 
 
 def _check(what: str, value: str, known: Iterable[str]) -> None:
     if value not in known:
-        raise BadInputError(f"no {what} {value!r}{nearest(value, list(known))}; there are: {', '.join(known)}")
+        raise unknown(what, value, known)
 
 
 def _numbers(scene: Scene, attribute: str) -> list[int]:

@@ -23,7 +23,7 @@ from typing import Literal, get_args
 import numpy as np
 from jaxtyping import Bool, Float
 
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import BadInputError, unknown
 
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring")
 COLOURS = {
@@ -247,7 +247,7 @@ def scene(split: str, index: int, seed: int = 0, *, count: int | None = None) ->
         BadInputError: For an unknown split, or a count that scenes do not have.
     """
     if split not in SPLITS:
-        raise BadInputError(f"no split {split!r}{nearest(split, SPLITS)}; there are: {', '.join(SPLITS)}")
+        raise unknown("split", split, SPLITS)
     if count is not None and not 1 <= count <= len(COUNTS):
         raise BadInputError(f"count={count}: scenes have 1 to {len(COUNTS)} objects")
     rng = np.random.default_rng([SPLITS.index(split), seed, index])

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import BadInputError, unknown
 
 _HERE = Path(__file__).parent
 
@@ -22,9 +22,7 @@ def small_model_path(name: str) -> Path:
         BadInputError: For a name that does not exist.
     """
     if name not in SMALL_MODELS:
-        raise BadInputError(
-            f"no small model {name!r}{nearest(name, SMALL_MODELS)}; there are: {', '.join(SMALL_MODELS)}"
-        )
+        raise unknown("small model", name, SMALL_MODELS)
     return _HERE / name
 
 
@@ -42,8 +40,7 @@ def small_adapter_path(name: str, adapter: str) -> Path:
     folder = small_model_path(name)
     known = adapters_of(folder)
     if adapter not in known:
-        there = f"there are: {', '.join(known)}" if known else "it has none"
-        raise BadInputError(f"no adapter {adapter!r} of {name}{nearest(adapter, known)}; {there}")
+        raise unknown(f"adapter of {name}", adapter, known)
     return folder / "adapters" / adapter
 
 

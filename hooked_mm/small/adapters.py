@@ -20,7 +20,7 @@ import torch
 from safetensors.torch import save_file
 from transformers import AutoConfig, AutoModelForImageTextToText, PreTrainedTokenizerFast
 
-from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
 from hooked_mm.processors import load_processor
 from hooked_mm.scenes.captions import CAPTION_PROMPT, phrases
@@ -139,7 +139,7 @@ def train_adapter(
         BadInputError: For an adapter that is not in `CHANGES`, or a model of another family.
     """
     if name not in CHANGES:
-        raise BadInputError(f"no adapter {name!r}{nearest(name, CHANGES)}; there are: {', '.join(CHANGES)}")
+        raise unknown("adapter", name, CHANGES)
     kind = AutoConfig.from_pretrained(model_folder).model_type
     if kind not in FAMILIES:
         raise BadInputError(f"{model_folder} holds a {kind!r}; adapters are trained on: {', '.join(FAMILIES)}")
@@ -166,7 +166,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--adapter", nargs="+", choices=list(CHANGES), default=list(CHANGES))
     parser.add_argument("--output", type=Path, help="folder of the adapters, MODEL/adapters unless given")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--steps", type=int, default=300)
+    parser.add_argument("--steps", type=int, default=100)
     parser.add_argument("--batch", type=int, default=16, help="images per step")
     parser.add_argument("--scenes", type=int, default=2000, help="distinct scenes to train on")
     parser.add_argument("--rank", type=int, default=4)

@@ -109,23 +109,11 @@ class Packer:
         prefix: Int[Tensor, " p"],
         prefix_positions: Int[Tensor, "3 p"],
         rng: np.random.Generator,
-        length: int | None = None,
     ) -> Packed:
-        """Pack each scene's texts; with `length`, into exactly so many positions (texts that do not fit are left out).
-
-        A target's label stands at the position that predicts it.
-        """
-        rows = []
-        for item in scenes:
-            texts, room = [], (length or 10**9) - len(prefix)
-            for text in self.texts(item, rng):
-                size = len(text.prompt) + len(text.answer)
-                if size <= room:
-                    texts.append(text)
-                    room -= size
-            rows.append(texts)
+        """Pack each scene's texts. A target's label stands at the position that predicts it."""
+        rows = [self.texts(item, rng) for item in scenes]
         longest = max(len(prefix) + sum(len(t.prompt) + len(t.answer) for t in row) for row in rows)
-        shape = (len(rows), length or longest)
+        shape = (len(rows), longest)
         ids = np.zeros(shape, np.int64)
         labels = np.full(shape, IGNORE, np.int64)
         banned = np.full(shape, IGNORE, np.int64)

@@ -209,11 +209,9 @@ class LanguageStage(Stage):
 
     matrix_rate = 3e-3  # at the towers' rate, the plateau does not break
 
-    def __init__(
-        self, family: Family, model: Any, pool: Pool, steps: int, packer: Packer, length: int | None = None
-    ) -> None:
+    def __init__(self, family: Family, model: Any, pool: Pool, steps: int, packer: Packer) -> None:
         super().__init__(family, model, pool, steps)
-        self.packer, self.length = packer, length
+        self.packer = packer
         self.prefixes = {
             canvas: (group.prompt["input_ids"][0], family.positions(model, group.prompt))
             for canvas, group in pool.groups.items()
@@ -223,7 +221,7 @@ class LanguageStage(Stage):
         canvas, rows, seed = batch
         group = self.pool.groups[canvas]
         scenes = [group.scenes[row] for row in rows]
-        packed = self.packer(scenes, *self.prefixes[canvas], np.random.default_rng(seed), self.length)
+        packed = self.packer(scenes, *self.prefixes[canvas], np.random.default_rng(seed))
         pixels = self.pool.pictures(group, rows, some_grey=False)
         logits, labels, weights = packed_logits(self.family, self.model, packed, pixels)
         loss = (F.cross_entropy(logits, labels, reduction="none") * weights).sum() / weights.sum()
@@ -263,7 +261,7 @@ def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
 
 
 class Curve(lightning.Callback):
-    """What a stage logs, averaged over every so many steps, as lines of JSON."""
+    """What a stage logs on the first process, averaged over every so many steps, as lines of JSON."""
 
     def __init__(self, path: Path, stage: str, every: int = 25) -> None:
         self.path, self.stage, self.every = path, stage, every
@@ -273,7 +271,8 @@ class Curve(lightning.Callback):
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
         for name, value in trainer.callback_metrics.items():
             self.sums.setdefault(name, []).append(float(value))
-        if (index + 1) % self.every == 0 and trainer.is_global_zero:
+        last = index + 1 == trainer.num_training_batches
+        if ((index + 1) % self.every == 0 or last) and trainer.is_global_zero:
             means = {name: round(float(np.nanmean(values)), 4) for name, values in self.sums.items()}
             line = {"stage": self.stage, "step": index + 1, "seconds": round(time.monotonic() - self.start, 1), **means}
             with self.path.open("a") as file:
