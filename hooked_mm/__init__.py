@@ -32,7 +32,8 @@ if TYPE_CHECKING:
     from hooked_mm.processors import load_processor
     from hooked_mm.runner import Hook
     from hooked_mm.selectors import LastPrompt, MeanOver, TokenOfInterest
-    from hooked_mm.store import ActivationStore, StoreWriter
+    from hooked_mm.store import ActivationStore
+    from hooked_mm.store_writer import StoreWriter
 
 _HOME = {
     "Batch": "batch",
@@ -72,7 +73,7 @@ _HOME = {
     "MeanOver": "selectors",
     "TokenOfInterest": "selectors",
     "ActivationStore": "store",
-    "StoreWriter": "store",
+    "StoreWriter": "store_writer",
 }
 
 __all__ = [

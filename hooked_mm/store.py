@@ -1,261 +1,75 @@
-"""The activation store: representations on disk, with where each row comes from.
+"""The activation store: representations on disk, with where each row comes from, opened lazily.
 
-A store is a directory:
-
-    manifest.json                         how it was made; once the run that made it ended, what belongs to it
-    shards/00000/activations.safetensors  one tensor per hook, (rows, d)
-    shards/00000/rows.parquet             row -> sample, position, modality, role, word
-    shards/00000/samples.parquet          sample -> prompt, text and every column the data set brings
-    shards/00000/skipped.parquet          samples that could not be used, with the reason
-
-`position` counts a sample's own tokens, padding not among them; a mean over positions has none.
-
-A shard is written aside and renamed into place, so it is there wholly or not at all; a store whose run was cut off
-keeps all its finished shards and is continued with `StoreWriter(..., resume=True)`.
+`store_format` documents the files, `store_writer` writes them. Opened, rows stand in the order of the data set, however
+many processes wrote them in whatever order, and however often the run was cut off.
 """
 
 from __future__ import annotations
 
-import json
-import os
-import shutil
-import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.parquet as pq
+import pyarrow.compute as pc
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
-from hooked_mm.errors import StoreError, UnknownHookError, nearest
-
-FORMAT = 1
-ROW_COLUMNS = ("sample", "position", "modality", "role", "word")
-
-
-def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_text(json.dumps(content, indent=2, default=str) + "\n")
-    os.replace(aside, path)
-
-
-class StoreWriter:
-    """Writes a store shard by shard.
-
-    Args:
-        path: The store's directory; made if needed.
-        made_by: What the manifest shall say about its making (model, hooks, selector, seed, ...).
-        resume: Go on with an unfinished store of the same making.
-        rows_per_shard: A shard is written as soon as it has so many rows,
-        seconds_per_shard: or so many seconds after the one before, so that an interruption never costs more.
-
-    Raises:
-        StoreError: If the directory holds something else, a finished store, or one made otherwise.
-    """
-
-    def __init__(
-        self,
-        path: str | Path,
-        made_by: Mapping[str, Any],
-        *,
-        resume: bool = False,
-        rows_per_shard: int = 65_536,
-        seconds_per_shard: float = 300,
-    ) -> None:
-        self.path, self.rows_per_shard, self.seconds_per_shard = Path(path), rows_per_shard, seconds_per_shard
-        self._flushed = time.monotonic()
-        self.made_by = json.loads(json.dumps(dict(made_by), default=str))
-        self._tensors: dict[str, list[Tensor]] = {}
-        self._hooks: set[str] | None = None
-        self._rows: list[dict[str, Any]] = []
-        self._samples: list[dict[str, Any]] = []
-        self._skipped: list[dict[str, str]] = []
-        shards = self.path / "shards"
-        if shards.exists() or (self.path / "manifest.json").exists():
-            self._check_resumable(resume)
-        elif self.path.exists() and any(self.path.iterdir()):
-            raise StoreError(f"{str(self.path)!r} is a folder with other things in it; choose an empty or new one")
-        self.path.mkdir(parents=True, exist_ok=True)
-        # Before anything else, so that a folder with shards in it always says what it is.
-        _write_json(self.path / "manifest.json", {"format": FORMAT, "complete": False, "made_by": self.made_by})
-        shards.mkdir(exist_ok=True)
-        # What a cut-off run left half-written was never part of the store.
-        for leftover in shards.glob(".*"):
-            if leftover.is_dir():
-                shutil.rmtree(leftover)
-        self._shard = len(_shard_dirs(self.path))
-
-    def _check_resumable(self, resume: bool) -> None:
-        manifest = _read_manifest(self.path)
-        if not resume:
-            raise StoreError(f"{str(self.path)!r} already holds a store; pass resume=True to go on, or another path")
-        if manifest["complete"]:
-            raise StoreError(f"the store {str(self.path)!r} is complete; open it, or choose another path")
-        old = manifest["made_by"]
-        if old != self.made_by:
-            changed = sorted(key for key in {*old, *self.made_by} if old.get(key) != self.made_by.get(key))
-            raise StoreError(
-                f"the store {str(self.path)!r} was made otherwise ({', '.join(changed)} differ), so it can't be "
-                "continued; use the same settings or another path"
-            )
-
-    def done(self) -> set[str]:
-        """Ids of the samples that finished shards already hold or have skipped."""
-        shards = _shard_dirs(self.path) if (self.path / "shards").is_dir() else []
-        tables = [_read_table(shards, "samples", ["sample"]), _read_table(shards, "skipped", ["sample"])]
-        return {value for table in tables for value in table.column("sample").to_pylist()}
-
-    def add(
-        self,
-        values: Mapping[str, Float[Tensor, "n d"]],
-        rows: Sequence[Mapping[str, Any]],
-        samples: Sequence[Mapping[str, Any]],
-        skipped: Sequence[Mapping[str, str]] = (),
-    ) -> None:
-        """Append rows and their samples; all rows of a sample must come in one call.
-
-        Args:
-            values: Per hook (n, d).
-            rows: Per row `sample` (id), `position`, `modality`, `role`, `word`.
-            samples: Per sample at least `sample` (id); further columns as the data set has them.
-            skipped: `sample` and `reason` of samples that could not be used.
-        """
-        self._check_aligned(values, rows, samples)
-        for hook, value in values.items():
-            self._tensors.setdefault(hook, []).append(value.detach().cpu())
-        self._rows += [{name: row.get(name) for name in ROW_COLUMNS} for row in rows]
-        self._samples += [dict(sample) for sample in samples]
-        self._skipped += [dict(entry) for entry in skipped]
-        late = time.monotonic() - self._flushed > self.seconds_per_shard
-        if len(self._rows) >= self.rows_per_shard or late:
-            self.flush()
-
-    def _check_aligned(
-        self, values: Mapping[str, Tensor], rows: Sequence[Mapping[str, Any]], samples: Sequence[Mapping[str, Any]]
-    ) -> None:
-        for hook, value in values.items():
-            if len(value) != len(rows):
-                raise StoreError(f"{hook!r} has {len(value)} values for {len(rows)} rows; give one per row")
-        if rows and self._hooks is None:
-            self._hooks = set(values)
-        if rows and (not values or set(values) != self._hooks):
-            raise StoreError(f"rows came with values of {sorted(values)}; every row needs {sorted(self._hooks or ())}")
-        known = {sample["sample"] for sample in samples}
-        lost = next((row["sample"] for row in rows if row["sample"] not in known), None)
-        if lost is not None:
-            raise StoreError(f"a row belongs to sample {lost!r}, which did not come with it; add both in one call")
-
-    def flush(self) -> None:
-        """Write what was added as a shard of its own."""
-        if not (self._samples or self._skipped):
-            return
-        aside = self.path / "shards" / f".{self._shard:05d}"
-        aside.mkdir()
-        tensors = {hook: torch.cat(values).contiguous() for hook, values in self._tensors.items() if self._rows}
-        save_file(tensors, aside / "activations.safetensors")
-        pq.write_table(pa.Table.from_pylist(self._rows, schema=_ROW_SCHEMA), aside / "rows.parquet")
-        # Samples may bring different columns; what one lacks is null.
-        columns = list(dict.fromkeys(["sample", *(name for sample in self._samples for name in sample)]))
-        complete = [{name: sample.get(name) for name in columns} for sample in self._samples]
-        samples = pa.Table.from_pylist(complete) if complete else _SAMPLE_SCHEMA.empty_table()
-        pq.write_table(samples, aside / "samples.parquet")
-        pq.write_table(pa.Table.from_pylist(self._skipped, schema=_SKIPPED_SCHEMA), aside / "skipped.parquet")
-        os.replace(aside, self.path / "shards" / f"{self._shard:05d}")
-        self._shard += 1
-        self._tensors, self._rows, self._samples, self._skipped = {}, [], [], []
-        self._flushed = time.monotonic()
-
-    def close(self) -> ActivationStore:
-        """Write the last shard, mark the store complete and open it."""
-        self.flush()
-        # What belongs to the store, so that one that was copied by half is noticed.
-        files = {
-            str(f.relative_to(self.path)): f.stat().st_size for d in _shard_dirs(self.path) for f in sorted(d.iterdir())
-        }
-        content = {"format": FORMAT, "complete": True, "made_by": self.made_by, "files": files}
-        _write_json(self.path / "manifest.json", content)
-        return ActivationStore.open(self.path)
-
-
-_ROW_SCHEMA = pa.schema(
-    [
-        ("sample", pa.string()),
-        ("position", pa.int64()),
-        ("modality", pa.string()),
-        ("role", pa.string()),
-        ("word", pa.string()),
-    ]
-)
-_SAMPLE_SCHEMA = pa.schema([("sample", pa.string())])
-_SKIPPED_SCHEMA = pa.schema([("sample", pa.string()), ("reason", pa.string())])
-
-
-def _read_manifest(path: Path) -> dict[str, Any]:
-    file = path / "manifest.json"
-    if not file.is_file():
-        raise StoreError(f"{str(path)!r} is not an activation store: it has no manifest.json")
-    try:
-        manifest = json.loads(file.read_text())
-        version = manifest["format"]
-        if not {"complete", "made_by"} <= manifest.keys():
-            raise KeyError("complete, made_by")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError) as error:
-        raise StoreError(f"{str(file)!r} is not a store's manifest ({error!r}); write the store again") from error
-    if version != FORMAT:
-        raise StoreError(f"the store {str(path)!r} has format {version}, this version reads {FORMAT}; update hooked-mm")
-    return manifest
-
-
-def _shard_dirs(path: Path) -> list[Path]:
-    folder = path / "shards"
-    if not folder.is_dir():
-        raise StoreError(f"the store {str(path)!r} has no folder 'shards'; copy it again, whole, or make it again")
-    return sorted(shard for shard in folder.iterdir() if not shard.name.startswith("."))
-
-
-def _check_files(path: Path, files: Mapping[str, int]) -> None:
-    for name, size in files.items():
-        file = path / name
-        if not file.is_file() or file.stat().st_size != size:
-            found = f"{file.stat().st_size} bytes" if file.is_file() else "nothing"
-            raise StoreError(
-                f"the store {str(path)!r} is damaged: {name} should have {size} bytes, there is {found}; copy it "
-                "again, whole, or make it again"
-            )
-
-
-def _read_table(shards: list[Path], name: str, columns: list[str] | None = None) -> pa.Table:
-    tables = [pq.read_table(shard / f"{name}.parquet", columns=columns) for shard in shards]
-    schema = {"rows": _ROW_SCHEMA, "samples": _SAMPLE_SCHEMA, "skipped": _SKIPPED_SCHEMA}[name]
-    empty = schema.empty_table().select(columns or schema.names)
-    return pa.concat_tables([*tables, empty], promote_options="permissive")
+from hooked_mm.errors import StoreError, UnknownHookError, nearest, unknown
+from hooked_mm.store_format import ROW_COLUMNS, SCHEMAS, check_files, read_manifest, read_table, shard_dirs
+from hooked_mm.store_writer import StoreWriter
 
 
 class ActivationStore:
-    """A finished store: lazy, memory-mapped activations with tables of rows and samples.
+    """A finished store, or a part of one: memory-mapped activations with tables of rows and samples.
 
     Attributes:
         path: Its directory.
         made_by: How it was made.
-        rows: Table of rows (`sample`, `position`, `modality`, `role`, `word`), in the order of the activations.
+        rows: Table of rows (`sample`, `position`, `modality`, `role`, `word`, and where its activations lie: `shard`,
+            `row`), in the order of the activations.
         samples: Table of samples; `sample` is the id that `rows` refer to.
         skipped: Table of samples that could not be used, with the reason.
+        hooks: What it holds activations of.
     """
 
-    def __init__(self, path: Path, manifest: Mapping[str, Any]) -> None:
-        self.path, self.made_by = path, manifest["made_by"]
-        shards = _shard_dirs(path)
+    def __init__(self, path: Path, made_by: Mapping[str, Any]) -> None:
+        self.path, self.made_by = path, dict(made_by)
+        shards = shard_dirs(path)
         self._files = [shard / "activations.safetensors" for shard in shards]
-        self.rows = _read_table(shards, "rows")
-        self.samples = _read_table(shards, "samples")
-        self.skipped = _read_table(shards, "skipped")
-        self.hooks: list[str] = sorted({key for file in self._files for key in _keys(file)})
+        # Per hook the shape and dtype of a row.
+        self._shapes: dict[str, tuple[tuple[int, ...], torch.dtype]] = {}
+        for file in self._files:
+            self._shapes |= _shapes(file)
+        self.hooks: list[str] = sorted(self._shapes)
+        self.skipped = read_table(shards, "skipped")
+        self.samples = read_table(shards, "samples")
+        numbers = self.samples.column("index")
+        known = not numbers.null_count
+        if known:
+            self.samples = self.samples.take(np.argsort(numbers.to_numpy(), kind="stable"))
+        schema = SCHEMAS["rows"].append(pa.field("shard", pa.int64())).append(pa.field("row", pa.int64()))
+        tables = [schema.empty_table()]
+        for number, shard in enumerate(shards):
+            table = read_table([shard], "rows")
+            where = (np.full(len(table), number), np.arange(len(table)))
+            tables.append(table.append_column("shard", pa.array(where[0])).append_column("row", pa.array(where[1])))
+        rows = pa.concat_tables(tables)
+        # Samples without numbers have no order but that of their making, nor have their rows.
+        self.rows = rows.take(np.argsort(self._numbers(rows), kind="stable")) if known else rows
+
+    def _numbers(self, rows: pa.Table) -> Int[np.ndarray, " n"]:
+        """Per row, the index of its sample in `samples`."""
+        numbers = pc.index_in(rows.column("sample"), value_set=self.samples.column("sample").combine_chunks())
+        if numbers.null_count:
+            lost = rows.column("sample").filter(pc.is_null(numbers))[0]
+            raise StoreError(
+                f"the store {str(self.path)!r} has a row of sample {str(lost)!r}, which is no sample of it"
+            )
+        return numbers.to_numpy().astype(np.int64)
 
     @classmethod
     def open(cls, path: str | Path, *, partial: bool = False) -> ActivationStore:
@@ -269,14 +83,14 @@ class ActivationStore:
             StoreError: If it is not a store, unfinished, or damaged.
         """
         folder = Path(path)
-        manifest = _read_manifest(folder)
+        manifest = read_manifest(folder)
         if not manifest["complete"] and not partial:
             raise StoreError(
-                f"the store {str(folder)!r} is unfinished ({len(_shard_dirs(folder))} shards written): run the "
+                f"the store {str(folder)!r} is unfinished ({len(shard_dirs(folder))} shards written): run the "
                 "extraction again to resume it, or open it with partial=True"
             )
-        _check_files(folder, manifest.get("files", {}))
-        return cls(folder, manifest)
+        check_files(folder, manifest.get("files", {}))
+        return cls(folder, manifest["made_by"])
 
     @classmethod
     def from_arrays(
@@ -290,7 +104,8 @@ class ActivationStore:
         """Write a store from arrays made elsewhere, and open it; see `StoreWriter.add` for the arguments."""
         writer = StoreWriter(path, made_by)
         writer.add({hook: torch.as_tensor(value) for hook, value in values.items()}, rows, samples)
-        return writer.close()
+        writer.close()
+        return cls.open(path)
 
     def __len__(self) -> int:
         return self.rows.num_rows
@@ -301,8 +116,40 @@ class ActivationStore:
             f"{len(self.hooks)} hooks, {self.skipped.num_rows} skipped)"
         )
 
-    def activations(self, hook: str) -> Float[Tensor, "n d"]:
-        """All rows of one hook, (rows, d), in the order of `rows`; read through a memory map.
+    def where(self, **conditions: Any) -> ActivationStore:
+        """The part of the store that meets every condition; nothing is read for it.
+
+        Args:
+            conditions: Column of `rows` or of `samples` -> a value, or several of which any will do
+                (`word=["red", "blue"]`). In a column of lists (`facts="colour=red"`) any of its items may be it.
+
+        Returns:
+            A store with fewer rows. Of `samples` it keeps those that meet the conditions on samples.
+
+        Raises:
+            BadInputError: For a column that there is not.
+        """
+        rows, samples = self.rows, self.samples
+        known = list(dict.fromkeys([*ROW_COLUMNS, *samples.column_names]))
+        for name, value in conditions.items():
+            if name not in known:
+                raise unknown("column", name, known)
+            if name in samples.column_names:
+                samples = samples.filter(_matches(samples.column(name), value))
+            else:
+                rows = rows.filter(_matches(rows.column(name), value))
+        part = object.__new__(type(self))
+        part.__dict__.update(self.__dict__)
+        kept = pc.is_in(rows.column("sample"), value_set=samples.column("sample").combine_chunks())
+        part.rows, part.samples = rows.filter(kept), samples
+        return part
+
+    def activations(self, hook: str, rows: Int[np.ndarray, " m"] | slice = slice(None)) -> Float[Tensor, "m d"]:
+        """Rows of one hook, in the order of `rows`; only what is asked for is read, through a memory map.
+
+        Args:
+            hook: One of `hooks`.
+            rows: Which of the store's rows, by index; all unless given.
 
         Raises:
             UnknownHookError: If the store does not hold the hook.
@@ -311,19 +158,53 @@ class ActivationStore:
             raise UnknownHookError(
                 f"the store does not hold {hook!r}{nearest(hook, self.hooks)}; it holds {self.hooks}"
             )
-        pieces = []
-        for file in self._files:
-            with safe_open(file, framework="pt") as tensors:
-                if hook in tensors.keys():  # noqa: SIM118  (not a mapping)
-                    pieces.append(tensors.get_tensor(hook))
-        return torch.cat(pieces)
+        shards, places = (self.rows.column(name).to_numpy()[rows] for name in ("shard", "row"))
+        out: Tensor | None = None
+        for shard in np.unique(shards):
+            chosen = np.flatnonzero(shards == shard)
+            with safe_open(self._files[shard], framework="pt") as tensors:
+                found = tensors.get_tensor(hook)[torch.from_numpy(places[chosen])]
+            if out is None:
+                out = found.new_empty(len(shards), *found.shape[1:])
+            out[torch.from_numpy(chosen)] = found
+        if out is None:
+            shape, dtype = self._shapes[hook]
+            return torch.empty(0, *shape, dtype=dtype)
+        return out
 
-    def row_samples(self) -> np.ndarray:
-        """Per row, the index of its sample in `samples`, (rows,)."""
-        index = {sample: number for number, sample in enumerate(self.samples.column("sample").to_pylist())}
-        return np.array([index[sample] for sample in self.rows.column("sample").to_pylist()], dtype=np.int64)
+    def batches(
+        self, hook: str | Sequence[str], size: int, *, seed: int | None = None
+    ) -> Iterator[tuple[Int[np.ndarray, " m"], dict[str, Float[Tensor, "m d"]]]]:
+        """Go through the store, which may be larger than memory.
+
+        Args:
+            hook: What to read, one or several.
+            size: Rows at a time.
+            seed: For another order than the store's own.
+
+        Yields:
+            Indices into `rows`, and per hook their activations.
+        """
+        hooks = [hook] if isinstance(hook, str) else list(hook)
+        order = np.arange(len(self)) if seed is None else np.random.default_rng(seed).permutation(len(self))
+        for start in range(0, len(order), size):
+            part = order[start : start + size]
+            yield part, {name: self.activations(name, part) for name in hooks}
+
+    def row_samples(self) -> Int[np.ndarray, " n"]:
+        """Per row, the index of its sample in `samples`."""
+        return self._numbers(self.rows)
 
 
-def _keys(file: Path) -> list[str]:
+def _matches(column: pa.ChunkedArray, value: Any) -> pa.ChunkedArray:
+    """Which entries are the value, or one of several."""
+    options = list(value) if isinstance(value, list | tuple | set | frozenset) else [value]
+    if pa.types.is_list(column.type) or pa.types.is_large_list(column.type):
+        return pa.chunked_array([[bool({*options} & {*(entry or ())}) for entry in column.to_pylist()]])
+    return pc.is_in(column, value_set=pa.array(options, column.type))
+
+
+def _shapes(file: Path) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     with safe_open(file, framework="pt") as tensors:
-        return list(tensors.keys())
+        first = {hook: tensors.get_slice(hook)[:1] for hook in tensors.keys()}  # noqa: SIM118  (not a mapping)
+    return {hook: (tuple(row.shape[1:]), row.dtype) for hook, row in first.items()}

@@ -21,7 +21,9 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file
 
 from hooked_mm.errors import StoreError
-from hooked_mm.store import ActivationStore, StoreWriter
+from hooked_mm.store import ActivationStore
+from hooked_mm.store_format import ROW_COLUMNS
+from hooked_mm.store_writer import StoreWriter
 
 MADE_BY = {"model": "small", "hooks": ["a", "b"], "seed": 3, "words": ("red", "blue")}
 
@@ -44,7 +46,7 @@ def sample(number: int) -> dict[str, Any]:
 def contents(store: ActivationStore) -> Counter[tuple]:
     """The multiset of rows with their values."""
     a, b = store.activations("a").tolist(), store.activations("b").float().tolist()
-    rows = store.rows.to_pylist()
+    rows = store.rows.select(ROW_COLUMNS).to_pylist()
     assert len(rows) == len(a) == len(b)
     return Counter((*row.values(), *x, *y) for row, x, y in zip(rows, a, b, strict=True))
 
@@ -55,7 +57,8 @@ def write(path: Path, numbers: range, **options: Any) -> ActivationStore:
     for number in numbers:
         if f"s{number}" not in writer.done():
             writer.add(**sample(number))
-    return writer.close()
+    writer.close()
+    return ActivationStore.open(path)
 
 
 @pytest.mark.parametrize("rows_per_shard", [1, 4, 1000])
@@ -69,8 +72,8 @@ def test_round_trip(tmp_path: Path, rows_per_shard: int) -> None:
         whole = torch.cat([one["values"][hook] for one in expected])
         assert store.activations(hook).dtype == dtype
         assert torch.equal(store.activations(hook), whole)
-    assert store.rows.to_pylist() == [row for one in expected for row in one["rows"]]
-    assert store.samples.to_pylist() == [row for one in expected for row in one["samples"]]
+    assert store.rows.select(ROW_COLUMNS).to_pylist() == [row for one in expected for row in one["rows"]]
+    assert store.samples.drop_columns("index").to_pylist() == [row for one in expected for row in one["samples"]]
     assert store.hooks == ["a", "b"]
     assert len(store) == 9
     assert store.made_by == {**MADE_BY, "words": ["red", "blue"]}
@@ -85,7 +88,8 @@ def test_row_samples_point_at_their_sample(
     writer = StoreWriter(tmp_path_factory.mktemp("any") / "store", {}, rows_per_shard=rows_per_shard)
     for number in numbers:
         writer.add(**sample(number))
-    store = writer.close()
+    writer.close()
+    store = ActivationStore.open(writer.path)
     names = store.samples.column("sample").to_pylist()
     assert names == [f"s{number}" for number in numbers]
     assert [names[index] for index in store.row_samples()] == store.rows.column("sample").to_pylist()
@@ -127,7 +131,7 @@ def test_the_layout_is_the_documented_one(tmp_path: Path) -> None:
     heads = {path: path.read_bytes()[:4] for path in files}
     for path, head in heads.items():
         assert not head.startswith((b"\x80", b"PK", b"\x93NUM")), f"{path} looks like a pickle, a zip or an npy file"
-    part = tmp_path / "store" / "shards" / "00000"
+    part = tmp_path / "store" / "shards" / "000-00000"
     assert sorted(path.name for path in part.iterdir()) == [
         "activations.safetensors",
         "rows.parquet",
@@ -146,7 +150,8 @@ def test_skipped_samples_are_listed(tmp_path: Path) -> None:
     writer.add(**sample(2), skipped=[{"sample": "worse", "reason": "cut off"}])
     writer.flush()
     assert writer.done() == {"bad", "s2", "worse"}
-    store = writer.close()
+    writer.close()
+    store = ActivationStore.open(writer.path)
     expected = [{"sample": "bad", "reason": "no such file"}, {"sample": "worse", "reason": "cut off"}]
     assert store.skipped.to_pylist() == expected
     assert len(store) == 2
@@ -174,8 +179,9 @@ def test_resuming_after_a_kill_within_a_part(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "cut", MADE_BY, rows_per_shard=3)
     for number in range(3):
         writer.add(**sample(number))
-    aside = tmp_path / "cut" / "shards" / ".00001"
-    shutil.copytree(tmp_path / "cut" / "shards" / "00000", aside)
+    writer.release()
+    aside = tmp_path / "cut" / "shards" / ".000-00001"
+    shutil.copytree(tmp_path / "cut" / "shards" / "000-00000", aside)
     (aside / "rows.parquet").unlink()
     (aside / "activations.safetensors").write_bytes(b"half")
     partial = ActivationStore.open(tmp_path / "cut", partial=True)
@@ -190,6 +196,7 @@ def test_files_of_the_operating_system_are_no_part(tmp_path: Path) -> None:
     writer = StoreWriter(tmp_path / "s", MADE_BY, rows_per_shard=3)
     for number in range(3):
         writer.add(**sample(number))
+    writer.release()
     (tmp_path / "s" / "shards" / ".DS_Store").write_bytes(b"x")
     assert len(ActivationStore.open(tmp_path / "s", partial=True)) == 3
     assert len(write(tmp_path / "s", range(6), resume=True, rows_per_shard=3)) == 6
@@ -199,12 +206,12 @@ def test_files_of_the_operating_system_are_no_part(tmp_path: Path) -> None:
 KILLED = """
     import sys, time
     sys.path.insert(0, {root!r})
-    import hooked_mm.store as module
+    import hooked_mm.store_writer as module
     from tests.test_store import MADE_BY, sample
     write_table = module.pq.write_table
     def slow(table, path):
         write_table(table, path)
-        if "00002" in str(path):
+        if "000-00002" in str(path):
             print("writing", flush=True)
             time.sleep(100)
     module.pq.write_table = slow
@@ -235,14 +242,16 @@ def test_columns_that_only_some_samples_have(tmp_path: Path) -> None:
     for samples in ([{"sample": "x"}, {"sample": "y", "place": "sea"}], [{"sample": "z", "colour": "red"}]):
         writer.add({"a": torch.ones(len(samples), 1)}, [{"sample": one["sample"]} for one in samples], samples)
         writer.flush()
-    table = writer.close().samples
+    writer.close()
+    table = ActivationStore.open(tmp_path / "s").samples
     assert table.column("place").to_pylist() == [None, "sea", None]
     assert table.column("colour").to_pylist() == [None, None, "red"]
 
 
 def test_an_empty_store_has_its_columns(tmp_path: Path) -> None:
     """A store without a single sample opens, with empty tables of the documented columns."""
-    store = StoreWriter(tmp_path / "s", {}).close()
+    StoreWriter(tmp_path / "s", {}).close()
+    store = ActivationStore.open(tmp_path / "s")
     assert len(store) == 0
-    assert store.rows.column_names == ["sample", "position", "modality", "role", "word"]
+    assert store.rows.column_names == [*ROW_COLUMNS, "shard", "row"]
     assert store.skipped.column_names == ["sample", "reason"]

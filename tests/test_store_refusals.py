@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from hooked_mm.errors import StoreError, UnknownHookError
-from hooked_mm.store import ActivationStore, StoreWriter
+from hooked_mm.store import ActivationStore
+from hooked_mm.store_writer import StoreWriter
 from tests.test_store import MADE_BY, sample, write
 
 
@@ -34,7 +35,7 @@ def test_what_is_not_a_finished_store_of_ours_is_refused(tmp_path: Path) -> None
         StoreWriter(tmp_path / "half", MADE_BY)
     write(tmp_path / "done", range(3))
     for resume in (True, False):
-        with pytest.raises(StoreError, match="complete" if resume else "already holds"):
+        with pytest.raises(StoreError, match="already holds a store, which is complete"):
             StoreWriter(tmp_path / "done", MADE_BY, resume=resume)
     (tmp_path / "photos").mkdir()
     (tmp_path / "photos" / "cat.jpg").write_bytes(b"x")
@@ -87,13 +88,13 @@ def test_a_store_copied_by_half_is_refused(tmp_path: Path, damage: str) -> None:
     """A finished store that lost a part or a file on the way is refused, never silently half-read."""
     write(tmp_path / "s", range(9), rows_per_shard=3)
     parts = tmp_path / "s" / "shards"
-    file = parts / "00001" / "activations.safetensors"
+    file = parts / "000-00001" / "activations.safetensors"
     if damage == "file cut":
         file.write_bytes(file.read_bytes()[:-8])
     elif damage == "file missing":
         file.unlink()
     else:
-        shutil.rmtree(parts / "00001" if damage == "part missing" else parts)
+        shutil.rmtree(parts / "000-00001" if damage == "part missing" else parts)
     with pytest.raises(StoreError):
         ActivationStore.open(tmp_path / "s").activations("a")
 
