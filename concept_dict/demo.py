@@ -21,7 +21,8 @@ from concept_dict.grounding import top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts, pool_samples, random_concepts
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
-from hooked_mm.extraction import Extractor, extract
+from hooked_mm.extraction import Extractor
+from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule, picture
 from hooked_mm.scenes.language import WORD_CLASSES

@@ -22,7 +22,8 @@ if TYPE_CHECKING:
         UnknownHookError,
         UnsupportedModelError,
     )
-    from hooked_mm.extraction import Extractor, extract
+    from hooked_mm.extraction import Extractor
+    from hooked_mm.extraction_job import extract
     from hooked_mm.generation import GenerationOutput
     from hooked_mm.hooked import HookedMM
     from hooked_mm.interventions import Add, Compose, Intervention, ProjectOut, Replace, Rotate, Scale, SetComponent
@@ -53,7 +54,7 @@ _HOME = {
     "UnknownHookError": "errors",
     "UnsupportedModelError": "errors",
     "Extractor": "extraction",
-    "extract": "extraction",
+    "extract": "extraction_job",
     "GenerationOutput": "generation",
     "HookedMM": "hooked",
     "Add": "interventions",

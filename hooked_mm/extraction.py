@@ -1,75 +1,128 @@
-"""Extraction: from samples to an activation store, through Lightning's `Trainer.predict`.
+"""Extraction, a batch at a time: prompts to answers to representations.
 
-Per batch: prepare, generate the answer or take the given one, one forward pass over prompt and answer, gather the
-selected positions. Text that was generated is run again by its token ids, so positions are those the model produced.
+Per batch: generate the answer or take the given one, one forward pass over prompt and answer up to the deepest layer
+asked for, gather the selected positions. Text that was generated is run again by its token ids, so positions are those
+the model produced. `extraction_job` runs this over a data set, on any number of processes, into a store.
 """
 
 from __future__ import annotations
 
 import logging
-import os
-import warnings
-from collections import Counter
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-import lightning
 import torch
-from lightning.pytorch.callbacks import BasePredictionWriter, TQDMProgressBar
-from PIL import Image
 from torch import Tensor
 
 from hooked_mm.batch import Batch, Modality, Role, count_positions
-from hooked_mm.data import Loaded, Sample, SampleDataModule
-from hooked_mm.errors import BadInputError, StoreError
+from hooked_mm.errors import BadInputError
+from hooked_mm.generation import until_end
 from hooked_mm.hooked import HookedMM
+from hooked_mm.image_reuse import encode, proven, without_pictures, write_features
+from hooked_mm.loading import AnswerSource, BatchMaker, Prepared
 from hooked_mm.runner import match_names
-from hooked_mm.selectors import Selector, gather
-from hooked_mm.store import ActivationStore, StoreWriter
+from hooked_mm.selectors import Pick, Selector, gather
+from hooked_mm.store import ActivationStore
 
-AnswerSource = Literal["generated", "given", "none"]
-OWN_COLUMNS = ("sample", "image", "prompt", "text", "answer")
+OWN_COLUMNS = ("sample", "index", "image", "prompt", "text", "answer", "tokens")
 """What the store itself says of a sample; a data set's own columns must be called otherwise."""
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class ModelSource:
+    """A model to load: on every process its own, or one over several GPUs (`device_map="auto"`).
+
+    Attributes:
+        model: Hub id or folder, or `small:NAME` for a model that ships with the package.
+        dtype: `"bfloat16"`, ..., or `"auto"` for the checkpoint's own.
+        device_map: As in transformers; None puts the whole model on the process's own device.
+        adapter: Hub id or folder of a PEFT adapter; of a shipped model, its name.
+        revision: Of a model on the hub.
+    """
+
+    model: str
+    dtype: str = "auto"
+    device_map: str | None = None
+    adapter: str | None = None
+    revision: str | None = None
+
+    def load(self, device: torch.device | str) -> HookedMM:
+        """The model, hooked and checked."""
+        where = self.device_map or ({"": str(device)} if str(device) != "cpu" else None)
+        if self.model.startswith("small:"):
+            name = self.model.removeprefix("small:")
+            return HookedMM.small(name, self.adapter, dtype=self.dtype, device_map=where)
+        options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
+        return HookedMM.from_pretrained(self.model, dtype=self.dtype, device_map=where, adapter=self.adapter, **options)
+
+
+@dataclass
 class Extracted:
-    """The store's share of one batch; see `StoreWriter.add`."""
+    """The store's share of one batch (see `StoreWriter.add`), and what it took: samples, positions computed."""
 
-    values: dict[str, Tensor]
-    rows: list[dict[str, Any]]
-    samples: list[dict[str, Any]]
-    skipped: list[dict[str, str]]
+    values: dict[str, Tensor] = field(default_factory=dict)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    samples: list[dict[str, Any]] = field(default_factory=list)
+    skipped: list[dict[str, str]] = field(default_factory=list)
+    positions: int = 0
 
 
-class Extractor(lightning.LightningModule):
-    """Turns batches of loaded samples into representations.
+class Extractor:
+    """Turns prepared batches into representations.
 
     Args:
-        model: The hooked model; it is not a submodule, so Lightning leaves its weights where they are.
+        model: The hooked model, or where to load it from.
         hooks: Hook names or globs of the text stream.
-        selector: Which positions represent a sample.
-        answer: `"generated"` by the model, `"given"` by the samples (one pass only), or `"none"`: prompts alone.
+        selector: Which positions represent a sample; several by name, which rows then carry.
+        answer: `"generated"` by the model, `"given"` by the samples (one pass only), `"none"`: prompts alone, or
+            `"stored"`: generated once before, see `stored`.
         max_new_tokens: Longest generated answer.
+        answer_prefix: How every answer begins, given or generated; it has the role of an answer.
+        stored: A store whose generated answers are read again, token for token, at other points.
+        max_positions: About so many positions in a batch at most, padding counted.
+        share_pictures: Encode a picture that several samples of a batch show once, where that is proven to change
+            nothing.
+
+    Raises:
+        BadInputError: For settings that do not fit each other or the model.
     """
 
     def __init__(
         self,
-        model: HookedMM,
-        hooks: str | Sequence[str],
-        selector: Selector,
+        model: HookedMM | ModelSource,
+        hooks: str | list[str],
+        selector: Selector | dict[str, Selector],
         answer: AnswerSource = "generated",
         max_new_tokens: int = 40,
+        answer_prefix: str | None = None,
+        stored: str | Path | None = None,
+        max_positions: int | None = None,
+        share_pictures: bool = True,
     ) -> None:
-        super().__init__()
-        if answer not in ("generated", "given", "none"):
-            raise BadInputError(f"answer={answer!r}; it must be 'generated', 'given' or 'none'")
-        self.model, self.selector = model, selector
-        self.answer, self.max_new_tokens = answer, max_new_tokens
-        self.hook_names = match_names(hooks, model.hook_names)
+        if answer not in ("generated", "given", "none", "stored"):
+            raise BadInputError(f"answer={answer!r}; it must be 'generated', 'given', 'none' or 'stored'")
+        if (answer == "stored") != (stored is not None):
+            raise BadInputError(f"answer={answer!r}, stored={stored!r}: 'stored' and a store's path belong together")
+        self.hooks, self.answer, self.max_new_tokens = hooks, answer, max_new_tokens
+        self.answer_prefix, self.stored, self.max_positions = answer_prefix, stored, max_positions
+        self.selectors = dict(selector) if isinstance(selector, Mapping) else {type(selector).__name__: selector}
+        self.share_pictures = share_pictures
+        self._shares: bool | None = None if share_pictures else False
+        self._source = model
+        self._answers: dict[str, list[int]] = {}
+        self.hook_names: list[str] = []
+        if isinstance(model, HookedMM):
+            self._attach(model)
+
+    def _attach(self, model: HookedMM) -> None:
+        self.model = model
+        self.hook_names = match_names(self.hooks, model.hook_names)
         points = model.hook_points
         foreign = [name for name in self.hook_names if points[name].stream != "text" or points[name].form != "vector"]
         if foreign:
@@ -79,157 +132,162 @@ class Extractor(lightning.LightningModule):
         inside = [layer for layer in layers if layer is not None]
         self._stop = max(inside) + 1 if len(inside) == len(layers) else None
 
+    def load(self, device: torch.device | str) -> None:
+        """Load the model, if it is not there yet, and the stored answers."""
+        if isinstance(self._source, ModelSource) and not self.hook_names:
+            self._attach(self._source.load(device))
+        if self.stored is not None and not self._answers:
+            self._answers = stored_answers(self.stored, self.made_by())
+
     def made_by(self) -> dict[str, Any]:
         """What the store's manifest says."""
         config = self.model.hf_model.config
+        selectors = {name: selector.describe() for name, selector in self.selectors.items()}
+        adapters = getattr(self.model.hf_model, "peft_config", {})
         return {
             "model": config._name_or_path,
             "revision": getattr(config, "_commit_hash", None),
+            "adapter": self._source.adapter if isinstance(self._source, ModelSource) else sorted(adapters) or None,
             "family": self.model.cfg.family,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "hooks": self.hook_names,
-            **self.selector.describe(),
+            "selectors": selectors,
             "answer": self.answer,
+            "answer_prefix": self.answer_prefix,
+            "stored": None if self.stored is None else str(self.stored),
             "max_new_tokens": self.max_new_tokens,
             "versions": {name: version(name) for name in ("hooked-mm", "torch", "transformers", "nnsight")},
         }
 
-    def _batch(self, samples: list[Sample], pictures: list[list[Image.Image]]) -> tuple[Batch, list[str | None]]:
-        """The batch to read from, and the answers as text."""
-        text, answers = [sample.text for sample in samples], [sample.answer for sample in samples]
-        if self.answer == "generated":
-            generated = self.model.generate(self.model.prepare(pictures, text), self.max_new_tokens)
-            assert generated.batch is not None  # prepared batches are always extended
-            return generated.batch, list(generated.text)
-        if self.answer == "given" and None in answers:
-            raise BadInputError("has no answer, but given answers were asked for", answers.index(None))
-        return self.model.prepare(pictures, text, answers if self.answer == "given" else None), answers
-
     @torch.no_grad()
-    def predict_step(self, loaded: Loaded) -> Extracted:
-        """Representations of one batch."""
-        samples, pictures, skipped = list(loaded.samples), list(loaded.pictures), list(loaded.skipped)
+    def represent(self, prepared: Prepared) -> Extracted:
+        """Representations of one batch.
+
+        Raises:
+            BadInputError: If the data set's columns have names of the store's own.
+        """
+        if prepared.batch is None:
+            return Extracted(skipped=prepared.skipped)
+        samples = prepared.samples
         clashing = sorted({name for sample in samples for name in sample.columns} & set(OWN_COLUMNS))
         if clashing:
             raise BadInputError(f"the data set's columns {clashing} are names of the store's own; rename them")
-        batch: Batch | None = None
-        answers: list[str | None] = []
-        while samples and batch is None:
-            try:
-                batch, answers = self._batch(samples, pictures)
-            except BadInputError as error:
-                if error.sample is None:
-                    raise
-                skipped.append({"sample": samples.pop(error.sample).id, "reason": error.reason})
-                pictures.pop(error.sample)
-        if batch is None:
-            return Extracted({}, [], [], skipped)
-        picks = self.selector(batch, self.model.tokenizer)
-        _, cache = self.model.run_with_cache(batch, self.hook_names, stop_at_layer=self._stop)
-        modality, role = batch.modality.tolist(), batch.role.tolist()
-        # As the sample counts its own tokens, whatever padding its companions bring.
-        position = count_positions(batch.inputs["attention_mask"]).tolist()
-        rows = [
-            {
-                "sample": samples[pick.sample].id,
-                # A mean has no one position.
-                "position": position[pick.sample][pick.positions[0]] if len(pick.positions) == 1 else None,
-                "modality": Modality(modality[pick.sample][pick.positions[-1]]).name.lower(),
-                "role": Role(role[pick.sample][pick.positions[-1]]).name.lower(),
-                "word": pick.word,
-            }
-            for pick in picks
-        ]
+        batch = prepared.batch.to(self.model.device)
+        shared: Any = nullcontext()
+        if self._may_share(prepared, batch):
+            assert prepared.pictures is not None
+            features = encode(self.model, prepared.pictures.to(self.model.device))
+            shared = self.model.hooks([write_features(batch, features, prepared.picture_of)])
+            batch = without_pictures(batch)
+        with shared:
+            batch, texts, tokens = self._answered(batch, prepared)
+            last: dict[str, Any] = {} if self._stop is not None else {"logits_to_keep": 1}
+            _, cache = self.model.run_with_cache(batch, self.hook_names, stop_at_layer=self._stop, **last)
+        picks = [(n, pick) for n, select in self.selectors.items() for pick in select(batch, self.model.tokenizer)]
+        # All rows of a sample together.
+        picks.sort(key=lambda named: named[1].sample)
         table = [
             {
                 **sample.columns,
                 "sample": sample.id,
-                "image": _path_of(sample),
+                "index": number,
+                "image": sample.images,
                 "prompt": sample.text,
-                "text": answer,
+                "text": text,
                 "answer": sample.answer,
+                "tokens": said,
             }
-            for sample, answer in zip(samples, answers, strict=True)
+            for number, sample, text, said in zip(prepared.numbers, samples, texts, tokens, strict=True)
         ]
-        return Extracted({name: gather(cache[name], picks) for name in self.hook_names}, rows, table, skipped)
+        values = {name: gather(cache[name], [pick for _, pick in picks]) for name in self.hook_names}
+        ids = [sample.id for sample in samples]
+        computed = int(batch.inputs["attention_mask"].sum())
+        return Extracted(values, _rows(batch, picks, ids), table, prepared.skipped, computed)
+
+    def _may_share(self, prepared: Prepared, batch: Batch) -> bool:
+        """Whether pictures are encoded once: proven on the first batch where any occurs twice."""
+        if prepared.pictures is None or self._shares is False:
+            return False
+        if self._shares is None:
+            pictures = prepared.pictures.to(self.model.device)
+            self._shares = proven(self.model, batch, pictures, prepared.picture_of, self.hook_names)
+            if not self._shares:
+                logger.warning(
+                    "pictures that several samples show are encoded for each of them: in this model features do not "
+                    "enter the decoder at hook_embed alone, or depend on the text"
+                )
+        return self._shares
+
+    def _answered(self, batch: Batch, prepared: Prepared) -> tuple[Batch, list[str | None], list[list[int] | None]]:
+        """The batch to read from, and the answers as text and, where generated, as token ids."""
+        samples = prepared.samples
+        if self.answer == "generated":
+            generated = self.model.generate(batch, self.max_new_tokens)
+            assert generated.batch is not None  # prepared batches are always extended
+            kept = until_end(generated.tokens, self.model.hf_model.generation_config.eos_token_id)
+            ids = [row[keep].tolist() for row, keep in zip(generated.tokens, kept, strict=True)]
+            return generated.batch, list(generated.text), ids
+        if self.answer == "stored":
+            said = [self._answers[sample.id] for sample in samples]
+            width = max(map(len, said))
+            tokens = torch.tensor([row + [0] * (width - len(row)) for row in said], device=self.model.device)
+            lengths = torch.tensor([len(row) for row in said], device=self.model.device)
+            kept = torch.arange(width, device=self.model.device) < lengths[:, None]
+            tokenizer = self.model.tokenizer
+            names = [tokenizer.convert_ids_to_tokens(row) for row in tokens.tolist()]
+            texts = [tokenizer.decode(row, skip_special_tokens=True).strip() for row in said]
+            return batch.extend(tokens, kept, names), list(texts), list(said)
+        return batch, [sample.answer if self.answer == "given" else None for sample in samples], [None] * len(samples)
 
 
-def _path_of(sample: Sample) -> str | None:
-    return str(sample.images) if isinstance(sample.images, str | os.PathLike) else None
+def _rows(batch: Batch, picks: Sequence[tuple[str, Pick]], ids: Sequence[str]) -> list[dict[str, Any]]:
+    """What the store says of every pick."""
+    modality, role = batch.modality.tolist(), batch.role.tolist()
+    # As the sample counts its own tokens, whatever padding its companions bring.
+    position = count_positions(batch.inputs["attention_mask"]).tolist()
+    return [
+        {
+            "sample": ids[pick.sample],
+            # A mean has no one position.
+            "position": position[pick.sample][pick.positions[0]] if len(pick.positions) == 1 else None,
+            "modality": Modality(modality[pick.sample][pick.positions[-1]]).name.lower(),
+            "role": Role(role[pick.sample][pick.positions[-1]]).name.lower(),
+            "word": pick.word,
+            "selector": name,
+        }
+        for name, pick in picks
+    ]
 
 
-class _Writer(BasePredictionWriter):
-    """Hands each batch to the store as it comes."""
-
-    def __init__(self, writer: StoreWriter) -> None:
-        super().__init__("batch")
-        self.writer = writer
-
-    def write_on_batch_end(self, trainer: Any, module: Any, prediction: Extracted, *_: Any) -> None:
-        self.writer.add(prediction.values, prediction.rows, prediction.samples, prediction.skipped)
-
-
-def quiet_trainer(**options: Any) -> lightning.Trainer:
-    """A Trainer without loggers, checkpoints, summaries and advertisements; a progress bar stays."""
-    logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
-    defaults: dict[str, Any] = {
-        "logger": False,
-        "enable_checkpointing": False,
-        "enable_model_summary": False,
-        "use_distributed_sampler": False,
-        "callbacks": [],
-    }
-    merged = {**defaults, **options}
-    merged["callbacks"] = [*merged["callbacks"], TQDMProgressBar(refresh_rate=1)]
-    return lightning.Trainer(**merged)
-
-
-def extract(
-    extractor: Extractor, data: SampleDataModule, path: str | Path, *, resume: bool = False, **trainer_options: Any
-) -> ActivationStore:
-    """Run an extraction on one process and open the store it made.
-
-    Args:
-        extractor: What to extract, from which model.
-        data: The samples.
-        path: The store's directory.
-        resume: Go on with a store that a cut-off run left there.
-        trainer_options: For `lightning.Trainer`.
+def stored_answers(path: str | Path, made_by: Mapping[str, Any]) -> dict[str, list[int]]:
+    """Generated answers of a store, sample -> token ids.
 
     Raises:
-        StoreError: If the directory can't be used, or the run ended early (the store can then be resumed).
+        BadInputError: If the store is of another model or prompt prefix, or its answers were not generated.
     """
-    ids = data.ids()
-    data.without(set())  # refuses repeated ids before anything is written
-    made_by = {**extractor.made_by(), "data": data.describe()}
-    writer = StoreWriter(path, made_by, resume=resume, rows_per_shard=4096)
-    foreign = writer.done() - set(ids)
-    if foreign:
-        raise StoreError(
-            f"{str(path)!r} holds sample {min(foreign)!r}, which this data set has not; continue it with its own "
-            "data, or choose another path"
-        )
-    left = data.without(writer.done())
-    trainer = quiet_trainer(**{"accelerator": "cpu", "devices": 1, **trainer_options, "callbacks": [_Writer(writer)]})
-    try:
-        if len(left.dataset):  # type: ignore[arg-type]
-            trainer.predict(extractor, left, return_predictions=False)
-    finally:
-        # Whatever ended the run, what it has done is kept.
-        writer.flush()
-    missing = set(ids) - writer.done()
-    if missing:
-        raise StoreError(
-            f"the run ended with {len(missing)} of {len(ids)} samples left; {str(path)!r} keeps the others: run it "
-            "again with resume=True"
-        )
-    store = writer.close()
-    if store.skipped.num_rows:
-        reasons = Counter(store.skipped.column("reason").to_pylist())
-        lines = "\n".join(f"  {count} x {reason}" for reason, count in reasons.most_common(5))
-        print(
-            f"{store.skipped.num_rows} of {store.skipped.num_rows + store.samples.num_rows} samples skipped:\n{lines}"
-        )
-    return store
+    store = ActivationStore.open(path)
+    for what in ("model", "revision", "adapter", "answer_prefix"):
+        if store.made_by.get(what) != made_by[what]:
+            raise BadInputError(
+                f"the answers in {str(path)!r} come from {what}={store.made_by.get(what)!r}, this run has "
+                f"{made_by[what]!r}; use a store of the same, or answer='generated'"
+            )
+    if "tokens" not in store.samples.column_names:
+        raise BadInputError(f"the store {str(path)!r} holds no generated answers; make it with answer='generated'")
+    table = store.samples.select(["sample", "tokens"]).to_pydict()
+    return {sample: tokens for sample, tokens in zip(table["sample"], table["tokens"], strict=True) if tokens}
+
+
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Whether an error, or what caused it, says that memory was not enough."""
+    while error is not None:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def halves(make: BatchMaker, numbers: Sequence[int]) -> list[Prepared]:
+    """The same samples in two batches."""
+    half = (len(numbers) + 1) // 2
+    return [make(numbers[:half]), make(numbers[half:])]

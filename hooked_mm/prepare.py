@@ -32,10 +32,10 @@ SampleImages = ImageSource | Sequence[ImageSource] | None
 
 
 def load_image(source: ImageSource) -> Image.Image:
-    """An RGB picture from a path or a PIL image, wholly decoded.
+    """An RGB picture from a path or a PIL image, wholly decoded: as viewers show it, the first frame if it moves.
 
     Raises:
-        BadInputError: If the file is missing, not an image, or truncated.
+        BadInputError: If the file is missing, not an image, truncated, or larger than Pillow thinks safe.
     """
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
@@ -49,12 +49,19 @@ def load_image(source: ImageSource) -> Image.Image:
             return _upright_rgb(picture)
     except UnidentifiedImageError as error:
         raise BadInputError(f"{str(path)!r} is not an image that Pillow can read") from error
-    except (OSError, SyntaxError) as error:
+    except Image.DecompressionBombError as error:
+        raise BadInputError(
+            f"image {str(path)!r} is suspiciously large ({error}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+        ) from error
+    # Pillow's readers end in errors of any kind where a file breaks their expectations.
+    except Exception as error:
+        if isinstance(error, BadInputError):
+            raise
         raise BadInputError(f"image {str(path)!r} is broken ({error}); replace the file") from error
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
-    """As a person sees it: turned as its EXIF data says, 16-bit grey scaled to 8 bits instead of cut off."""
+    """As a person sees it: turned as its EXIF data says, on white where transparent, 16-bit grey scaled to 8 bits."""
     if picture.mode.startswith("I;16"):
         grey = np.asarray(picture).astype(np.uint32) // 257
         return Image.fromarray(grey.astype(np.uint8)).convert("RGB")
@@ -62,7 +69,11 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
         raise BadInputError(
             f"the picture has mode {picture.mode!r}, whose range of brightness is not known; convert it to 8 or 16 bits"
         )
-    return ImageOps.exif_transpose(picture).convert("RGB")
+    turned = ImageOps.exif_transpose(picture)
+    if turned.has_transparency_data:
+        turned = turned.convert("RGBA")
+        return Image.alpha_composite(Image.new("RGBA", turned.size, "white"), turned).convert("RGB")
+    return turned.convert("RGB")
 
 
 def load_images(source: SampleImages) -> list[Image.Image]:

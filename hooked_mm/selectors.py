@@ -5,8 +5,9 @@ A selector turns a batch into picks; a pick is one row of the activation store: 
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol
+from typing import Any, Literal
 
 import torch
 from jaxtyping import Float
@@ -26,25 +27,20 @@ class Pick:
     word: str | None = None
 
 
-class Selector(Protocol):
-    """Chooses the positions whose representations are kept."""
+class Selector(ABC):
+    """Chooses the positions whose representations are kept; a subclass is a dataclass of its settings."""
 
+    @abstractmethod
     def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
         """The picks of a batch; a sample may have none or several."""
 
     def describe(self) -> dict[str, Any]:
-        """What the store writes down about it."""
-
-
-@dataclass(frozen=True)
-class _Described:
-    def describe(self) -> dict[str, Any]:
-        """The selector's name and settings."""
+        """The selector's name and settings, as the store writes them down."""
         return {"selector": type(self).__name__, **self.__dict__}
 
 
 @dataclass(frozen=True)
-class TokenOfInterest(_Described):
+class TokenOfInterest(Selector):
     """Whole words of the answer, given or generated.
 
     Attributes:
@@ -77,7 +73,7 @@ class TokenOfInterest(_Described):
 
 
 @dataclass(frozen=True)
-class LastPrompt(_Described):
+class LastPrompt(Selector):
     """The last token of the prompt, from which the answer's first token is predicted."""
 
     def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
@@ -85,7 +81,7 @@ class LastPrompt(_Described):
 
 
 @dataclass(frozen=True)
-class MeanOver(_Described):
+class MeanOver(Selector):
     """The mean over all positions of a modality or role, for instance `MeanOver(modality="image")`."""
 
     modality: str | None = None
@@ -95,6 +91,51 @@ class MeanOver(_Described):
         chosen = batch.mask(self.modality, self.role)
         rows = [tuple(row.nonzero()[:, 0].tolist()) for row in chosen]
         return [Pick(sample, positions) for sample, positions in enumerate(rows) if positions]
+
+
+@dataclass(frozen=True)
+class EachOf(Selector):
+    """Every position of a modality or role by itself, for instance `EachOf(modality="image")`; all without either."""
+
+    modality: str | None = None
+    role: str | None = None
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        places = batch.mask(self.modality, self.role).nonzero().tolist()
+        return [Pick(sample, (position,)) for sample, position in places]
+
+
+@dataclass(frozen=True)
+class AtIndex(Selector):
+    """One position of every sample that has it, counted among its own from 0, or from the end if negative."""
+
+    index: int
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        picks = []
+        for sample, row in enumerate(batch.mask()):
+            own = row.nonzero()[:, 0].tolist()
+            if -len(own) <= self.index < len(own):
+                picks.append(Pick(sample, (own[self.index],)))
+        return picks
+
+
+@dataclass(frozen=True)
+class BeforeSpecial(Selector):
+    """The answer's last token before a special one (its end): where the model has said everything."""
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        special = torch.tensor(tokenizer.all_special_ids, device=batch.input_ids.device)
+        plain = batch.mask(role="answer") & ~torch.isin(batch.input_ids, special)
+        picks = []
+        for sample, row in enumerate(batch.mask(role="answer")):
+            answer = row.nonzero()[:, 0].tolist()
+            told = 0
+            while told < len(answer) and plain[sample, answer[told]]:
+                told += 1
+            if told:
+                picks.append(Pick(sample, (answer[told - 1],)))
+        return picks
 
 
 def gather(value: Float[Tensor, "b p d"], picks: list[Pick]) -> Float[Tensor, "n d"]:

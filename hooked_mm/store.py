@@ -29,8 +29,8 @@ class ActivationStore:
     Attributes:
         path: Its directory.
         made_by: How it was made.
-        rows: Table of rows (`sample`, `position`, `modality`, `role`, `word`, and where its activations lie: `shard`,
-            `row`), in the order of the activations.
+        rows: Table of rows (`sample`, `position`, `modality`, `role`, `word`, `selector`, and where the activations
+            lie: `shard`, `row`), in the order of the activations.
         samples: Table of samples; `sample` is the id that `rows` refer to.
         skipped: Table of samples that could not be used, with the reason.
         hooks: What it holds activations of.

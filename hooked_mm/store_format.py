@@ -2,7 +2,7 @@
 
     manifest.json                       how it was made; once the run that made it ended, what belongs to it
     shards/NAME/activations.safetensors one tensor per hook, (rows, d)
-    shards/NAME/rows.parquet            row -> sample, position, modality, role, word
+    shards/NAME/rows.parquet            row -> sample, position, modality, role, word, selector
     shards/NAME/samples.parquet         sample -> its number in the data set, prompt, text, the data set's columns
     shards/NAME/skipped.parquet         samples that could not be used, with the reason
 
@@ -35,6 +35,7 @@ SCHEMAS = {
             ("modality", pa.string()),
             ("role", pa.string()),
             ("word", pa.string()),
+            ("selector", pa.string()),
         ]
     ),
     "samples": pa.schema([("sample", pa.string()), ("index", pa.int64())]),

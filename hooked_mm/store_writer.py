@@ -141,7 +141,7 @@ class StoreWriter:
 
         Args:
             values: Per hook (n, d).
-            rows: Per row `sample` (id), `position`, `modality`, `role`, `word`.
+            rows: Per row `sample` (id), `position`, `modality`, `role`, `word`, `selector`.
             samples: Per sample at least `sample` (id) and, where the order of samples shall not depend on who wrote
                 them when, `index`; further columns as the data set has them.
             skipped: `sample` and `reason` of samples that could not be used.

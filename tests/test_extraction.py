@@ -14,15 +14,18 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-import hooked_mm.extraction as module
+import hooked_mm.extraction_job as module
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import StoreError
-from hooked_mm.extraction import Extractor, extract
+from hooked_mm.extraction import Extracted, Extractor
+from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
+from hooked_mm.loading import Prepared
 from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
 from hooked_mm.scenes.world import Scene
 from hooked_mm.selectors import LastPrompt, TokenOfInterest
-from hooked_mm.store import ActivationStore, StoreWriter
+from hooked_mm.store import ActivationStore
+from hooked_mm.store_writer import StoreWriter
 
 HOOKS = ["blocks.1.hook_resid_post", "blocks.4.hook_mlp_out"]
 WORDS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "black", "top left", "snow", "sea")
@@ -206,16 +209,14 @@ def test_prompts_alone(llava: HookedMM, good: list[Sample], tmp_path: Path) -> N
 
 
 class Watched(list):
-    """Samples that remember which of them were asked for; the sixth may end the run."""
+    """Samples that remember which of them were asked for."""
 
-    def __init__(self, samples: list[Sample], error: BaseException | None = None) -> None:
+    def __init__(self, samples: list[Sample]) -> None:
         super().__init__(samples)
-        self.error, self.asked = error, []
+        self.asked: list[int] = []
 
     def __getitem__(self, index: Any) -> Any:
         self.asked.append(index)
-        if index == 5 and self.error is not None:
-            raise self.error
         return super().__getitem__(index)
 
     def ids(self) -> list[str]:
@@ -234,19 +235,34 @@ def small_parts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
 @pytest.mark.parametrize("error", [RuntimeError("power cut"), KeyboardInterrupt()])
 @pytest.mark.usefixtures("small_parts")
 def test_interrupted_runs_are_resumed(
-    llava: HookedMM, good: list[Sample], store: ActivationStore, tmp_path: Path, error: BaseException
+    llava: HookedMM,
+    good: list[Sample],
+    store: ActivationStore,
+    tmp_path: Path,
+    error: BaseException,
 ) -> None:
     """A run that dies leaves an unfinished store; resumed, it does what was left and equals an uninterrupted run."""
     extractor = Extractor(llava, HOOKS, TokenOfInterest(WORDS), "given")
+    represent, calls = extractor.represent, []
+
+    def until_the_third(prepared: Prepared) -> Extracted:
+        calls.append(prepared)
+        if len(calls) == 3:
+            raise error
+        return represent(prepared)
+
+    extractor.represent = until_the_third  # type: ignore[method-assign]
     with pytest.raises((RuntimeError, SystemExit, KeyboardInterrupt)):
-        extract(extractor, SampleDataModule(Watched(good, error), 2), tmp_path / "s")
+        extract(extractor, SampleDataModule(good, 2), tmp_path / "s")
+    extractor.represent = represent  # type: ignore[method-assign]
     with pytest.raises(StoreError, match="unfinished"):
         ActivationStore.open(tmp_path / "s")
     kept = ActivationStore.open(tmp_path / "s", partial=True).samples.num_rows
-    assert 0 < kept < 6
+    assert kept == 4
     left = Watched(good)
+    there = set(ActivationStore.open(tmp_path / "s", partial=True).samples.column("sample").to_pylist())
     got = extract(extractor, SampleDataModule(left, 2), tmp_path / "s", resume=True)
-    assert left.asked == list(range(kept, 8))
+    assert left.asked == [number for number in range(8) if f"s{number}" not in there]
     assert_same(got, store)
     assert sorted(got.samples.column("sample").to_pylist()) == sorted(sample.id for sample in good)
 
@@ -266,7 +282,7 @@ def test_the_tables_say_where_rows_come_from(store: ActivationStore, good: list[
     ]
     assert set(store.rows.column("modality").to_pylist()) == {"text"}
     assert set(store.rows.column("role").to_pylist()) == {"answer"}
-    assert store.made_by["selector"] == "TokenOfInterest"
+    assert store.made_by["selectors"]["TokenOfInterest"]["where"] == "predicts"
     assert store.made_by["hooks"] == HOOKS
     assert np.all(np.diff(store.row_samples()) >= 0)
 

@@ -12,11 +12,13 @@ from PIL import Image
 
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, HookedMMError, StoreError, UnknownHookError, UnknownWordError
-from hooked_mm.extraction import Extractor, extract
+from hooked_mm.extraction import Extractor
+from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.selectors import LastPrompt, MeanOver, TokenOfInterest
-from hooked_mm.store import ActivationStore, StoreWriter
+from hooked_mm.store import ActivationStore
+from hooked_mm.store_writer import StoreWriter
 
 HOOKS = ["blocks.1.hook_resid_post", "blocks.4.hook_mlp_out"]
 
@@ -52,7 +54,7 @@ def test_unknown_points_are_refused(llava: HookedMM) -> None:
 
 def test_unknown_answer_sources_are_refused(llava: HookedMM) -> None:
     """The known ones are named."""
-    with pytest.raises(BadInputError, match="'generated', 'given' or 'none'"):
+    with pytest.raises(BadInputError, match="'generated', 'given', 'none' or 'stored'"):
         Extractor(llava, HOOKS, LastPrompt(), "gold")  # type: ignore[arg-type]
 
 
@@ -82,7 +84,7 @@ def test_finished_stores_are_not_written_over(llava: HookedMM, samples: list[Sam
     extractor = Extractor(llava, HOOKS, LastPrompt(), "none")
     extract(extractor, SampleDataModule(samples[:3]), tmp_path / "s")
     for resume in (False, True):
-        with pytest.raises(StoreError, match="complete" if resume else "already holds"):
+        with pytest.raises(StoreError, match="already holds a store, which is complete"):
             extract(extractor, SampleDataModule(samples), tmp_path / "s", resume=resume)
     assert len(ActivationStore.open(tmp_path / "s")) == 3
 
@@ -113,7 +115,7 @@ def test_a_run_told_to_stop_early_is_not_complete(llava: HookedMM, samples: list
 @pytest.mark.parametrize(
     ("settings", "named"),
     [
-        ({"selector": MeanOver("image")}, "modality"),
+        ({"selector": MeanOver("image")}, "selectors"),
         ({"hooks": HOOKS[:1]}, "hooks"),
         ({"answer": "given"}, "answer"),
         ({"max_new_tokens": 3}, "max_new_tokens"),
