@@ -115,7 +115,8 @@ class Extractor:
         self.share_pictures = share_pictures
         self._shares: bool | None = None if share_pictures else False
         self._source = model
-        self._answers: dict[str, list[int]] = {}
+        self.answers: dict[str, list[int]] = {}
+        """Stored answers, sample -> token ids."""
         self.hook_names: list[str] = []
         if isinstance(model, HookedMM):
             self._attach(model)
@@ -136,8 +137,8 @@ class Extractor:
         """Load the model, if it is not there yet, and the stored answers."""
         if isinstance(self._source, ModelSource) and not self.hook_names:
             self._attach(self._source.load(device))
-        if self.stored is not None and not self._answers:
-            self._answers = stored_answers(self.stored, self.made_by())
+        if self.stored is not None and not self.answers:
+            self.answers = stored_answers(self.stored, self.made_by())
 
     def made_by(self) -> dict[str, Any]:
         """What the store's manifest says."""
@@ -228,7 +229,7 @@ class Extractor:
             ids = [row[keep].tolist() for row, keep in zip(generated.tokens, kept, strict=True)]
             return generated.batch, list(generated.text), ids
         if self.answer == "stored":
-            said = [self._answers[sample.id] for sample in samples]
+            said = [self.answers[sample.id] for sample in samples]
             width = max(map(len, said))
             tokens = torch.tensor([row + [0] * (width - len(row)) for row in said], device=self.model.device)
             lengths = torch.tensor([len(row) for row in said], device=self.model.device)
@@ -272,10 +273,12 @@ def stored_answers(path: str | Path, made_by: Mapping[str, Any]) -> dict[str, li
                 f"the answers in {str(path)!r} come from {what}={store.made_by.get(what)!r}, this run has "
                 f"{made_by[what]!r}; use a store of the same, or answer='generated'"
             )
-    if "tokens" not in store.samples.column_names:
+    table = store.samples.to_pydict()
+    pairs = zip(table["sample"], table.get("tokens", [None] * len(table["sample"])), strict=True)
+    found = {sample: tokens for sample, tokens in pairs if tokens}
+    if not found:
         raise BadInputError(f"the store {str(path)!r} holds no generated answers; make it with answer='generated'")
-    table = store.samples.select(["sample", "tokens"]).to_pydict()
-    return {sample: tokens for sample, tokens in zip(table["sample"], table["tokens"], strict=True) if tokens}
+    return found
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

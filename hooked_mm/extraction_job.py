@@ -109,7 +109,12 @@ class Extraction(lightning.LightningModule):
         self.share = left[self.together.rank :: self.together.size]
         extractor = self.extractor
         self.make = BatchMaker(
-            self.data.dataset, extractor.model, extractor.answer, extractor.answer_prefix, self.on_error
+            self.data.dataset,
+            extractor.model,
+            extractor.answer,
+            extractor.answer_prefix,
+            self.on_error,
+            extractor.answers if extractor.answer == "stored" else None,
         )
         self.batches = Batches(self.make, self.share, self.data.batch_size, extractor.max_positions)
         return DataLoader(self.batches, batch_size=None, num_workers=self.data.num_workers)

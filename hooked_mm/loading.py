@@ -7,7 +7,7 @@ length, so that little is padded. What a sample gives does not depend on any of 
 from __future__ import annotations
 
 import os
-from collections.abc import Hashable, Iterator, Sequence
+from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
@@ -58,6 +58,7 @@ class BatchMaker:
         answer: `"given"` puts the samples' answers behind their prompts; otherwise these end where the answer begins.
         answer_prefix: The beginning of every answer, given or generated.
         on_error: What a sample that can't be used does: is listed, or ends the run.
+        answered: Ids of the samples whose answers are stored; others can't be used. None if none need be.
     """
 
     def __init__(
@@ -67,8 +68,9 @@ class BatchMaker:
         answer: AnswerSource,
         answer_prefix: str | None = None,
         on_error: OnError = "skip",
+        answered: Container[str] | None = None,
     ) -> None:
-        self.dataset, self.model = dataset, model
+        self.dataset, self.model, self.answered = dataset, model, answered
         self.answer, self.answer_prefix, self.on_error = answer, answer_prefix, on_error
         self.dtype = model.dtype
 
@@ -125,9 +127,11 @@ class BatchMaker:
             raise BadInputError(f"the prompt is empty ({sample.text!r}); write a question or an instruction")
         if self.answer == "given" and sample.answer is None:
             raise BadInputError("has no answer, but given answers were asked for")
+        if self.answered is not None and sample.id not in self.answered:
+            raise BadInputError("the store of answers has none for it")
         pictures = []
         for source in sources(sample.images):
-            key = str(source) if isinstance(source, str | os.PathLike) else id(source)
+            key = _name(source)
             if key not in decoded:
                 (decoded[key],) = load_images([source])
             pictures.append(decoded[key])
@@ -286,4 +290,8 @@ def path_of(images: SampleImages) -> Any:
 
 def _key(images: SampleImages) -> Hashable:
     found = sources(images)
-    return str(found[0]) if found and isinstance(found[0], str | os.PathLike) else None
+    return _name(found[0]) if found else None
+
+
+def _name(source: Any) -> Hashable:
+    return str(source) if isinstance(source, str | os.PathLike) else id(source)
