@@ -39,14 +39,14 @@ class ModelSource:
     """A model to load: on every process its own, or one over several GPUs (`device_map="auto"`).
 
     Attributes:
-        model: Hub id or folder, or `small:NAME` for a model that ships with the package.
+        id: Hub id or folder, or `small:NAME` for a model that ships with the package.
         dtype: `"bfloat16"`, ..., or `"auto"` for the checkpoint's own.
         device_map: As in transformers; None puts the whole model on the process's own device.
         adapter: Hub id or folder of a PEFT adapter; of a shipped model, its name.
         revision: Of a model on the hub.
     """
 
-    model: str
+    id: str
     dtype: str = "auto"
     device_map: str | None = None
     adapter: str | None = None
@@ -55,11 +55,11 @@ class ModelSource:
     def load(self, device: torch.device | str) -> HookedMM:
         """The model, hooked and checked."""
         where = self.device_map or ({"": str(device)} if str(device) != "cpu" else None)
-        if self.model.startswith("small:"):
-            name = self.model.removeprefix("small:")
+        if self.id.startswith("small:"):
+            name = self.id.removeprefix("small:")
             return HookedMM.small(name, self.adapter, dtype=self.dtype, device_map=where)
         options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
-        return HookedMM.from_pretrained(self.model, dtype=self.dtype, device_map=where, adapter=self.adapter, **options)
+        return HookedMM.from_pretrained(self.id, dtype=self.dtype, device_map=where, adapter=self.adapter, **options)
 
 
 @dataclass

@@ -34,6 +34,8 @@ from hooked_mm.store_format import (
 )
 
 LOCK = ".lock"
+LOG = "log"
+"""Folder in a store for the scalars of the run that makes it."""
 
 
 class StoreWriter:
@@ -80,7 +82,7 @@ class StoreWriter:
     def _begin(self, resume: bool) -> None:
         shards, manifest = self.path / "shards", self.path / "manifest.json"
         old = shards.exists() or manifest.exists()
-        if not old and self.path.exists() and any(file.name != LOCK for file in self.path.iterdir()):
+        if not old and self.path.exists() and any(file.name not in (LOCK, LOG) for file in self.path.iterdir()):
             raise StoreError(f"{str(self.path)!r} is a folder with other things in it; choose an empty or new one")
         if old and read_manifest(self.path)["complete"]:
             remedy = "open it, or choose another path"

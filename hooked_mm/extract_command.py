@@ -1,0 +1,69 @@
+"""Representations of a data set into a store: any model, data set, hooks and selectors, any number of GPUs.
+
+    hooked-mm extract --model.id llava-hf/llava-1.5-7b-hf --model.dtype bfloat16 \\
+        --data CocoCaptions --data.annotations captions_val2017.json --data.images val2017 \\
+        --hooks 'blocks.*.hook_resid_post' --selector LastPrompt --answer generated \\
+        --output runs/coco --trainer.accelerator gpu --trainer.devices 8 --trainer.strategy ddp
+
+Everything can stand in a YAML file (`-c extract.yaml`; `--print_config` writes one). A run that was cut off goes on with
+`--resume`, on however many processes.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+import lightning
+from jsonargparse import ArgumentParser
+from lightning.pytorch.loggers import TensorBoardLogger
+
+import hooked_mm.scenes.dataset  # noqa: F401  (its data module is offered by name)
+from hooked_mm.data import SampleDataModule
+from hooked_mm.extraction import Extractor, ModelSource
+from hooked_mm.extraction_job import extract
+from hooked_mm.loading import OnError
+from hooked_mm.store_writer import LOG
+
+SET = {"logger", "callbacks", "enable_progress_bar", "use_distributed_sampler", "enable_checkpointing"}
+"""What a run decides for itself."""
+
+
+def build_parser() -> ArgumentParser:
+    """The options of the command."""
+    parser = ArgumentParser(prog="hooked-mm extract", description=(__doc__ or "").split("\n")[0], default_env=False)
+    parser.add_argument("-c", "--config", action="config", help="a YAML file with any of these options")
+    parser.add_class_arguments(ModelSource, "model")
+    parser.add_subclass_arguments(SampleDataModule, "data", required=True)
+    parser.add_class_arguments(Extractor, None, skip={"model"})
+    parser.add_argument("--output", type=Path, required=True, help="the store's folder, the same for all processes")
+    parser.add_argument("--resume", action="store_true", help="go on with a store that a cut-off run left there")
+    parser.add_argument("--on_error", type=OnError, default="skip", help="list a bad sample and go on, or stop")
+    parser.add_argument("--megabytes_per_shard", type=float, default=256.0)
+    parser.add_argument("--seconds_per_shard", type=float, default=300.0, help="a cut-off run loses no more than this")
+    parser.add_class_arguments(lightning.Trainer, "trainer", skip=SET)
+    parser.set_defaults({"trainer.devices": 1, "trainer.enable_model_summary": False})
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `hooked-mm extract`."""
+    parser = build_parser()
+    chosen = parser.parse_args(None if argv is None else list(argv))
+    made = parser.instantiate(chosen)
+    names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "max_positions")
+    extractor = Extractor(made.model, **{n: made[n] for n in names}, share_pictures=made.share_pictures)
+    made.trainer.loggers = [TensorBoardLogger(made.output, name=LOG, version="")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        extract(
+            extractor,
+            made.data,
+            made.output,
+            resume=made.resume,
+            on_error=made.on_error,
+            trainer=made.trainer,
+            megabytes_per_shard=made.megabytes_per_shard,
+            seconds_per_shard=made.seconds_per_shard,
+        )
