@@ -5,8 +5,8 @@
         --hooks 'blocks.*.hook_resid_post' --selector LastPrompt --answer generated \\
         --output runs/coco --trainer.accelerator gpu --trainer.devices 8 --trainer.strategy ddp
 
-Everything can stand in a YAML file (`-c extract.yaml`; `--print_config` writes one). A run that was cut off goes on with
-`--resume`, on however many processes.
+Everything can stand in a YAML file (`-c extract.yaml`; `--print_config` writes one). A run that was cut off goes on
+with `--resume`, on however many processes.
 """
 
 from __future__ import annotations
