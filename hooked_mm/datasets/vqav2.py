@@ -59,7 +59,7 @@ class VqaV2(TableDataModule):
         num_workers: int = 0,
     ) -> None:
         asked = read_json(questions, QUESTIONS)
-        answered = None if annotations is None else read_json(annotations, ANSWERS)
+        answered = None if annotations is None else read_json(annotations, ANSWERS, shorten=_words)
         super().__init__(_table(asked, answered, Path(images)), where, template, batch_size, num_workers)
 
 
@@ -133,11 +133,15 @@ def _matching(asked: Annotations, answered: Annotations) -> list[dict[str, Any]]
     return [by_question[item["question_id"]] for item in asked.content["questions"]]
 
 
+def _words(entry: dict[str, Any]) -> Any:
+    """One person's answer as its words alone: there are millions of them."""
+    return entry.get("answer") if "answer_id" in entry else entry
+
+
 def _answers(file: Annotations, item: dict[str, Any]) -> list[str]:
-    try:
-        return [given["answer"] for given in item["answers"]]
-    except (KeyError, TypeError) as error:
+    if not all(isinstance(words, str) for words in item["answers"]):
         raise BadInputError(
-            f"{str(file.path)!r}: an answer to question {item['question_id']} has no 'answer'; take the file as "
-            "downloaded"
-        ) from error
+            f"{str(file.path)!r}: an answer to question {item['question_id']} lacks 'answer' or 'answer_id'; take the "
+            "file as downloaded"
+        )
+    return item["answers"]
