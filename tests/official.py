@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import io
 import json
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from PIL import Image
 
 CAPTIONS = {
     391895: [
@@ -211,3 +216,96 @@ def slake() -> list[dict[str, Any]]:
         }
         for qid, (image, question, answer, language, location, modality, answer_type, content_type) in enumerate(rows)
     ]
+
+
+OWN: list[dict[str, Any]] = [
+    {"key": "a", "image": "1.jpg", "ask": "what is it ?", "say": "a cat", "score": 0.5, "tags": ["x"]},
+    {"key": "b", "image": ["1.jpg", "sub/2.png"], "ask": "and these ?", "say": None, "score": 1.0},
+    {"key": "c", "image": None, "ask": "and without ?", "say": "cattle", "score": 2.5, "tags": []},
+]
+
+
+def jsonl(path: Path, rows: Sequence[Any] = OWN) -> Path:
+    """A JSONL file, with a blank line in it."""
+    path.write_text("\n\n".join(json.dumps(row) for row in rows) + "\n")
+    return path
+
+
+PICTURE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+ARROW_FEATURES = {
+    "image": {"_type": "Image"},
+    "question": {"dtype": "string", "_type": "Value"},
+    "answer": {"dtype": "string", "_type": "Value"},
+    "label": {"names": ["cat", "dog"], "_type": "ClassLabel"},
+    "mask": {"_type": "Image"},
+    "idx": {"dtype": "int64", "_type": "Value"},
+}
+ARROW_SCHEMA = pa.schema(
+    [
+        ("image", PICTURE),
+        ("question", pa.string()),
+        ("answer", pa.string()),
+        ("label", pa.int64()),
+        ("mask", PICTURE),
+        ("idx", pa.int64()),
+    ]
+)
+
+
+def noise(seed: int) -> Image.Image:
+    """A picture that PNG keeps exactly."""
+    return Image.fromarray(np.random.default_rng(seed).integers(0, 256, (6, 8, 3), dtype=np.uint8))
+
+
+def png(seed: int) -> bytes:
+    """Its file."""
+    buffer = io.BytesIO()
+    noise(seed).save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def arrow_rows(count: int = 5) -> list[dict[str, Any]]:
+    """Rows with pictures as bytes, by path, cut off, and missing."""
+    pictures: list[Any] = [{"bytes": png(n), "path": f"{n}.png"} for n in range(count)]
+    pictures[1:4] = [{"bytes": None, "path": "/nowhere/1.png"}, {"bytes": png(2)[:60], "path": None}, None][: count - 1]
+    return [
+        {
+            "image": pictures[n],
+            "question": f"what is {n} ?",
+            "answer": f"thing {n}",
+            "label": (0, 1, -1)[n % 3],
+            "mask": {"bytes": b"", "path": None},
+            "idx": 10 * n,
+        }
+        for n in range(count)
+    ]
+
+
+def save_to_disk(
+    folder: Path,
+    items: list[dict[str, Any]],
+    schema: pa.Schema = ARROW_SCHEMA,
+    features: Any = ARROW_FEATURES,
+    split: str | None = "train",
+) -> Path:
+    """As `Dataset.save_to_disk(folder, num_shards=2)` writes, in batches of two rows."""
+    folder.mkdir(parents=True, exist_ok=True)
+    info = {"citation": "", "description": "", "features": features, "homepage": "", "license": ""}
+    marked = schema.with_metadata({"huggingface": json.dumps({"info": {"features": features}})})
+    half = (len(items) + 1) // 2
+    files = [f"data-{number:05d}-of-00002.arrow" for number in range(2)]
+    for name, part in zip(files, (items[:half], items[half:]), strict=True):
+        with pa.OSFile(str(folder / name), "wb") as sink, pa.ipc.new_stream(sink, marked) as writer:
+            writer.write_table(pa.Table.from_pylist(part, schema=marked), max_chunksize=2)
+    state = {
+        "_data_files": [{"filename": name} for name in files],
+        "_fingerprint": "a1b2c3d4e5f60718",
+        "_format_columns": None,
+        "_format_kwargs": {},
+        "_format_type": None,
+        "_output_all_columns": False,
+        "_split": split,
+    }
+    (folder / "state.json").write_text(json.dumps(state, indent=2, sort_keys=True))
+    (folder / "dataset_info.json").write_text(json.dumps(info, indent=2))
+    return folder

@@ -107,7 +107,11 @@ del NO_RAW["images"][1]["sentences"][2]["raw"]
 @pytest.mark.parametrize(
     ("content", "options", "parts"),
     [
-        (without(OFFICIAL, "annotations", "caption"), {}, ["entry 1 of 'annotations' has no 'caption'", "image_id, id"]),
+        (
+            without(OFFICIAL, "annotations", "caption"),
+            {},
+            ["entry 1 of 'annotations' has no 'caption'", "image_id, id"],
+        ),
         (without(OFFICIAL, "images", "id"), {}, ["entry 1 of 'images' has no 'id'"]),
         (without(KARPATHY, "images", "cocoid"), {}, ["entry 1 of 'images' has no 'cocoid'"]),
         (NO_RAW, {}, ["a sentence of image 522418"]),
@@ -119,9 +123,17 @@ del NO_RAW["images"][1]["sentences"][2]["raw"]
         (KARPATHY, {"split": "validation"}, ["no split 'validation'", "train+restval"]),
         (OFFICIAL, {"per": "sentence"}, ["per='sentence'"]),
         (OFFICIAL, {"template": "What is {text}?"}, ["no questions"]),
-        (vqa_questions(), {}, ["is not COCO captions", "questions (each with image_id, question, question_id)", "like VQA"]),
+        (
+            vqa_questions(),
+            {},
+            ["is not COCO captions", "questions (each with image_id, question, question_id)", "like VQA"],
+        ),
         (slake(), {}, ["a list of objects with img_id", "looks like SLAKE"]),
-        ({"images": OFFICIAL["images"], "categories": []}, {}, ["an object with images (each with license", "categories"]),
+        (
+            {"images": OFFICIAL["images"], "categories": []},
+            {},
+            ["images (each with license", "categories"],
+        ),
     ],
 )
 def test_refusals_name_file_value_and_remedy(tmp_path: Path, content: Any, options: dict, parts: list[str]) -> None:

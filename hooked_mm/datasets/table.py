@@ -155,7 +155,9 @@ class TableDataModule(SampleDataModule):
         where = where or Selection()
         asks = table.question is not None
         if template is None and not asks:
-            raise BadInputError(f"{table.source!r} has no questions, so a template must say what is asked")
+            raise BadInputError(
+                f"{table.source!r} has no questions, or no column of them was named; a template must say what is asked"
+            )
         words = None if template is None else resolve(template, asks=asks)
         self.made_of = {**table.made_of, "where": where.describe(), "template": words}
         super().__init__(Rows(table, where, words), batch_size, num_workers)
