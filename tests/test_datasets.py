@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
+import re
+import shlex
 import sys
 from pathlib import Path
 from typing import Any
@@ -13,11 +17,23 @@ from PIL import Image
 
 from hooked_mm import datasets
 from hooked_mm.data import SampleDataModule
-from hooked_mm.datasets import ArrowFolder, Coco, ImageFolder, Mmvp, Selection, Slake, TableDataModule, VqaRad, VqaV2
+from hooked_mm.datasets import (
+    TEMPLATES,
+    ArrowFolder,
+    Coco,
+    ImageFolder,
+    Mmvp,
+    Selection,
+    Slake,
+    TableDataModule,
+    VqaRad,
+    VqaV2,
+)
 from hooked_mm.errors import StoreError
 from hooked_mm.extraction import Extractor, extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import right_captions
+from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.world import COLOURS, Scene
 from hooked_mm.selectors import LastPrompt, TokenOfInterest
 from hooked_mm.store import StoreWriter
@@ -172,3 +188,52 @@ def test_questions_through_an_extraction(llava: HookedMM, images: list[Image.Ima
     with pytest.raises(StoreError, match=r"made otherwise \(data differ\)"):
         extract(extractor, data(where=Selection(limit=2)), tmp_path / "cut", resume=True)
     assert len(extract(extractor, data(), tmp_path / "cut", resume=True)) == 3
+
+
+DOCS = (Path(__file__).parent.parent / "docs" / "data.md").read_text()
+
+
+def blocks(language: str) -> list[str]:
+    """The page's code blocks in a language."""
+    return re.findall(rf"```{language}\n(.*?)```", DOCS, re.DOTALL)
+
+
+def test_the_page_about_data_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python, options and YAML, on files of the formats it names."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "annotations").mkdir()
+    captions = {n: [f"A {word} {n}."] * 5 for n, word in enumerate(["dog", "traffic light", "cat"])}
+    dump(tmp_path / "annotations" / "captions_val2017.json", coco_official(captions, "val2017"))
+    dump(tmp_path / "v2_OpenEnded_mscoco_val2014_questions.json", vqa_questions())
+    dump(tmp_path / "v2_mscoco_val2014_annotations.json", vqa_annotations())
+    (tmp_path / "photos.jsonl").write_text("".join(blocks("json")))
+    (tmp_path / "chosen.txt").write_text("a\n")
+    first, own = blocks("python")
+    names: dict[str, Any] = {}
+    exec(first, names)
+    assert names["data"].ids() == ["coco-0", "coco-1"]
+    exec(own, names)
+    assert names["data"].ids() == ["photo-0", "photo-1", "photo-2"]
+    (options,) = blocks("bash")
+    assert parsed(shlex.split(options.replace("\\\n", " "))).ids() == ["vqav2-393225000"]
+    (tmp_path / "run.yaml").write_text("".join(blocks("yaml")))
+    assert parsed(["--config=run.yaml"]).ids() == ["a"]
+
+
+@pytest.mark.parametrize("kind", [*CASES, ScenesDataModule])
+def test_the_page_about_data_lists_every_option(kind: type[SampleDataModule]) -> None:
+    """A row per class, with all its own options."""
+    (row,) = [line for line in DOCS.splitlines() if line.startswith("|") and f"| `{kind.__name__}` |" in line]
+    shared = {"where", "template", "batch_size", "num_workers"}
+    own = [name for name in inspect.signature(kind).parameters if name not in shared]
+    assert re.findall(r"`(\w+)`", row.split("|")[4]) == own
+
+
+def test_the_page_about_data_lists_every_template_and_condition() -> None:
+    """By name."""
+    assert set(re.findall(r"`([a-z0-9]+(?:-[a-z0-9]+)+)`", DOCS.split("## What is asked")[1])) == set(TEMPLATES)
+    table = DOCS.split("## What is asked")[0].split("| option |")[1]
+    listed = {
+        name for line in table.splitlines() if line.startswith("| `") for name in line.split("|")[1].split("`")[1::2]
+    }
+    assert listed == {field.name for field in dataclasses.fields(Selection)}

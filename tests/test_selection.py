@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections import Counter
+from itertools import chain, combinations
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hooked_mm.datasets.selection import Selection
@@ -19,7 +20,6 @@ ASKED = ["cat", "no", "traffic light", "red", "Snow"]
 
 texts = st.lists(st.sampled_from(VOCABULARY), max_size=5).map(" ".join)
 row = st.tuples(texts, st.none() | texts, st.lists(texts, max_size=3), st.integers(0, 3))
-rows = st.lists(row, min_size=1, max_size=12)
 
 
 def table(items: list[tuple]) -> tuple[list[str], dict[str, pa.ChunkedArray]]:
@@ -43,40 +43,48 @@ def says(text: str | None, asked: list[str]) -> bool:
     )
 
 
-@given(
-    rows,
-    st.sets(st.sampled_from(ASKED)),
-    st.sampled_from(["answer", "question", "captions"]),
-    st.none() | st.sets(st.integers(0, 3), min_size=1),
-    st.none() | st.sets(st.integers(0, 11), min_size=1),
-    st.none() | st.integers(1, 13),
-)
-def test_selection_is_what_a_reader_would_take(
-    items: list[tuple], asked: set, within: str, kinds: set | None, numbers: set | None, limit: int | None
-) -> None:
-    """All conditions together, then the first so many; what can't be is refused."""
+@st.composite
+def asked_of(draw: st.DrawFn) -> tuple[list[tuple], dict[str, dict[str, Any]]]:
+    """Rows, and conditions that some of them can meet."""
+    items = draw(st.lists(row, min_size=3, max_size=12))
+    kinds = sorted({item[3] for item in items})
+    chosen = draw(st.lists(st.sampled_from(range(len(items))), min_size=2, unique=True))
+    return items, {
+        "words": {
+            "words": draw(st.lists(st.sampled_from(ASKED), min_size=1, max_size=3, unique=True)),
+            "within": draw(st.sampled_from(["answer", "question", "captions"])),
+        },
+        "equal": {"equal": {"kind": draw(st.lists(st.sampled_from(kinds), min_size=1, unique=True))}},
+        "ids": {"ids": [f"s{number}" for number in chosen]},
+        "limit": {"limit": draw(st.integers(1, 4))},
+    }
+
+
+@settings(max_examples=60)
+@given(asked_of())
+def test_selection_is_what_a_reader_would_take(asked: tuple[list[tuple], dict[str, dict[str, Any]]]) -> None:
+    """Any of the conditions together, then the first so many; if nothing is left, that is an error."""
+    items, conditions = asked
     ids, columns = table(items)
-    chosen_ids = None if numbers is None else [f"s{number}" for number in sorted(numbers, reverse=True)]
-    place = {"question": 0, "answer": 1, "captions": 2}[within]
+    for names in chain.from_iterable(combinations(conditions, count) for count in range(5)):
+        options = {key: value for name in names for key, value in conditions[name].items()}
+        expected = [number for number, item in enumerate(items) if fits(f"s{number}", item, options)]
+        if expected:
+            assert Selection(**options).choose(ids, columns).tolist() == expected[: options.get("limit")]
+        else:
+            with pytest.raises(BadInputError, match="samples left"):
+                Selection(**options).choose(ids, columns)
 
-    def fits(number: int, item: tuple) -> bool:
-        found = item[place] if within == "captions" else [item[place]]
-        return (
-            (not asked or any(says(text, sorted(asked)) for text in found))
-            and (kinds is None or item[3] in kinds)
-            and (numbers is None or number in numbers)
-        )
 
-    expected = [number for number, item in enumerate(items) if fits(number, item)][:limit]
-    equal = {} if kinds is None else {"kind": sorted(kinds)}
-    where = Selection(words=sorted(asked), within=within, equal=equal, ids=chosen_ids, limit=limit)
-    unknown_id = numbers is not None and max(numbers) >= len(items)
-    unknown_kind = kinds is not None and not kinds <= {item[3] for item in items}
-    if unknown_id or unknown_kind or not expected:
-        with pytest.raises(BadInputError):
-            where.choose(ids, columns)
-    else:
-        assert where.choose(ids, columns).tolist() == expected
+def fits(name: str, item: tuple, options: dict[str, Any]) -> bool:
+    """Whether a row meets the conditions, looked at by itself."""
+    question, answer, captions, kind = item
+    texts = {"question": [question], "answer": [answer], "captions": captions}[options.get("within", "answer")]
+    return (
+        ("words" not in options or any(says(text, options["words"]) for text in texts))
+        and ("equal" not in options or kind in options["equal"]["kind"])
+        and ("ids" not in options or name in options["ids"])
+    )
 
 
 @given(st.integers(2, 40), st.integers(1, 40), st.integers(1, 40), st.integers(0, 5), st.permutations(range(40)))

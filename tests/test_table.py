@@ -32,10 +32,11 @@ def table(count: int = 3, **changes: Any) -> Table:
     return Table(**{**content, **changes})
 
 
-@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4))
-def test_every_row_is_handed_out_once(count: int, limit: int, batch_size: int) -> None:
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.sampled_from([None, 0]))
+def test_every_row_is_handed_out_once(count: int, limit: int, batch_size: int, kind: int | None) -> None:
     """In order, as the table has it, in batches that name missing pictures."""
-    data = TableDataModule(table(count), Selection(limit=limit), "Q: {text}", batch_size, 0)
+    where = Selection(limit=limit, equal={} if kind is None else {"kind": kind})
+    data = TableDataModule(table(count), where, "Q: {text}", batch_size, 0)
     expected = [
         Sample(
             f"s{n}",
@@ -44,8 +45,9 @@ def test_every_row_is_handed_out_once(count: int, limit: int, batch_size: int) -
             None if n == 1 else str(n),
             {"kind": n % 2, "question": f"what is {n} ?"},
         )
-        for n in range(min(count, limit))
-    ]
+        for n in range(count)
+        if kind in (None, n % 2)
+    ][:limit]
     rows = data.dataset
     assert [rows[n] for n in range(len(rows))] == expected  # type: ignore[arg-type]
     assert data.ids() == [sample.id for sample in expected]

@@ -45,7 +45,9 @@ def test_questions_with_what_is_known_of_them(file: Path) -> None:
 
 def test_splits_and_filters(file: Path) -> None:
     """The phrases marked so are the test split; ids stay."""
-    assert VqaRad(file, "x", split="test").ids() == ["vqa-rad-2", "vqa-rad-3"]
+    test = VqaRad(file, "x", split="test")
+    assert test.ids() == ["vqa-rad-2", "vqa-rad-3"]
+    assert [test.dataset[n].columns["split"] for n in range(2)] == ["test", "test"]
     assert VqaRad(file, "x", split="train").ids() == ["vqa-rad-0", "vqa-rad-1"]
     assert VqaRad(file, "x", where=Selection(equal={"answer_type": "CLOSED"})).ids() == ["vqa-rad-0", "vqa-rad-1"]
     assert VqaRad(file, "x", where=Selection(equal={"image_organ": ["ABD", "CHEST"]}, limit=1)).ids() == ["vqa-rad-2"]

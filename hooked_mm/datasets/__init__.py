@@ -1,6 +1,6 @@
 """Data sets that researchers have, as data modules for extraction; see docs/data.md.
 
-To add one: a module with a class that reads its files into a `table.Table` (most need fifty lines), a line here and a
+To add one: a module with a class that reads its files into a `table.Table` (see `slake`), a line here, one in the docs and a
 test.
 """
 

@@ -9,11 +9,11 @@ from hooked_mm.errors import BadInputError, unknown
 
 SLOT = "{text}"
 TEMPLATES: dict[str, str] = {
-    # LLaVA-1.5 (arXiv 2310.03744), response formatting prompts; InternVL takes over the same.
+    # LLaVA-1.5 (arXiv 2310.03744), response formatting prompts; InternVL was tuned on the same.
     "llava-short": "{text}\nAnswer the question using a single word or phrase.",
     "llava-choice": "{text}\nAnswer with the option's letter from the given choices directly.",
     "llava-caption": "Provide a one-sentence caption for the provided image.",
-    # Idefics2 (2405.02246) and Idefics3, as evaluated.
+    # The Cauldron, on which Idefics2 (2405.02246), Idefics3 and SmolVLM were tuned.
     "idefics2-short": "{text}\nGive a very brief answer.",
     # BLIP-2 (2301.12597): zero-shot questions with Flan-T5 and with OPT; captions.
     "blip-2-short": "Question: {text} Short answer:",
