@@ -30,6 +30,7 @@ def test_rows_become_samples(tmp_path: Path) -> None:
     assert samples[4].columns == {"question": "what is 4 ?", "label": "dog", "idx": 40}
     assert samples[1].images == Path("/nowhere/1.png")
     assert samples[3].images is None
+    assert samples[0] == data.dataset[0] != samples[4]
 
 
 def test_pictures_are_decoded_or_listed(tmp_path: Path) -> None:
@@ -102,10 +103,10 @@ def test_a_copy_maps_the_files_itself(tmp_path: Path) -> None:
         tmp_path / "set", [{**row, "image": {"bytes": b"x" * 10**6, "path": None}} for row in arrow_rows()]
     )
     data = ArrowFolder(folder, **NAMES)
-    assert data.dataset[0].images.items == [b"x" * 10**6]
+    assert data.dataset[0].images.items == (b"x" * 10**6,)
     sent = pickle.dumps(data.dataset)
     assert len(sent) < 10**5
-    assert pickle.loads(sent)[0].images.items == [b"x" * 10**6]
+    assert pickle.loads(sent)[0].images.items == (b"x" * 10**6,)
 
 
 def changed(folder: Path, name: str, content: Any) -> None:
@@ -179,4 +180,4 @@ def test_pictures_of_a_table_are_found_by_row(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "set", arrow_rows())
     stored = StoredPictures([folder / "data-00001-of-00002.arrow"], "image")
     assert stored[0] is None
-    assert stored[1].items == [png(4)]  # type: ignore[union-attr]
+    assert stored[1].items == (png(4),)  # type: ignore[union-attr]

@@ -1,7 +1,7 @@
 """Data sets that researchers have, as data modules for extraction; see docs/data.md.
 
-To add one: a module with a class that reads its files into a `table.Table` (see `slake`), a line here, one in the docs and a
-test.
+To add one: a module with a class that reads its files into a `table.Table` (see `slake`), a line here and in the docs,
+a test.
 """
 
 from __future__ import annotations

@@ -97,12 +97,10 @@ def read_json(path: str | Path, *formats: Format, shorten: Callable[[dict], Any]
     if fitting is None:
         wanted = " or ".join(option.name for option in formats)
         other = next((option.name for option in _DECLARED if option.fits(content)), None)
-        hint = (
-            f"it looks like {other}; give that file to the data module or argument it belongs to"
-            if other
-            else ("give the file as downloaded")
+        looks = f"; it looks like {other}, which another argument or data module takes" if other else ""
+        raise BadInputError(
+            f"{str(path)!r} is not {wanted}: it is {describe(content)}{looks}; give the file as downloaded"
         )
-        raise BadInputError(f"{str(path)!r} is not {wanted}: it is {describe(content)}; {hint}")
     fitting.check(path, content)
     return Annotations(path, content, fitting, digest(raw))
 

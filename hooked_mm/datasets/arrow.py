@@ -9,6 +9,7 @@ from __future__ import annotations
 import io
 import json
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -95,15 +96,15 @@ def _table(folder: Path, split: str | None, names: dict[str, Any], keep: Sequenc
     return Table(str(folder), ids, StoredPictures(files, names["image"]), columns, question, answers, made_of)
 
 
+@dataclass(frozen=True)
 class Encoded(Sequence[Image.Image | Path]):
     """Pictures as the bytes of their files, or paths; each is decoded when it is asked for, in whichever process asks.
 
-    Args:
-        items: Bytes or paths; None for one that is missing.
+    Attributes:
+        items: Bytes or paths; None for one that is missing. The same items are the same pictures.
     """
 
-    def __init__(self, items: Sequence[bytes | Path | None]) -> None:
-        self.items = items
+    items: tuple[bytes | Path | None, ...]
 
     def __len__(self) -> int:
         return len(self.items)
@@ -151,9 +152,9 @@ class StoredPictures:
 def _pictures(value: Any) -> SampleImages:
     """A cell as the data set has it: a path, bytes, both in a struct, or a list of these."""
     if isinstance(value, list):
-        return Encoded([_item(each) for each in value]) if value else None
+        return Encoded(tuple(_item(each) for each in value)) if value else None
     item = _item(value)
-    return Encoded([item]) if isinstance(item, bytes) else item
+    return Encoded((item,)) if isinstance(item, bytes) else item
 
 
 def _item(value: Any) -> bytes | Path | None:
