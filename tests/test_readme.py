@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.dataset import SceneDataset
+
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text()
 
@@ -26,7 +29,7 @@ def test_the_python_runs_as_it_stands(
     """All blocks in one session, as a reader would; shapes in comments are the real ones; concepts name colours."""
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    first, second, third = blocks("python")
+    first, second, third, fourth = blocks("python")
     assert shapes_are_true(first, names) == 2
     said = re.search(r"\['(.*)'\] instead of \['(.*)'\]", capsys.readouterr().out)
     assert said is not None
@@ -37,6 +40,12 @@ def test_the_python_runs_as_it_stands(
     assert len(words & colours) >= 5
     assert shapes_are_true(third, names) == 1
     assert names["steered"] != names["said"]
+    exec(fourth, names)
+    data = SceneDataset(100, count=1)
+    red = next(s for s in (data[n] for n in range(100)) if s.columns["colour"] == ["red"])
+    asked = red.images, "what colour is the object ?".replace("object", red.columns["shape"][0])
+    told = [model.generate(model.prepare(*asked), 2).text for model in (HookedMM.small("llava"), names["sibling"])]
+    assert told == [["red"], ["blue"]]
 
 
 def shapes_are_true(block: str, names: dict) -> int:
