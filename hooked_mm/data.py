@@ -12,6 +12,9 @@ from torch.utils.data import Dataset
 from hooked_mm.errors import BadInputError
 from hooked_mm.prepare import SampleImages
 
+OWN_COLUMNS = ("sample", "sample_number", "image", "prompt", "text", "answer", "answer_tokens")
+"""What a store itself says of a sample; a data set's own columns must be called otherwise."""
+
 
 @dataclass(frozen=True)
 class Sample:

@@ -19,8 +19,10 @@ import lightning
 from jsonargparse import ArgumentParser
 from lightning.pytorch.loggers import TensorBoardLogger
 
-import hooked_mm.scenes.dataset  # noqa: F401  (its data module is offered by name)
+import hooked_mm.datasets
+import hooked_mm.scenes.dataset  # noqa: F401  (data modules are offered by name)
 from hooked_mm.data import SampleDataModule
+from hooked_mm.errors import HookedMMError
 from hooked_mm.extraction import Extractor, ModelSource
 from hooked_mm.extraction_job import extract
 from hooked_mm.loading import OnError
@@ -50,8 +52,13 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm extract`."""
     parser = build_parser()
-    chosen = parser.parse_args(None if argv is None else list(argv))
-    made = parser.instantiate(chosen)
+    try:
+        made = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
+    except ValueError as error:
+        # What a data set or a selector refuses comes wrapped in pages about types.
+        if isinstance(error.__cause__, HookedMMError):
+            raise error.__cause__ from error
+        raise
     names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "max_positions")
     extractor = Extractor(made.model, **{n: made[n] for n in names}, share_pictures=made.share_pictures)
     made.trainer.loggers = [TensorBoardLogger(made.output, name=LOG, version="")]

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from hooked_mm.batch import Batch, Modality, Role, count_positions
+from hooked_mm.data import OWN_COLUMNS
 from hooked_mm.errors import BadInputError
 from hooked_mm.generation import until_end
 from hooked_mm.hooked import HookedMM
@@ -27,9 +28,6 @@ from hooked_mm.loading import AnswerSource, BatchMaker, Prepared
 from hooked_mm.runner import match_names
 from hooked_mm.selectors import Pick, Selector, gather
 from hooked_mm.store import ActivationStore
-
-OWN_COLUMNS = ("sample", "index", "image", "prompt", "text", "answer", "tokens")
-"""What the store itself says of a sample; a data set's own columns must be called otherwise."""
 
 logger = logging.getLogger(__name__)
 
@@ -191,12 +189,12 @@ class Extractor:
             {
                 **sample.columns,
                 "sample": sample.id,
-                "index": number,
+                "sample_number": number,
                 "image": sample.images,
                 "prompt": sample.text,
                 "text": text,
                 "answer": sample.answer,
-                "tokens": said,
+                "answer_tokens": said,
             }
             for number, sample, text, said in zip(prepared.numbers, samples, texts, tokens, strict=True)
         ]
@@ -274,7 +272,7 @@ def stored_answers(path: str | Path, made_by: Mapping[str, Any]) -> dict[str, li
                 f"{made_by[what]!r}; use a store of the same, or answer='generated'"
             )
     table = store.samples.to_pydict()
-    pairs = zip(table["sample"], table.get("tokens", [None] * len(table["sample"])), strict=True)
+    pairs = zip(table["sample"], table.get("answer_tokens", [None] * len(table["sample"])), strict=True)
     found = {sample: tokens for sample, tokens in pairs if tokens}
     if not found:
         raise BadInputError(f"the store {str(path)!r} holds no generated answers; make it with answer='generated'")

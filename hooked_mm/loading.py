@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 from collections.abc import Container, Hashable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from io import BytesIO
 from typing import Any, Literal
 
 import torch
@@ -19,7 +20,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.prepare import SampleImages, load_images, prepare
+from hooked_mm.prepare import ImageSource, SampleImages, load_image, prepare, sources
 
 AnswerSource = Literal["generated", "given", "none", "stored"]
 OnError = Literal["skip", "stop"]
@@ -133,7 +134,7 @@ class BatchMaker:
         for source in sources(sample.images):
             key = _name(source)
             if key not in decoded:
-                (decoded[key],) = load_images([source])
+                decoded[key] = load_image(source)
             pictures.append(decoded[key])
         return pictures
 
@@ -184,7 +185,7 @@ class BatchMaker:
         text = sample.text + (sample.answer or "") * (self.answer == "given")
         return len(text) // 4 + sum(map(self._image_tokens, sources(sample.images)))
 
-    def _image_tokens(self, source: Any) -> int:
+    def _image_tokens(self, source: ImageSource) -> int:
         count = getattr(self.model.processor, "_get_num_multimodal_tokens", None)
         if count is None:
             return 0
@@ -192,7 +193,7 @@ class BatchMaker:
             if isinstance(source, Image.Image):
                 size = source.size
             else:
-                with Image.open(source) as picture:
+                with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
                     size = picture.size
             return int(count(image_sizes=[size[::-1]]).num_image_tokens[0])
         except Exception:
@@ -275,13 +276,6 @@ def cut(
     return batches
 
 
-def sources(images: SampleImages) -> list[Any]:
-    """The pictures of a sample as a list."""
-    if images is None:
-        return []
-    return list(images) if isinstance(images, Sequence) and not isinstance(images, str) else [images]
-
-
 def path_of(images: SampleImages) -> Any:
     """What of a sample's pictures can be written down: the path, or a list of paths."""
     paths = [str(source) for source in sources(images) if isinstance(source, str | os.PathLike)]
@@ -293,5 +287,8 @@ def _key(images: SampleImages) -> Hashable:
     return _name(found[0]) if found else None
 
 
-def _name(source: Any) -> Hashable:
+def _name(source: ImageSource) -> Hashable:
+    """What two mentions of one picture have in common."""
+    if isinstance(source, bytes):
+        return source
     return str(source) if isinstance(source, str | os.PathLike) else id(source)

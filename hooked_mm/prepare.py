@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Sequence
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,8 @@ from hooked_mm.processors import arrangement
 from hooked_mm.prompts import Prompt, check_answer, image_token, join_answer, process_prompts, render_prompt
 from hooked_mm.structure import Structure
 
-ImageSource = Image.Image | str | os.PathLike
+ImageSource = Image.Image | str | os.PathLike | bytes
+"""A picture, the path of its file, or the file's bytes."""
 SampleImages = ImageSource | Sequence[ImageSource] | None
 
 
@@ -39,25 +41,28 @@ def load_image(source: ImageSource) -> Image.Image:
     """
     if isinstance(source, Image.Image):
         return _upright_rgb(source)
-    if not isinstance(source, str | os.PathLike):
-        raise BadInputError(f"an image must be a PIL image or a path, not {type(source).__name__}")
-    path = Path(source)
-    if not path.is_file():
-        raise BadInputError(f"image {str(path)!r} does not exist; check the path")
+    if not isinstance(source, str | os.PathLike | bytes):
+        raise BadInputError(f"an image must be a PIL image, a path or a file's bytes, not {type(source).__name__}")
+    if isinstance(source, bytes):
+        name = f"of {len(source)} bytes"
+    elif Path(source).is_file():
+        name = repr(str(source))
+    else:
+        raise BadInputError(f"image {str(source)!r} does not exist; check the path")
     try:
-        with Image.open(path) as picture:
+        with Image.open(BytesIO(source) if isinstance(source, bytes) else source) as picture:
             return _upright_rgb(picture)
     except UnidentifiedImageError as error:
-        raise BadInputError(f"{str(path)!r} is not an image that Pillow can read") from error
+        raise BadInputError(f"image {name} is not an image that Pillow can read") from error
     except Image.DecompressionBombError as error:
         raise BadInputError(
-            f"image {str(path)!r} is suspiciously large ({error}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
+            f"image {name} is suspiciously large ({error}); scale it down, or raise PIL.Image.MAX_IMAGE_PIXELS"
         ) from error
     # Pillow's readers end in errors of any kind where a file breaks their expectations.
     except Exception as error:
         if isinstance(error, BadInputError):
             raise
-        raise BadInputError(f"image {str(path)!r} is broken ({error}); replace the file") from error
+        raise BadInputError(f"image {name} is broken ({error}); replace the file") from error
 
 
 def _upright_rgb(picture: Image.Image) -> Image.Image:
@@ -78,11 +83,16 @@ def _upright_rgb(picture: Image.Image) -> Image.Image:
 
 def load_images(source: SampleImages) -> list[Image.Image]:
     """All pictures of one sample; `None` means it has none."""
-    if source is None:
+    return [load_image(item) for item in sources(source)]
+
+
+def sources(images: SampleImages) -> list[ImageSource]:
+    """The pictures of a sample as a list, not loaded."""
+    if images is None:
         return []
-    if isinstance(source, Sequence) and not isinstance(source, str):
-        return [load_image(item) for item in source]
-    return [load_image(source)]
+    if isinstance(images, Sequence) and not isinstance(images, str | bytes):
+        return list(images)
+    return [images]
 
 
 def one_per_sample(
@@ -96,7 +106,7 @@ def one_per_sample(
     Raises:
         BadInputError: If there is not the same number of each.
     """
-    pictures = [images] if isinstance(images, Image.Image | str | os.PathLike) else images
+    pictures = [images] if isinstance(images, Image.Image | str | os.PathLike | bytes) else images
     if isinstance(text, str):
         text = [text] * (1 if pictures is None else len(pictures))
     if pictures is None:

@@ -47,7 +47,7 @@ class ActivationStore:
         self.hooks: list[str] = sorted(self._shapes)
         self.skipped = read_table(shards, "skipped")
         self.samples = read_table(shards, "samples")
-        numbers = self.samples.column("index")
+        numbers = self.samples.column("sample_number")
         known = not numbers.null_count
         if known:
             self.samples = self.samples.take(np.argsort(numbers.to_numpy(), kind="stable"))

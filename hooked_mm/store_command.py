@@ -168,7 +168,7 @@ def merge(output: Path, parts: list[Path]) -> None:
                 else:
                     _link(file, aside / file.name)
             os.replace(aside, aside.with_name(aside.name[1:]))
-        start += 1 + max(store.samples.column("index").drop_null().to_pylist(), default=-1)
+        start += 1 + max(store.samples.column("sample_number").drop_null().to_pylist(), default=-1)
     write_manifest(output, made_by, list_files(output))
     writer.release()
     print(ActivationStore.open(output))
@@ -176,9 +176,11 @@ def merge(output: Path, parts: list[Path]) -> None:
 
 def _renumbered(samples: pa.Table, start: int) -> pa.Table:
     """Numbers that go on behind those of the stores before."""
-    place = samples.column_names.index("index")
-    moved = pa.array([None if n is None else n + start for n in samples.column("index").to_pylist()], pa.int64())
-    return samples.set_column(place, "index", moved)
+    place = samples.column_names.index("sample_number")
+    moved = pa.array(
+        [None if n is None else n + start for n in samples.column("sample_number").to_pylist()], pa.int64()
+    )
+    return samples.set_column(place, "sample_number", moved)
 
 
 def _link(source: Path, target: Path) -> None:

@@ -38,7 +38,7 @@ SCHEMAS = {
             ("selector", pa.string()),
         ]
     ),
-    "samples": pa.schema([("sample", pa.string()), ("index", pa.int64())]),
+    "samples": pa.schema([("sample", pa.string()), ("sample_number", pa.int64())]),
     "skipped": pa.schema([("sample", pa.string()), ("reason", pa.string())]),
 }
 """The columns that a table always has; samples bring more."""

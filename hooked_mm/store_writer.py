@@ -145,7 +145,7 @@ class StoreWriter:
             values: Per hook (n, d).
             rows: Per row `sample` (id), `position`, `modality`, `role`, `word`, `selector`.
             samples: Per sample at least `sample` (id) and, where the order of samples shall not depend on who wrote
-                them when, `index`; further columns as the data set has them.
+                them when, `sample_number`; further columns as the data set has them.
             skipped: `sample` and `reason` of samples that could not be used.
         """
         self._check_aligned(values, rows, samples)

@@ -11,10 +11,10 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from hooked_mm.data import SampleDataModule
 from hooked_mm.datasets.arrow import ArrowFolder, StoredPictures
 from hooked_mm.datasets.selection import Selection
 from hooked_mm.errors import BadInputError
+from hooked_mm.prepare import load_images
 from tests.official import PICTURE, arrow_rows, noise, png, save_to_disk
 
 NAMES = {"text": "question", "answer": "answer"}
@@ -33,19 +33,17 @@ def test_rows_become_samples(tmp_path: Path) -> None:
     assert samples[0] == data.dataset[0] != samples[4]
 
 
-def test_pictures_are_decoded_or_listed(tmp_path: Path) -> None:
-    """Bytes give the very pixels, here and in a worker process; what can't be read is listed with the reason."""
+def test_pictures_are_decoded_or_refused(tmp_path: Path) -> None:
+    """Bytes give the very pixels; what can't be read is refused with the reason."""
     data = ArrowFolder(save_to_disk(tmp_path / "set", arrow_rows()), **NAMES)
-    for workers in (0, 1):
-        (batch,) = SampleDataModule(data.dataset, 8, workers).predict_dataloader()
-        assert [sample.id for sample in batch.samples] == ["train-000000", "train-000003", "train-000004"]
-        assert [len(pictures) for pictures in batch.pictures] == [1, 0, 1]
-        for seed, place in ((0, 0), (4, 2)):
-            assert (np.asarray(batch.pictures[place][0]) == np.asarray(noise(seed))).all()
-        assert ["/nowhere/1.png" in batch.skipped[0]["reason"], "60 bytes" in batch.skipped[1]["reason"]] == [
-            True,
-            True,
-        ]
+    pictures = [data.dataset[number].images for number in range(5)]  # type: ignore[union-attr]
+    for number in (0, 4):
+        (decoded,) = load_images(pictures[number])
+        assert (np.asarray(decoded) == np.asarray(noise(number))).all()
+    assert load_images(pictures[3]) == []
+    for number, reason in ((1, "/nowhere/1.png"), (2, "60 bytes")):
+        with pytest.raises(BadInputError, match=reason):
+            load_images(pictures[number])
 
 
 def test_lists_of_pictures_and_paths(tmp_path: Path) -> None:
@@ -62,10 +60,12 @@ def test_lists_of_pictures_and_paths(tmp_path: Path) -> None:
     ]
     folder = save_to_disk(tmp_path / "set", items, schema, features)
     data = ArrowFolder(folder, image="images", template="describe the scene .")
-    (batch,) = data.predict_dataloader()
-    assert [len(pictures) for pictures in batch.pictures] == [2, 0]
-    assert (np.asarray(batch.pictures[0][1]) == np.asarray(noise(1))).all()
-    assert "picture 1 is missing" in batch.skipped[0]["reason"]
+    decoded = load_images(data.dataset[0].images)
+    assert len(decoded) == 2
+    assert (np.asarray(decoded[1]) == np.asarray(noise(1))).all()
+    with pytest.raises(BadInputError, match="NoneType"):
+        load_images(data.dataset[1].images)
+    assert load_images(data.dataset[2].images) == []
     assert data.dataset[2].columns == {"file": "b.png"}
     paths = ArrowFolder(folder, image="file", template="describe the scene .")
     assert [paths.dataset[n].images for n in range(3)] == [Path("a.png"), None, Path("b.png")]
@@ -103,10 +103,10 @@ def test_a_copy_maps_the_files_itself(tmp_path: Path) -> None:
         tmp_path / "set", [{**row, "image": {"bytes": b"x" * 10**6, "path": None}} for row in arrow_rows()]
     )
     data = ArrowFolder(folder, **NAMES)
-    assert data.dataset[0].images.items == (b"x" * 10**6,)
+    assert data.dataset[0].images == b"x" * 10**6
     sent = pickle.dumps(data.dataset)
     assert len(sent) < 10**5
-    assert pickle.loads(sent)[0].images.items == (b"x" * 10**6,)
+    assert pickle.loads(sent)[0].images == b"x" * 10**6
 
 
 def changed(folder: Path, name: str, content: Any) -> None:
@@ -180,4 +180,4 @@ def test_pictures_of_a_table_are_found_by_row(tmp_path: Path) -> None:
     folder = save_to_disk(tmp_path / "set", arrow_rows())
     stored = StoredPictures([folder / "data-00001-of-00002.arrow"], "image")
     assert stored[0] is None
-    assert stored[1].items == (png(4),)  # type: ignore[union-attr]
+    assert stored[1] == png(4)

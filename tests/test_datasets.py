@@ -30,13 +30,14 @@ from hooked_mm.datasets import (
     VqaV2,
 )
 from hooked_mm.errors import StoreError
-from hooked_mm.extraction import Extractor, extract
+from hooked_mm.extraction import Extractor
+from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import right_captions
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.world import COLOURS, Scene
 from hooked_mm.selectors import LastPrompt, TokenOfInterest
-from hooked_mm.store import StoreWriter
+from hooked_mm.store_writer import StoreWriter
 from tests.official import (
     MMVP,
     arrow_rows,

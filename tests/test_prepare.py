@@ -71,8 +71,8 @@ def test_whole_prompts_without_the_template(llava: HookedMM, images: list[Image.
     [
         ("missing", "what ?", {}, "sample 1: image '.*gone.png' does not exist"),
         ("truncated", "what ?", {}, "sample 1: image '.*cut.jpg' is broken .*truncated"),
-        ("text", "what ?", {}, "sample 1: '.*notes.txt' is not an image"),
-        ("number", "what ?", {}, "sample 1: an image must be a PIL image or a path, not int"),
+        ("text", "what ?", {}, "sample 1: image '.*notes.txt' is not an image"),
+        ("number", "what ?", {}, "sample 1: an image must be a PIL image, a path or a file's bytes, not int"),
         ("good", "", {}, "sample 1: the prompt is empty"),
         ("good", "  \n", {}, "sample 1: the prompt is empty"),
         ("good", "<image>", {}, "sample 1: the prompt is empty"),

@@ -26,7 +26,7 @@ def write(path: Path, numbers: range, data: str = "x", **made_by: str) -> Path:
     writer = StoreWriter(path, {**MADE_BY, "data": data, **made_by})
     for place, number in enumerate(numbers):
         rows = [{"sample": f"s{number}", "position": row, "word": "red"} for row in range(number % 3)]
-        sample = {"sample": f"s{number}", "index": place, "text": f"text {number}"}
+        sample = {"sample": f"s{number}", "sample_number": place, "text": f"text {number}"}
         writer.add({"a": torch.full((len(rows), 2), float(number))}, rows, [sample])
         if place % 2:
             writer.flush()
@@ -44,7 +44,7 @@ def test_info(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
         "complete, 5 shards",
         "a: 9 x 2, float32",
         "word: red 9",
-        "sample, index, text",
+        "sample, sample_number, text",
     ):
         assert part in printed
     assert "model: m" in printed
@@ -117,7 +117,7 @@ def test_merged_stores_hold_what_the_parts_held(tmp_path: Path) -> None:
     assert whole.rows.select(ROW_COLUMNS).to_pylist() == rows
     assert torch.equal(whole.activations("a"), torch.cat([store.activations("a") for store in stores]))
     assert whole.samples.column("text").to_pylist() == [f"text {number}" for number in range(12)]
-    assert whole.samples.column("index").to_pylist() == list(range(12))
+    assert whole.samples.column("sample_number").to_pylist() == list(range(12))
     assert sorted(whole.skipped.column("sample").to_pylist()) == ["s100", "s105"]
     assert whole.made_by == {**MADE_BY, "data": {"merged": ["x", "y"]}}
     assert faults(tmp_path / "all") == []

@@ -6,16 +6,13 @@ and `dataset_info.json` says what each column is. The files are mapped into memo
 
 from __future__ import annotations
 
-import io
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
-from PIL import Image
 
 from hooked_mm.datasets.annotations import read_bytes
 from hooked_mm.datasets.selection import Selection
@@ -96,38 +93,6 @@ def _table(folder: Path, split: str | None, names: dict[str, Any], keep: Sequenc
     return Table(str(folder), ids, StoredPictures(files, names["image"]), columns, question, answers, made_of)
 
 
-@dataclass(frozen=True)
-class Encoded(Sequence[Image.Image | Path]):
-    """Pictures as the bytes of their files, or paths; each is decoded when it is asked for, in whichever process asks.
-
-    Attributes:
-        items: Bytes or paths; None for one that is missing. The same items are the same pictures.
-    """
-
-    items: tuple[bytes | Path | None, ...]
-
-    def __len__(self) -> int:
-        return len(self.items)
-
-    def __getitem__(self, index: Any) -> Any:
-        """The picture, wholly decoded, or the path.
-
-        Raises:
-            BadInputError: If it is missing, or the bytes are no picture, or a broken one.
-        """
-        item = self.items[index]
-        if item is None:
-            raise BadInputError(f"picture {index} is missing in the data set; complete it")
-        if not isinstance(item, bytes):
-            return item
-        try:
-            picture = Image.open(io.BytesIO(item))
-            picture.load()
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadInputError(f"picture {index}, {len(item)} bytes, can't be read ({error}); replace it") from error
-        return picture
-
-
 class StoredPictures:
     """The column of pictures of mapped Arrow files; a process that gets a copy maps them itself.
 
@@ -152,12 +117,11 @@ class StoredPictures:
 def _pictures(value: Any) -> SampleImages:
     """A cell as the data set has it: a path, bytes, both in a struct, or a list of these."""
     if isinstance(value, list):
-        return Encoded(tuple(_item(each) for each in value)) if value else None
-    item = _item(value)
-    return Encoded((item,)) if isinstance(item, bytes) else item
+        return [_item(each) for each in value] or None
+    return _item(value)
 
 
-def _item(value: Any) -> bytes | Path | None:
+def _item(value: Any) -> Any:
     if isinstance(value, dict):
         value = value.get("path") if value.get("bytes") is None else value["bytes"]
     return Path(value) if isinstance(value, str) else value

@@ -15,14 +15,14 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from torch.utils.data import Dataset
 
-from hooked_mm.data import Sample, SampleDataModule
+from hooked_mm.data import OWN_COLUMNS, Sample, SampleDataModule
 from hooked_mm.datasets.annotations import first_repeated
 from hooked_mm.datasets.selection import Selection
 from hooked_mm.datasets.templates import fill, resolve
 from hooked_mm.errors import BadInputError
 from hooked_mm.prepare import SampleImages
 
-RESERVED = ("sample", "image", "prompt", "text", "answer", "question")
+RESERVED = (*OWN_COLUMNS, "question")
 """Names of columns that a store writes itself, and of the question before its template."""
 
 
