@@ -121,7 +121,8 @@ class ActivationStore:
 
         Args:
             conditions: Column of `rows` or of `samples` -> a value, or several of which any will do
-                (`word=["red", "blue"]`). A name that both have is the samples'. In a column of lists (`facts="colour=red"`) any of its items may be it.
+                (`word=["red", "blue"]`). In a column of lists (`facts="colour=red"`) any of its items may be it. A
+                name that both tables have is the samples'.
 
         Returns:
             A store with fewer rows. Of `samples` it keeps those that meet the conditions on samples.
