@@ -28,8 +28,8 @@ from hooked_mm.extraction_job import extract
 from hooked_mm.loading import OnError
 from hooked_mm.store_writer import LOG
 
-SET = {"logger", "callbacks", "enable_progress_bar", "use_distributed_sampler", "enable_checkpointing"}
-"""What a run decides for itself."""
+PLAIN = ("enable_model_summary", "enable_progress_bar", "enable_checkpointing", "use_distributed_sampler")
+"""What of Lightning a run has no use for; it has a bar of its own and deals out samples itself."""
 
 
 def build_parser() -> ArgumentParser:
@@ -44,8 +44,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--on_error", type=OnError, default="skip", help="list a bad sample and go on, or stop")
     parser.add_argument("--megabytes_per_shard", type=float, default=256.0)
     parser.add_argument("--seconds_per_shard", type=float, default=300.0, help="a cut-off run loses no more than this")
-    parser.add_class_arguments(lightning.Trainer, "trainer", skip=SET)
-    parser.set_defaults({"trainer.devices": 1, "trainer.enable_model_summary": False})
+    parser.add_class_arguments(lightning.Trainer, "trainer", skip={"logger", "callbacks"})
+    parser.set_defaults({"trainer.devices": 1, **{f"trainer.{name}": False for name in PLAIN}})
     return parser
 
 
