@@ -128,7 +128,7 @@ def test_adapters_that_are_not_there(adapted: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(BadInputError, match=r"no small model 'lava'"):
         small_adapter_path("lava", "loud")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(BadInputError, match=r"needs PEFT, which is not installed; pip install 'hooked-mm\[peft\]'"):
+    with pytest.raises(BadInputError, match=r"needs PEFT, which is not installed; pip install peft"):
         HookedMM.small("llava", adapter="loud", check=False)
     model = torch.nn.Linear(1, 1)
     assert with_adapter(model, None) is model
