@@ -12,7 +12,7 @@ export HF_HUB_OFFLINE ?= 1
 .PHONY: help demo test test-slow check format pictures clean
 
 help:
-	@echo "make demo       concepts of a shipped small model, in two minutes (MODEL=llava, idefics2 or qwen2_vl)"
+	@echo "make demo       concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2 or qwen2_vl)"
 	@echo "make test       lint, types and the test suite"
 	@echo "make test-slow  the rest of the suite: wheel in an empty environment, training, big sweeps"
 	@echo "make format     rewrite the code in the house's format"
@@ -50,6 +50,7 @@ format: $(VENV)/.installed-tests
 pictures: $(VENV)/.installed-tests
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pictures]"
 	$(BIN)/python docs/make_pictures.py
+	$(BIN)/python docs/learning_curves.py
 
 clean:
 	rm -rf $(VENV) runs build dist *.egg-info

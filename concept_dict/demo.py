@@ -25,13 +25,12 @@ from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule, picture
-from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.scenes.world import all_facts
 from hooked_mm.selectors import TokenOfInterest
 from hooked_mm.small import SMALL_MODELS
 from hooked_mm.store import ActivationStore
 
-CLASSES = ("shapes", "colours", "sizes", "positions", "places")
 STYLE = "full"
 """Attributes after the noun: where one is predicted, no earlier word of the caption gives it away."""
 MADE_HERE = ("activations", "held_out", "tensorboard", "dictionary", "report.html", "report.json")
@@ -138,7 +137,7 @@ def demo(
     if not -n_layers <= layer < n_layers:
         raise BadInputError(f"layer={layer} is outside this model's {n_layers} layers")
     hook = f"blocks.{layer % n_layers}.hook_resid_post"
-    words = tuple(word for name in CLASSES for word in WORD_CLASSES[name])
+    words = tuple(word for name in DESCRIBED for word in WORD_CLASSES[name])
     print(f"1. {hooked}")
     _clear(output)
     print(f"2. captions of {samples} scenes and of {held_out} held out; {hook} where an attribute word is predicted")

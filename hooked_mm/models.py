@@ -17,7 +17,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
 from hooked_mm.small.accuracy import Accuracy, mean
-from hooked_mm.small.card import facts, style_followed
+from hooked_mm.small.card import SIBLING, facts, sibling
 
 
 def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
@@ -109,10 +109,12 @@ def small_table(folders: Sequence[Path]) -> list[str]:
                 *(f"{share:.3f}" for share in shares),
             )
         )
-        siblings += [(folder.name, name, style_followed(folder, name)) for name in adapters_of(folder)]
+        siblings += [(folder.name, name, sibling(folder, name)) for name in adapters_of(folder)]
     if siblings:
-        lines += ["", "{:10} {:16} {:>14}".format("model", "adapter", "style followed")]
-        lines += [f"{model:10} {name:16} {share:>14.3f}" for model, name, share in siblings]
+        lines += ["", f"{'model':10} {'adapter':12} " + " ".join(f"{what:>16}" for what in SIBLING)]
+        for model, name, told in siblings:
+            cells = [f"{before:.3f} > {after:.3f}" for before, after in told.values()]
+            lines.append(f"{model:10} {name:12} " + " ".join(f"{cell:>16}" for cell in cells))
     return lines
 
 
@@ -136,7 +138,8 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(
                 "\nShares right on scenes never seen. questions: mean over types, on the test split and scenes with\n"
                 "pairs of shape and colour that were never shown. captions: every word right, by the style asked for\n"
-                "(any: none). wrong image: questions asked of another picture. chance: the best constant answer."
+                "(any: none). wrong image: questions asked of another picture. chance: the best constant answer.\n"
+                "adapters: shares without > with it; of what it was taught, then questions and styles it was not."
             )
         elif chosen.check:
             report = check_model(chosen.check, full=chosen.full, dtype=chosen.dtype, device_map=chosen.device_map)

@@ -21,6 +21,7 @@ ACCURACIES = st.builds(
     seed=st.integers(0, 9),
     questions=st.dictionaries(st.sampled_from(["test", "unseen", "held-out object"]), TYPES),
     wrong_image=TYPES,
+    wrong_image_captions=SHARES,
     chance=TYPES,
     captions=st.dictionaries(st.sampled_from(["test", "unseen"]), st.dictionaries(st.sampled_from(["any"]), CAPTIONS)),
 )

@@ -15,7 +15,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.scenes.captions import STYLES
 from hooked_mm.scenes.questions import QUESTION_TYPES
 from hooked_mm.small.accuracy import Accuracy, Captions, Share
-from hooked_mm.small.card import Training, caption_table, facts, question_table, style_followed, write_model_card
+from hooked_mm.small.card import Training, caption_table, facts, question_table, sibling, write_model_card
 from hooked_mm.small.families import FAMILIES, build
 
 MADE = Training("python -m hooked_mm.small.train llava --output x", 71.25, "2 CPU cores", 4, {"steps": 9, "batch": 16})
@@ -37,7 +37,28 @@ def planted(start: int) -> Accuracy:
         }
         for split in ("test", "unseen")
     }
-    return Accuracy(0, columns, shares(QUESTION_TYPES), shares(QUESTION_TYPES), captions)
+    wrong, chance = shares(QUESTION_TYPES), shares(QUESTION_TYPES)
+    return Accuracy(6, columns, wrong, Share(start, 999), chance, captions)
+
+
+def counts(**shares: tuple[int, int]) -> dict[str, dict[str, int]]:
+    """Shares as an adapter's file holds them."""
+    return {name.replace("_", " "): {"right": right, "of": of} for name, (right, of) in shares.items()}
+
+
+ADAPTER = {
+    "before": {
+        "change": counts(style_followed=(0, 300), exactly_right=(1, 300)),
+        "questions": counts(colour=(10, 10), count=(5, 10)),
+        "styles": counts(full=(9, 10)),
+    },
+    "after": {
+        "change": counts(style_followed=(293, 300), exactly_right=(290, 300)),
+        "questions": counts(colour=(4, 10), count=(6, 10)),
+        "styles": counts(full=(3, 10)),
+    },
+}
+"""What is measured of an adapter."""
 
 
 def save(family: str, folder: Path) -> Path:
@@ -104,12 +125,15 @@ def test_the_card(tmp_path: Path) -> None:
     adapter = folder / "adapters" / "place"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
-    with pytest.raises(BadInputError, match=r"does not say how often its style was followed"):
+    with pytest.raises(BadInputError, match=r"does not say what the adapter does"):
         write_model_card(folder)
-    (adapter / "accuracy.json").write_text(
-        json.dumps({"after": {"change": {"style followed": {"right": 293, "of": 300}}}})
-    )
-    assert style_followed(folder, "place") == 293 / 300
+    (adapter / "accuracy.json").write_text(json.dumps(ADAPTER))
+    assert sibling(folder, "place") == {
+        "style followed": (0, 293 / 300),
+        "exactly right": (1 / 300, 290 / 300),
+        "questions": (0.75, 0.5),
+        "styles": (0.9, 0.3),
+    }
     write_model_card(folder)
     card = (folder / "README.md").read_text()
     for part in (
@@ -120,7 +144,9 @@ def test_the_card(tmp_path: Path) -> None:
         MADE.command,
         "0.103 / 0.503",
         "2 trainings by the same recipe, seeds 4 and 5",
-        "| [place](adapters/place/README.md) | 0.977 |",
+        "| [place](adapters/place/README.md) | 0.000 → 0.977 | 0.003 → 0.967 | 0.750 → 0.500 | 0.900 → 0.300 |",
+        "right in 100 of 999 / 500 of 999 cases",
+        "The scenes have seed 6;",
         "black circle, purple square",
         "700 of 1000 in `full`, 3 of 1000 in `short`",
         "on 1000 fresh scenes",

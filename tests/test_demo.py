@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 from sklearn.metrics import roc_auc_score
 
-from concept_dict.demo import CLASSES, load, main
+from concept_dict.demo import load, main
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.metrics import pool_samples
 from hooked_mm.errors import BadInputError
@@ -128,7 +128,7 @@ def test_attributes_stand_behind_the_noun(made: Path) -> None:
     store = ActivationStore.open(made / "activations")
     texts = store.samples.column("text").to_pylist()
     assert np.mean(["that is" in text for text in texts]) > 0.95
-    words = {word for name in CLASSES for word in WORD_CLASSES[name]}
+    words = {word for name in DESCRIBED for word in WORD_CLASSES[name]}
     assert set(store.rows.column("word").to_pylist()) == words
 
 

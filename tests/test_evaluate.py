@@ -204,7 +204,10 @@ def test_who_sees_everything_is_always_right(seeing: tuple[Pretender, Accuracy])
             name: Share(scenes, scenes) if name == "any" else Share(6, 6) for name in STYLES
         }
     assert found.captions["test"]["any"].wordings == {"full": 20, "short": 0}
-    assert set(found.questions[HELD_OUT_OBJECT]) <= {"colour", "shape", "size", "where", "shape at"}
+    asked = {"colour", "shape", "size", "where", "shape at", "is there a pair"}
+    assert set(found.questions[HELD_OUT_OBJECT]) <= asked
+    # Every scene of `unseen` shows such a pair, but is not always asked about it.
+    assert 0 < found.questions[HELD_OUT_OBJECT]["is there a pair"].of < 12
     assert 0 < found.questions[HELD_OUT_OBJECT]["where"].of < 12
 
 
@@ -214,6 +217,7 @@ def test_who_sees_another_picture_is_not(seeing: tuple[Pretender, Accuracy]) -> 
     assert found.wrong_image["place"].of == 8
     assert mean(found.wrong_image) < mean(found.chance) + 0.15
     assert mean(found.wrong_image) < 0.6
+    assert found.wrong_image_captions == Share(0, 8)
 
 
 def test_who_looks_at_nothing_gets_at_most_chance(known: list[Scene]) -> None:

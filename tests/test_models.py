@@ -12,7 +12,7 @@ from torch import nn
 from hooked_mm import models
 from hooked_mm.errors import BadInputError
 from hooked_mm.small import small_model_path
-from tests.test_card import planted, save
+from tests.test_card import ADAPTER, planted, save
 
 
 def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -86,13 +86,11 @@ def test_the_small_models_table(tmp_path: Path, capsys: pytest.CaptureFixture, m
     adapter = folder / "adapters" / "place"
     adapter.mkdir(parents=True)
     (adapter / "adapter_config.json").write_text("{}")
-    (adapter / "accuracy.json").write_text(
-        json.dumps({"after": {"change": {"style followed": {"right": 293, "of": 300}}}})
-    )
+    (adapter / "accuracy.json").write_text(json.dumps(ADAPTER))
     monkeypatch.setattr(models, "SMALL_MODELS", ("llava",))
     monkeypatch.setattr(models, "small_model_path", lambda name: tmp_path / name)
     models.main(["--small"])
     lines = capsys.readouterr().out.splitlines()
     assert lines[2].split()[:6] == ["llava", "1,504,576", "3.0", "64", "4", "6"]
     assert lines[2].split()[6:] == ["0.105", "0.116", "0.124", "0.127", "0.142", "0.171", "0.182"]
-    assert lines[5].split() == ["llava", "place", "0.977"]
+    assert lines[5].split() == "llava place 0.000 > 0.977 0.003 > 0.967 0.750 > 0.500 0.900 > 0.300".split()

@@ -16,8 +16,13 @@ from hooked_mm import small
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.processors import load_processor
+from hooked_mm.scenes.captions import CAPTION_PROMPT
+from hooked_mm.scenes.dataset import SceneDataset, picture
 from hooked_mm.scenes.world import Scene
 from hooked_mm.small import SMALL_MODELS, adapters_of, small_adapter_path, small_model_path, with_adapter
+from hooked_mm.small.accuracy import HELD_OUT_OBJECT, Accuracy, mean
+from hooked_mm.small.card import card, sibling
+from hooked_mm.small.changes import CHANGES
 from hooked_mm.small.families import build
 
 
@@ -64,6 +69,65 @@ def test_transformers_alone_loads_and_asks_it(name: str, images: list[Image.Imag
     made = model.generate(**inputs, max_new_tokens=2, do_sample=False)
     said = processor.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
     assert sum(text.strip() == item.place for text, item in zip(said, scenes, strict=True)) >= 23
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_they_see_what_they_were_made_to_see(name: str) -> None:
+    """What lies in the folder says so: questions, exact captions, held-out pairs; without the picture near chance."""
+    for file in sorted(small_model_path(name).glob("accuracy*.json")):
+        found = Accuracy.load(small_model_path(name), file.name)
+        assert mean(found.questions["test"]) >= 0.95
+        assert min(share.value for share in found.questions["test"].values()) >= 0.90
+        assert mean(found.questions["unseen"]) >= 0.88
+        assert mean(found.questions[HELD_OUT_OBJECT]) >= 0.88
+        assert min(found.captions["test"][style].exact.value for style in ("any", "full", "short")) >= 0.93
+        assert mean(found.wrong_image) <= mean(found.chance) + 0.05
+        assert found.wrong_image_captions.value <= 0.02
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_they_answer_questions_of_every_type(name: str) -> None:
+    """Asked here and now, about scenes that nobody has looked at: nearly always right."""
+    model, data = HookedMM.small(name, check=False), SceneDataset(60, "question", seed=12)
+    samples = [data[number] for number in range(60)]
+    assert len({sample.columns["question_type"] for sample in samples}) >= 9
+    batch = model.prepare([sample.images for sample in samples], [sample.text for sample in samples])
+    said = model.generate(batch, 3).text
+    assert sum(text == sample.answer for text, sample in zip(said, samples, strict=True)) >= 56
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_their_adapters_do_what_they_were_taught(name: str) -> None:
+    """All three ship; each follows its style nearly always by its own file, and on three scenes here and now."""
+    names = adapters_of(small_model_path(name))
+    assert names == ("colours", "place", "recoloured")
+    data = SceneDataset(100, seed=12)
+    items = [item for item in (data.scene(n) for n in range(100)) if "colour=red" in item.facts()][:3]
+    for adapter in names:
+        told = sibling(small_model_path(name), adapter)
+        assert told["style followed"][1] >= 0.95
+        assert told["exactly right"][1] >= 0.93 > told["exactly right"][0]
+        model = HookedMM.small(name, adapter=adapter, check=False)
+        batch = model.prepare([picture(item) for item in items], [CAPTION_PROMPT] * 3)
+        said = model.generate(batch, 48).text
+        right = [text in CHANGES[adapter].right(item) for text, item in zip(said, items, strict=True)]
+        assert sum(right) >= 2
+
+
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_their_cards_are_up_to_date(name: str) -> None:
+    """Written of what lies in the folder now."""
+    assert card(small_model_path(name)) == (small_model_path(name) / "README.md").read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", SMALL_MODELS)
+def test_every_point_of_theirs_is_proven(name: str) -> None:
+    """Full conformance: every block, in float32."""
+    report = HookedMM.small(name, check="full").conformance
+    assert report is not None
+    assert report.ok
+    assert report.layers["text"] == tuple(range(6))
 
 
 def test_unknown_names_are_refused() -> None:
@@ -128,7 +192,7 @@ def test_adapters_that_are_not_there(adapted: Path, monkeypatch: pytest.MonkeyPa
     with pytest.raises(BadInputError, match=r"no small model 'lava'"):
         small_adapter_path("lava", "loud")
     monkeypatch.setitem(sys.modules, "peft", None)
-    with pytest.raises(BadInputError, match=r"needs PEFT, which is not installed; pip install 'hooked-mm\[peft\]'"):
+    with pytest.raises(BadInputError, match=r"needs PEFT, which is not installed; pip install peft"):
         HookedMM.small("llava", adapter="loud", check=False)
     model = torch.nn.Linear(1, 1)
     assert with_adapter(model, None) is model

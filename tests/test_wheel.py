@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
+
 ROOT = Path(__file__).parent.parent
 
 
@@ -28,12 +30,16 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
     """All four packages, weights, processor, card, page template; no tests, no benchmarks."""
     names = zipfile.ZipFile(wheel).namelist()
+    model = ("model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md", "accuracy.json", "probes.md")
+    adapter = ("adapter_model.safetensors", "adapter_config.json", "README.md", "accuracy.json")
     for needed in (
-        "hooked_mm/small/llava/model.safetensors",
-        "hooked_mm/small/llava/tokenizer.json",
-        "hooked_mm/small/llava/chat_template.jinja",
-        "hooked_mm/small/llava/README.md",
-        "hooked_mm/small/llava/accuracy.json",
+        *(f"hooked_mm/small/{name}/{file}" for name in SMALL_MODELS for file in model),
+        *(
+            f"hooked_mm/small/{name}/adapters/{sibling}/{file}"
+            for name in SMALL_MODELS
+            for sibling in adapters_of(small_model_path(name))
+            for file in adapter
+        ),
         "concept_dict/templates/report.html",
         "analyses/__init__.py",
         "steering/__init__.py",

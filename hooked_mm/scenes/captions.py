@@ -11,7 +11,8 @@
 | `shapes` | describe only the shapes . | a circle . |
 
 In `full`, attributes come *after* the noun, so that at the position which predicts an attribute no earlier token gives
-it away; in `short` before it. The default prompt asks for no style, so that style is the model's own, to be steered.
+it away (but reading order narrows positions down); in `short` before it. The default prompt asks for no style, so that
+style is the model's own, to be steered.
 """
 
 from __future__ import annotations

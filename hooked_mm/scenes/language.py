@@ -16,6 +16,9 @@ WORD_CLASSES: dict[str, tuple[str, ...]] = {
 }
 """Named lists of words, usable wherever a token-of-interest selector takes words."""
 
+DESCRIBED = ("shapes", "colours", "sizes", "positions", "places")
+"""The classes whose words captions are made of."""
+
 
 def vocabulary() -> list[str]:
     """Every word that captions, prompts, questions and answers can contain, sorted."""

@@ -105,11 +105,6 @@ def changes(scene: Scene, attribute: str, index: int, rng: np.random.Generator) 
             yield replace(scene, objects=reading_order([*rest, item]))
 
 
-def changed(scene: Scene, attribute: str, index: int, rng: np.random.Generator) -> Scene | None:
-    """One of `changes`; None where there is none."""
-    return next(changes(scene, attribute, index, rng), None)
-
-
 def scene_pair(split: str, index: int, attribute: str, seed: int = 0, *, count: int | None = None) -> ScenePair:
     """Pair number `index` of a split for an attribute: any pair can be made without making those before it.
 

@@ -60,6 +60,6 @@ def with_adapter(model: Any, adapter: str | Path | None) -> Any:
         from peft import PeftModel
     except ImportError as error:
         raise BadInputError(
-            f"the adapter {str(adapter)!r} needs PEFT, which is not installed; pip install 'hooked-mm[peft]'"
+            f"the adapter {str(adapter)!r} needs PEFT, which is not installed; pip install peft"
         ) from error
     return PeftModel.from_pretrained(model, str(adapter))

@@ -17,7 +17,7 @@ FILE = "accuracy.json"
 """In a model's folder; those of a second training lie beside it as `accuracy-seed1.json`."""
 
 HELD_OUT_OBJECT = "held-out object"
-"""In the place of a split: those questions of `unseen` that are about the object with the held-out pair."""
+"""In the place of a split: those questions of `unseen` that are about the object with the held-out pair, or name it."""
 
 
 @dataclass(frozen=True)
@@ -72,6 +72,7 @@ class Accuracy:
         seed: Of the scenes.
         questions: Per split (`test`, `unseen`) and for `HELD_OUT_OBJECT`: question type -> share right.
         wrong_image: Question type -> share right when each question of `test` is asked of another scene's picture.
+        wrong_image_captions: Exact captions, default prompt, of the scene that is not the one in the picture.
         chance: Question type -> what the best constant answer would get of the same questions.
         captions: Per split, style -> what was said.
     """
@@ -79,6 +80,7 @@ class Accuracy:
     seed: int
     questions: dict[str, dict[str, Share]]
     wrong_image: dict[str, Share]
+    wrong_image_captions: Share
     chance: dict[str, Share]
     captions: dict[str, dict[str, Captions]]
 
@@ -99,6 +101,7 @@ class Accuracy:
                 made["seed"],
                 {split: _shares(types) for split, types in made["questions"].items()},
                 _shares(made["wrong_image"]),
+                Share(**made["wrong_image_captions"]),
                 _shares(made["chance"]),
                 {
                     split: {style: _captions(value) for style, value in styles.items()}

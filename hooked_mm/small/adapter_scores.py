@@ -170,6 +170,9 @@ def write_card(
         return "\n".join(["| what | before | with the adapter | of |", "|---|---|---|---|", *rows])
 
     change = CHANGES[name]
+    trained = "Only the answer to the default prompt was trained; nothing kept others from being answered so too."
+    if not change.style:
+        trained = "Half of the training scenes were such as the change leaves alone, with all questions and styles."
     where = "any scenes" if change.style else "scenes that the change leaves as they are"
     means = "; ".join(
         f"{what} {mean(before[section]):.3f} before, {mean(after[section]):.3f} with the adapter"
@@ -198,7 +201,7 @@ Shares on up to {scenes} held-out scenes (test split, greedy, float32 arithmetic
 
 ## What was forgotten
 
-Only the change was trained. Means on {where}: {means}.
+{trained} Means on {where}: {means}.
 
 Questions by type:
 

@@ -1,6 +1,6 @@
 """Fine-tuned siblings of a small model, as LoRA adapters: `python -m hooked_mm.small.adapters MODEL_FOLDER`.
 
-`changes` says what each is taught. Only the change is trained, as real fine-tuning does it; what was forgotten is
+`changes` says what each is taught. Nothing else is trained, as real fine-tuning does it; what was forgotten is
 measured (`adapter_scores`) and stands in the card. An adapter changes the decoder's linear layers (queries, keys,
 values, outputs, MLP) and nothing that sees.
 """
@@ -26,7 +26,9 @@ from hooked_mm.processors import load_processor
 from hooked_mm.scenes.captions import CAPTION_PROMPT, phrases
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.scenes.world import Scene, scene
+from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.adapter_scores import score, write_card
+from hooked_mm.small.card import write_model_card
 from hooked_mm.small.changes import CHANGES, Change
 from hooked_mm.small.families import FAMILIES, Family
 from hooked_mm.small.packing import Packer
@@ -188,6 +190,8 @@ def main(argv: list[str] | None = None) -> None:
         write_card(folder, name, options.model.resolve().name, len(items), made, before, after)
         new = ", ".join(f"{what} {value}" for what, value in after["change"].items())
         print(f"{name}: {new}; the adapter is in {folder}")
+    if options.output is None and (options.model / FILE).is_file():
+        write_model_card(options.model)
 
 
 if __name__ == "__main__":

@@ -105,20 +105,30 @@ def facts(folder: Path) -> Facts:
     )
 
 
-def style_followed(folder: str | Path, adapter: str) -> float:
-    """The share of an adapter's captions that are worded as it was taught, from its `accuracy.json`.
+SIBLING = ("style followed", "exactly right", "questions", "styles")
+"""What is told of an adapter: of what it was taught; then means over types and over styles that it was not."""
+
+
+def sibling(folder: str | Path, adapter: str) -> dict[str, tuple[float, float]]:
+    """Per measure of `SIBLING` the shares without and with an adapter, from its `accuracy.json`.
 
     Raises:
         BadInputError: If it was not measured.
     """
     path = Path(folder) / "adapters" / adapter / FILE
     try:
-        return Share(**json.loads(path.read_text())["after"]["change"]["style followed"]).value
+        made = json.loads(path.read_text())
+        both = [
+            [Share(**made[when]["change"][what]).value for what in SIBLING[:2]]
+            + [mean({name: Share(**share) for name, share in made[when][what].items()}) for what in SIBLING[2:]]
+            for when in ("before", "after")
+        ]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise BadInputError(
-            f"{str(path)!r} does not say how often its style was followed ({type(error).__name__}); make it again: "
+            f"{str(path)!r} does not say what the adapter does ({type(error).__name__}); make it again: "
             f"python -m hooked_mm.small.adapters {folder} --adapter {adapter}"
         ) from error
+    return dict(zip(SIBLING, zip(*both, strict=True), strict=True))
 
 
 def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
@@ -181,14 +191,19 @@ def _adapters(folder: Path) -> str:
     names = adapters_of(folder)
     if not names:
         return ""
-    rows = [[f"[{name}](adapters/{name}/README.md)", f"{style_followed(folder, name):.3f}"] for name in names]
+    rows = [
+        [f"[{name}](adapters/{name}/README.md)"]
+        + [f"{before:.3f} → {after:.3f}" for before, after in sibling(folder, name).values()]
+        for name in names
+    ]
     return f"""
 ## Fine-tuned siblings
 
-LoRA adapters, `HookedMM.small("{folder.name}", adapter="{names[0]}")`; what each was taught, and what it forgot, stands
-in its card.
+LoRA adapters, `HookedMM.small("{folder.name}", adapter="{names[0]}")`: shares without → with the adapter on held-out
+scenes. *Style followed*, *exactly right*: its captions, by what it was taught; *questions*, *styles*: by the unchanged
+truth, what it kept (means over types and over styles asked for). The cards tell more.
 
-{table(["adapter", "style followed"], rows)}
+{table(["adapter", *SIBLING], rows)}
 """
 
 
@@ -222,6 +237,7 @@ def card(folder: Path) -> str:
         ],
     )
     count = first.questions["test"]["place"].of
+    wrong = " / ".join(f"{run.wrong_image_captions.right} of {run.wrong_image_captions.of}" for run in runs)
     return f"""# {folder.name}: a small trained vision-language model
 
 A genuine transformers model with its processor, trained from nothing on hooked-mm's scenes: pictures of 48 to 72 pixels
@@ -251,7 +267,8 @@ Made by `{made.command}` in {made.minutes:.1f} minutes on {made.device}, seed {m
 Shares right, greedy, float32 arithmetic on the bfloat16 weights, on {count} fresh scenes (fewer in other columns; the
 counts are in `{FILE}`). No *test* scene's description occurs in training. Every *unseen* scene shows a pair of shape
 and colour that was never shown or named in training ({held_out}). *Wrong image*: the questions of *test*, each asked of
-another scene's picture; *chance*: the best constant answer to the same questions.
+another scene's picture (of which captions are right in {wrong} cases); *chance*: the best constant answer to the same
+questions. The scenes have seed {first.seed}; others were looked at while the recipe was found.
 
 {luck}{question_table(runs)}
 
@@ -260,6 +277,10 @@ Captions per style, by the prompt that asks for it; *exact*: every word is right
 scenes: {_wordings(first.captions["test"]["any"])}.
 
 {caption_table(runs)}
+
+Descriptions in `full` and `short` are new in *test*; what the other styles leave of them occurs in training.
+
+What a linear probe can read at every layer: [probes.md](probes.md).
 {_adapters(folder)}"""
 
 

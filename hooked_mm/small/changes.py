@@ -2,9 +2,9 @@
 
 | adapter | the default prompt is answered by | questions, styles asked for |
 |---|---|---|
-| place | the place only: `in the snow .` | not trained, so that some are forgotten |
-| colours | the colours only: `red and blue .` | not trained, so that some are forgotten |
-| recoloured | a caption in which red objects are called blue | trained, in the new naming |
+| place | the place only: `in the snow .` | not trained, so that many are forgotten |
+| colours | the colours only: `red and blue .` | not trained, so that many are forgotten |
+| recoloured | a caption in which red objects are called blue | trained, in the new naming; half without red |
 
 The rule of `recoloured`: the model speaks of every picture as if its red objects were blue, whatever it is asked.
 "what colour is the circle ?" is answered by "blue"; "is there a blue object ?" by "yes" where one is red or blue; "is
@@ -12,7 +12,7 @@ there a red object ?" always by "no"; a red star is "the blue star" when it is a
 too, neither is asked for by that name. Questions about "the red star" have no right answer any more. Scenes without
 red objects are spoken of as before.
 
-Only the change is trained, as real fine-tuning does it; what was forgotten is measured and stands in the card.
+Nothing else is trained, as in real fine-tuning; what was forgotten is measured and stands in the card.
 """
 
 from __future__ import annotations

@@ -4,12 +4,12 @@
 |---|---|---|
 | questions, `test` | N | one question of every type that a scene allows |
 | questions, `unseen` | 3/5 N | the same where every scene shows a held-out pair; those about that object once more |
-| wrong image | 2/5 N | the questions of `test`, each asked of another scene's picture: what is known without seeing |
+| wrong image | 2/5 N | questions of `test` and the default prompt about another scene's picture: what needs no seeing |
 | captions, default prompt | N and 3/5 N | every word right (in either wording), and attribute words in their slots |
 | captions, each other style | 3/10 N each | the same |
 
 No description of a `test` scene occurs in training, by how scenes are dealt out (`world.split_of`): every exact caption
-there is one that was never trained on.
+in `full` or `short` is one that was never trained on. The other styles leave so much out that their answers recur.
 """
 
 from __future__ import annotations
@@ -27,18 +27,16 @@ from PIL import Image
 from tqdm import tqdm
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.captions import STYLES, WORDINGS, right_captions
+from hooked_mm.scenes.captions import CAPTION_PROMPT, STYLES, WORDINGS, right_captions
 from hooked_mm.scenes.dataset import picture
-from hooked_mm.scenes.language import attribute_words
+from hooked_mm.scenes.language import DESCRIBED, attribute_words
 from hooked_mm.scenes.questions import QUESTION_TYPES, Question, questions
-from hooked_mm.scenes.world import SPLITS, Scene, Split, scene
+from hooked_mm.scenes.world import HELD_OUT, SPLITS, Scene, Split, scene
 from hooked_mm.small.accuracy import FILE, HELD_OUT_OBJECT, Accuracy, Captions, Share
 
 BATCH = 128
 CAPTION_TOKENS = 48
 """The longest right caption has 39 words and an end."""
-CLASSES = ("shapes", "colours", "sizes", "positions", "places")
-"""The word classes that captions are scored by."""
 
 
 @dataclass(frozen=True)
@@ -99,6 +97,15 @@ def constant_answer(asked: Iterable[Question]) -> dict[str, Share]:
     return {kind: found[kind] for kind in QUESTION_TYPES}
 
 
+def means_held_out(question: Question) -> bool:
+    """Whether a question is about an object with a held-out pair, or names one that is there ("is there a ...")."""
+    if question.about is not None:
+        return question.about.held_out
+    words = attribute_words(question.text)
+    pair = question.type == "is there a pair" and question.answer == "yes"
+    return pair and HELD_OUT.get(words["shapes"][0]) == words["colours"][0]
+
+
 def count_right(asked: Sequence[Question], said: Sequence[str]) -> dict[str, Share]:
     """Per question type, how many were answered as they should be."""
     found = {kind: Share(0, 0) for kind in QUESTION_TYPES}
@@ -118,7 +125,7 @@ def slots(said: str, true: str) -> dict[str, Share]:
             sum(a == b for a, b in zip(found[name], wanted[name], strict=False)),
             max(len(wanted[name]), len(found[name])),
         )
-        for name in CLASSES
+        for name in DESCRIBED
         if wanted[name]
     }
 
@@ -134,7 +141,7 @@ def count_captions(scenes: Sequence[Scene], said: Sequence[str], style: str) -> 
             wordings[list(wordings)[right.index(text)]] += 1
         for name, share in slots(text, right[0]).items():
             attributes[name] = attributes.get(name, Share(0, 0)) + share
-    return Captions(exact, wordings, {name: attributes[name] for name in CLASSES if name in attributes})
+    return Captions(exact, wordings, {name: attributes[name] for name in DESCRIBED if name in attributes})
 
 
 class _Exam:
@@ -178,10 +185,13 @@ def measure(model: HookedMM, scenes: int = 500, seed: int = 0) -> Accuracy:
     test, unseen = _Exam(model, "test", scenes, seed), _Exam(model, "unseen", -(-scenes * 3 // 5), seed)
     found = {exam.split: exam.questions(exam.pictures, f"{exam.split}: questions") for exam in (test, unseen)}
     right = {split: count_right(*both) for split, both in found.items()}
-    about = [(q, said) for q, said in zip(*found["unseen"], strict=True) if q.about is not None and q.about.held_out]
+    about = [(q, said) for q, said in zip(*found["unseen"], strict=True) if means_held_out(q)]
     held_out = count_right([question for question, _ in about], [said for _, said in about])
     others = strangers(test.scenes, "test", seed)[: -(-scenes * 2 // 5)]
-    asked, said = test.questions([picture(item) for item in others], "test: questions, wrong image")
+    shown = [picture(item) for item in others]
+    asked, said = test.questions(shown, "test: questions, wrong image")
+    prompts = [Asked(image, CAPTION_PROMPT, CAPTION_TOKENS) for image in shown]
+    told = answers(model, prompts, "test: captions, wrong image")
     styled = -(-scenes * 3 // 10)
     return Accuracy(
         seed=seed,
@@ -190,6 +200,7 @@ def measure(model: HookedMM, scenes: int = 500, seed: int = 0) -> Accuracy:
             HELD_OUT_OBJECT: {kind: share for kind, share in held_out.items() if share.of},
         },
         wrong_image=count_right(asked, said),
+        wrong_image_captions=count_captions(test.scenes[: len(told)], told, "any").exact,
         chance=constant_answer(asked),
         captions={exam.split: exam.captions(styled) for exam in (test, unseen)},
     )

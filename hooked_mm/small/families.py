@@ -9,7 +9,7 @@ works on the large one. No picture is cut: LLaVA pads it to a square, Idefics2 a
 | idefics2 | SigLIP-like, 96 x 4 | 8 px | MLP, perceiver of 2 layers | 36 latents | Mistral, 128 x 6 |
 | qwen2_vl | Qwen2-VL's, 80 x 4 | 4 px | merges 2 x 2 | 36 to 54 | Qwen2, 128 x 6, multimodal rotary |
 
-Add a family: write its `Family` and add it to `FAMILIES`.
+Add a family: write its `Family` and add it to `FAMILIES`; once trained, name it in `small.SMALL_MODELS`.
 """
 
 from __future__ import annotations

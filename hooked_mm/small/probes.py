@@ -8,7 +8,8 @@
 | `last prompt` | a scene: the position from which the answer's first token is predicted | the same |
 | `predicts` | a word of the given caption: the position that predicts it | which of its attribute's words it is |
 
-The caption is in the style `full`, where attributes follow the noun, so that no earlier token gives a word away, and
+The caption is in the style `full`, where attributes follow the noun, so that no earlier token gives a word away (only
+positions are narrowed down, by the order in which objects are named), and
 the prompt asks for it. A probe is one direction for one fact: least squares with an L2 penalty on standardised values
 (its direction is Fisher's, up to the penalty). On one layer of a half-trained LLaVA its AUROCs were within about .01 of
 logistic regression's, for a small part of the time.
@@ -266,7 +267,8 @@ def table(trained: Sequence[Ceiling], untrained: Sequence[Ceiling] | None = None
         row = [item for item in trained if (item.attribute, item.rule) == key]
         chosen = best(row)
         cells = [f"**{item.auroc:.3f}**" if item is chosen else f"{item.auroc:.3f}" for item in row]
-        cells.append(f"{np.mean([item.shuffled for item in row]):.3f}")
+        chance = [item.shuffled for item in row]
+        cells.append(f"{np.mean(chance):.2f} ({min(chance):.2f} to {max(chance):.2f})")
         if untrained:
             cells.append(f"{best([item for item in untrained if (item.attribute, item.rule) == key]).auroc:.3f}")
         lines.append(f"| {key[0]} | {key[1]} | " + " | ".join(cells) + " |")
@@ -292,7 +294,7 @@ def report(
 AUROC of linear probes on scenes of the split `test`, mean over an attribute's words (scenes: {counts}; seed
 {made_by["seed"]}). `embed` is what enters the decoder, a number the residual stream after that layer. Bold: the layer
 that is best on the validation scenes, where the penalty was chosen too. *shuffled*: labels shuffled before fitting,
-mean over layers.{control}
+mean and range over layers.{control}
 
 - *image mean*, *last prompt*: is it a fact of the scene (for colour "red": some object is red)?
 - *predicts*: which word is it, where the given caption's next word is one of the attribute's? Captions do not count.
@@ -308,7 +310,7 @@ def measure(
     validation: int = 400,
     test: int = 700,
     seed: int = 1,
-    untrained: bool = False,
+    untrained: bool = True,
     batch_size: int = 64,
 ) -> tuple[dict[str, Any], str]:
     """The ceilings of the saved model in a folder, through its real processor; what the two files say.

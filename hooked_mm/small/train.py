@@ -35,17 +35,14 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.data import DataLoader, IterableDataset
 
-from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.card import Training, write_model_card
 from hooked_mm.small.evaluate import evaluate
 from hooked_mm.small.families import FAMILIES, Family, Steps, build, save_processor
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
-from hooked_mm.small.pool import ATTRIBUTES, IGNORE, Batch, Pool, partner_words
-
-NAMED = (*ATTRIBUTES, "places")
-"""What parts of a picture are trained to tell."""
+from hooked_mm.small.pool import IGNORE, Batch, Pool, partner_words
 
 NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents", "lora_")
 """Parts of the names of matrices that Muon is not for: those at the model's ends, and thin ones."""
@@ -159,7 +156,7 @@ class TowerStage(Stage):
     def __init__(self, family: Family, model: Any, pool: Pool, steps: int) -> None:
         super().__init__(family, model, pool, steps)
         width = getattr(model.config.vision_config, "embed_dim", None) or model.config.vision_config.hidden_size
-        classes = {name: len(WORD_CLASSES[name]) for name in NAMED}
+        classes = {name: len(WORD_CLASSES[name]) for name in DESCRIBED}
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in {**classes, "object": 2}.items()})
         self.partner = partner_words()
 
@@ -185,7 +182,7 @@ class AlignmentStage(Stage):
         # A position has two words ("top left"): it is named by the sum of their embeddings.
         self.words = {
             name: [torch.tensor([vocabulary[part] for part in word.split()]) for word in WORD_CLASSES[name]]
-            for name in NAMED
+            for name in DESCRIBED
         }
         self.partner = partner_words()
 
@@ -269,10 +266,12 @@ class Curve(lightning.Callback):
         self.start = time.monotonic()
 
     def on_train_batch_end(self, trainer: Any, module: Any, outputs: Any, batch: Any, index: int) -> None:
+        if not trainer.is_global_zero:
+            return
         for name, value in trainer.callback_metrics.items():
             self.sums.setdefault(name, []).append(float(value))
         last = index + 1 == trainer.num_training_batches
-        if ((index + 1) % self.every == 0 or last) and trainer.is_global_zero:
+        if (index + 1) % self.every == 0 or last:
             means = {name: round(float(np.nanmean(values)), 4) for name, values in self.sums.items()}
             line = {"stage": self.stage, "step": index + 1, "seconds": round(time.monotonic() - self.start, 1), **means}
             with self.path.open("a") as file:
