@@ -16,7 +16,7 @@ from hooked_mm.value_layout import head_mask, row_layout, whole_numbers
 from hooked_mm.vectors import shown, wide
 
 
-def cut(pattern: Float[Tensor, "b heads q k"], removed: Bool[Tensor, "b #heads q k"]) -> Float[Tensor, "b heads q k"]:
+def cut(pattern: Float[Tensor, "b heads q k"], removed: Bool[Tensor, "b #heads q k"]) -> Float[Tensor, "b heads q k"]:  # noqa: F821
     """Attention without some of its entries, the others grown so that each row sums to 1 again.
 
     Equals the softmax with -inf added to the removed scores: a_k / (sum of the kept a). A row with nothing left becomes

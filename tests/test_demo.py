@@ -15,7 +15,7 @@ from concept_dict.dictionary import ConceptDictionary
 from concept_dict.metrics import pool_samples
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.small import SMALL_MODELS, small_model_path
 from hooked_mm.store import ActivationStore
 

@@ -289,7 +289,7 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     made.save_pretrained(tmp_path / "mine")
     processor.save_pretrained(tmp_path / "mine")
     few = ["--train", "50", "--validation", "40", "--test", "40", "--seed", "11"]
-    main([str(tmp_path / "mine"), *few, "--untrained", "true"])
+    main([str(tmp_path / "mine"), *few])
     numbers = json.loads((tmp_path / "mine" / "probes.json").read_text())
     text = (tmp_path / "mine" / "probes.md").read_text()
     assert text in capsys.readouterr().out
@@ -301,7 +301,7 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert len(numbers["trained"]) == len(numbers["untrained"]) == 17 * 7
     for item in numbers["trained"]:
         assert np.mean(list(item["words"].values())) == pytest.approx(item["auroc"])
-    main([str(tmp_path / "mine"), *few, "--output", str(tmp_path / "again")])
+    main([str(tmp_path / "mine"), *few, "--output", str(tmp_path / "again"), "--untrained", "false"])
     again = json.loads((tmp_path / "again" / "probes.json").read_text())
     assert again["trained"] == numbers["trained"]
     assert again["untrained"] is None

@@ -268,7 +268,7 @@ Shares right, greedy, float32 arithmetic on the bfloat16 weights, on {count} fre
 counts are in `{FILE}`). No *test* scene's description occurs in training. Every *unseen* scene shows a pair of shape
 and colour that was never shown or named in training ({held_out}). *Wrong image*: the questions of *test*, each asked of
 another scene's picture (of which captions are right in {wrong} cases); *chance*: the best constant answer to the same
-questions. The scenes have seed {first.seed}; others were looked at while the recipe was found.
+questions. The scenes have seed {first.seed}; the recipe was tuned on those of seed 0.
 
 {luck}{question_table(runs)}
 

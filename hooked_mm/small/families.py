@@ -104,7 +104,7 @@ class Family(ABC):
         """The forward tensors of some rows of a pool, whose first dimension is the picture."""
         return {"pixel_values": pixels["pixel_values"][rows].float()}
 
-    def grey(self, values: Float[Tensor, "n *pixels"]) -> Float[Tensor, "n *pixels"]:
+    def grey(self, values: Float[Tensor, "n *pixels"]) -> Float[Tensor, "n *pixels"]:  # noqa: F821
         """The same pictures without colour; `values` as a pool holds them, channels before height and width."""
         return values.mean(-3, keepdim=True).expand_as(values)
 
@@ -289,7 +289,7 @@ class Qwen2VL(Family):
         values = pixels["pixel_values"][rows].float()
         return {"pixel_values": values.flatten(0, 1), "image_grid_thw": pixels["image_grid_thw"].expand(len(values), 3)}
 
-    def grey(self, values: Float[Tensor, "n *pixels"]) -> Float[Tensor, "n *pixels"]:
+    def grey(self, values: Float[Tensor, "n *pixels"]) -> Float[Tensor, "n *pixels"]:  # noqa: F821
         # A patch is a row of (channel, frame, height, width).
         channels = values.unflatten(-1, (3, -1))
         return channels.mean(-2, keepdim=True).expand_as(channels).flatten(-2)
