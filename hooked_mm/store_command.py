@@ -1,4 +1,4 @@
-"""What is in an activation store, whether it is whole, and several stores as one (`info`, `verify`, `merge`)."""
+"""Look into activation stores, check, join and import them (`info`, `verify`, `merge`, `import`)."""
 
 from __future__ import annotations
 
@@ -27,6 +27,7 @@ from hooked_mm.store_format import (
     write_manifest,
 )
 from hooked_mm.store_writer import StoreWriter
+from hooked_mm.xl_vlms import import_features
 
 
 def info(path: Path) -> None:
@@ -190,10 +191,21 @@ def _link(source: Path, target: Path) -> None:
         shutil.copy2(source, target)
 
 
+def import_file(output: Path, file: Path, names: dict[str, str] | None = None) -> None:
+    """Make a store of a `.pth` file of features that XL-VLMs saved.
+
+    Args:
+        output: The store's folder.
+        file: What XL-VLMs saved; nothing in it is run.
+        names: Module name -> hook name, for modules other than blocks of the language model.
+    """
+    print(import_features(file, output, names=names))
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm store`."""
     auto_cli(
-        {"info": info, "verify": verify, "merge": merge},
+        {"info": info, "verify": verify, "merge": merge, "import": import_file},
         args=None if argv is None else list(argv),
         prog="hooked-mm store",
     )
