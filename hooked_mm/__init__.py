@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         UnknownHookError,
         UnsupportedModelError,
     )
-    from hooked_mm.extraction import Extractor
+    from hooked_mm.extraction import Extractor, ModelSource
     from hooked_mm.extraction_job import extract
     from hooked_mm.generation import GenerationOutput
     from hooked_mm.hooked import HookedMM
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from hooked_mm.positions import Positions
     from hooked_mm.processors import load_processor
     from hooked_mm.runner import Hook
-    from hooked_mm.selectors import LastPrompt, MeanOver, TokenOfInterest
+    from hooked_mm.selectors import AtIndex, BeforeSpecial, EachOf, LastPrompt, MeanOver, Selector, TokenOfInterest
     from hooked_mm.store import ActivationStore
     from hooked_mm.store_writer import StoreWriter
 
@@ -54,6 +54,7 @@ _HOME = {
     "UnknownHookError": "errors",
     "UnsupportedModelError": "errors",
     "Extractor": "extraction",
+    "ModelSource": "extraction",
     "extract": "extraction_job",
     "GenerationOutput": "generation",
     "HookedMM": "hooked",
@@ -70,8 +71,12 @@ _HOME = {
     "Positions": "positions",
     "load_processor": "processors",
     "Hook": "runner",
+    "AtIndex": "selectors",
+    "BeforeSpecial": "selectors",
+    "EachOf": "selectors",
     "LastPrompt": "selectors",
     "MeanOver": "selectors",
+    "Selector": "selectors",
     "TokenOfInterest": "selectors",
     "ActivationStore": "store",
     "StoreWriter": "store_writer",
@@ -82,12 +87,15 @@ __all__ = [
     "ActivationCache",
     "ActivationStore",
     "Add",
+    "AtIndex",
     "BadInputError",
     "Batch",
+    "BeforeSpecial",
     "Below",
     "Compose",
     "ConformanceError",
     "ConformanceReport",
+    "EachOf",
     "Extractor",
     "GenerationOutput",
     "Hook",
@@ -98,6 +106,7 @@ __all__ = [
     "LastPrompt",
     "MeanOver",
     "Modality",
+    "ModelSource",
     "Patch",
     "Positions",
     "ProjectOut",
@@ -108,6 +117,7 @@ __all__ = [
     "SampleDataModule",
     "Scale",
     "Selection",
+    "Selector",
     "SetComponent",
     "StoreError",
     "StoreWriter",

@@ -63,6 +63,9 @@ class SampleDataModule(lightning.LightningDataModule):
             seen.add(name)
         return ids
 
+    def check(self) -> None:
+        """Refuse, before a model is loaded, what would make every sample a bad one; called when a run begins."""
+
     def describe(self) -> dict[str, Any]:
         """What a store's manifest says of the data; a store is only continued with the same."""
         return {"name": type(self).__name__, "samples": len(self.dataset)}  # type: ignore[arg-type]

@@ -1,7 +1,7 @@
 """Representations of a data set into a store: any model, data set, hooks and selectors, any number of GPUs.
 
     hooked-mm extract --model.id llava-hf/llava-1.5-7b-hf --model.dtype bfloat16 \\
-        --data CocoCaptions --data.annotations captions_val2017.json --data.images val2017 \\
+        --data Coco --data.annotations captions_val2017.json --data.images val2017 \\
         --hooks 'blocks.*.hook_resid_post' --selector LastPrompt --answer generated \\
         --output runs/coco --trainer.accelerator gpu --trainer.devices 8 --trainer.strategy ddp
 
@@ -11,7 +11,6 @@ with `--resume`, on however many processes.
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -24,7 +23,7 @@ import hooked_mm.scenes.dataset  # noqa: F401  (data modules are offered by name
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import HookedMMError
 from hooked_mm.extraction import Extractor, ModelSource
-from hooked_mm.extraction_job import extract
+from hooked_mm.extraction_job import extract, quiet
 from hooked_mm.loading import OnError
 from hooked_mm.store_writer import LOG
 
@@ -51,6 +50,7 @@ def build_parser() -> ArgumentParser:
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm extract`."""
+    quiet()
     parser = build_parser()
     try:
         made = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
@@ -62,15 +62,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "max_positions")
     extractor = Extractor(made.model, **{n: made[n] for n in names}, share_pictures=made.share_pictures)
     made.trainer.loggers = [TensorBoardLogger(made.output, name=LOG, version="")]
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        extract(
-            extractor,
-            made.data,
-            made.output,
-            resume=made.resume,
-            on_error=made.on_error,
-            trainer=made.trainer,
-            megabytes_per_shard=made.megabytes_per_shard,
-            seconds_per_shard=made.seconds_per_shard,
-        )
+    extract(
+        extractor,
+        made.data,
+        made.output,
+        resume=made.resume,
+        on_error=made.on_error,
+        trainer=made.trainer,
+        megabytes_per_shard=made.megabytes_per_shard,
+        seconds_per_shard=made.seconds_per_shard,
+    )

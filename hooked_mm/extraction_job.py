@@ -193,11 +193,16 @@ class _Progress(Callback):
         trainer.logger.log_metrics({**{k: float(v) for k, v in self.counts.items()}, **rates}, step)
 
 
-def quiet_trainer(**options: Any) -> lightning.Trainer:
-    """A Trainer without loggers, checkpoints, summaries, bars and advertisements."""
+def quiet() -> None:
+    """Keep Lightning from telling which devices it does not use, and from advertising."""
     logging.getLogger("lightning.pytorch").setLevel(logging.WARNING)
     warnings.filterwarnings("ignore", message=".*does not have many workers.*")
     warnings.filterwarnings("ignore", message=".*isinstance.treespec, LeafSpec.*")
+
+
+def quiet_trainer(**options: Any) -> lightning.Trainer:
+    """A Trainer without loggers, checkpoints, summaries, bars and advertisements."""
+    quiet()
     defaults: dict[str, Any] = {
         "logger": False,
         "enable_checkpointing": False,
@@ -236,12 +241,14 @@ def extract(
 
     Raises:
         StoreError: If the directory can't be used, or the run ended early (the store can then be resumed).
-        BadInputError: If two samples share an id, or for a bad sample where that ends the run.
+        BadInputError: If two samples share an id, the folder of pictures is missing, or for a bad sample where that
+            ends the run.
     """
     folder = Path(path)
     if (folder / "manifest.json").exists() and read_manifest(folder)["complete"]:
         # Before a large model is loaded for nothing.
         raise StoreError(f"{str(path)!r} already holds a store, which is complete; open it, or choose another path")
+    data.check()
     os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")  # workers are forked
     job = Extraction(
         extractor,

@@ -6,6 +6,7 @@ A selector turns a batch into picks; a pick is one row of the activation store: 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -15,7 +16,8 @@ from torch import Tensor
 
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
-from hooked_mm.words import check_words, find_words
+from hooked_mm.word_classes import words_of
+from hooked_mm.words import can_make, check_words, find_words
 
 
 @dataclass(frozen=True)
@@ -48,24 +50,40 @@ class TokenOfInterest(Selector):
         where: `"predicts"`: the position that predicts the word's first sub-token (where the model decides to say it);
             `"at"`: its last sub-token (where the model has read it).
         occurrences: `"all"`, or only the `"first"` of the words in each answer.
+        word_class: A named list of words (see `word_classes`), beside `words`; those that the tokenizer can't make are
+            left out.
     """
 
-    words: tuple[str, ...]
+    words: Sequence[str] = ()
     where: Literal["predicts", "at"] = "predicts"
     occurrences: Literal["all", "first"] = "all"
+    word_class: str | None = None
 
-    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
-        check_words(tokenizer, self.words)
+    def __post_init__(self) -> None:
+        if isinstance(self.words, str):
+            raise BadInputError(f"words={self.words!r} is one text; write [{self.words!r}]")
         if self.where not in ("predicts", "at"):
             raise BadInputError(f"where={self.where!r}; it must be 'predicts' or 'at'")
         if self.occurrences not in ("all", "first"):
             raise BadInputError(f"occurrences={self.occurrences!r}; it must be 'all' or 'first'")
+        if self.word_class is not None:
+            words_of(self.word_class)
+        if not self.words and self.word_class is None:
+            raise BadInputError("no words of interest; give words, or word_class")
+
+    def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
+        check_words(tokenizer, self.words)
+        words = list(self.words)
+        if self.word_class is not None:
+            words += [word for word in words_of(self.word_class) if can_make(tokenizer, word) and word not in words]
+        if not words:
+            raise BadInputError(f"the tokenizer can't make any of the {self.word_class}; give words of its vocabulary")
         picks = []
         answer = batch.mask(role="answer")
         for sample in range(len(batch)):
             positions = answer[sample].nonzero()[:, 0].tolist()
             ids = batch.input_ids[sample, positions].tolist()
-            found = find_words(tokenizer, ids, self.words) if ids else []
+            found = find_words(tokenizer, ids, words) if ids else []
             for match in found[:1] if self.occurrences == "first" else found:
                 position = positions[match.start] - 1 if self.where == "predicts" else positions[match.stop - 1]
                 picks.append(Pick(sample, (position,), match.word))
@@ -122,19 +140,35 @@ class AtIndex(Selector):
 
 @dataclass(frozen=True)
 class BeforeSpecial(Selector):
-    """The answer's last token before a special one (its end): where the model has said everything."""
+    """The answer up to a special token (its end), where the model has said everything.
+
+    Attributes:
+        pool: `"last"`: the last token before the special one; `"mean"`: over all of the answer before it.
+        tokens: Which tokens end an answer, as the tokenizer writes them; all its special ones unless given.
+    """
+
+    pool: Literal["last", "mean"] = "last"
+    tokens: Sequence[str] = ()
+
+    def __post_init__(self) -> None:
+        if self.pool not in ("last", "mean"):
+            raise BadInputError(f"pool={self.pool!r}; it must be 'last' or 'mean'")
 
     def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
-        special = torch.tensor(tokenizer.all_special_ids, device=batch.input_ids.device)
-        plain = batch.mask(role="answer") & ~torch.isin(batch.input_ids, special)
+        ending = set(tokenizer.all_special_ids)
+        if self.tokens:
+            known = tokenizer.get_vocab()
+            lost = [token for token in self.tokens if token not in known]
+            if lost:
+                raise BadInputError(f"{lost[0]!r} is no token of this tokenizer, so no answer can end with it")
+            ending = {known[token] for token in self.tokens}
         picks = []
         for sample, row in enumerate(batch.mask(role="answer")):
             answer = row.nonzero()[:, 0].tolist()
-            told = 0
-            while told < len(answer) and plain[sample, answer[told]]:
-                told += 1
-            if told:
-                picks.append(Pick(sample, (answer[told - 1],)))
+            ids = batch.input_ids[sample, answer].tolist()
+            said = answer[: next((place for place, token in enumerate(ids) if token in ending), len(ids))]
+            if said:
+                picks.append(Pick(sample, tuple(said) if self.pool == "mean" else (said[-1],)))
         return picks
 
 

@@ -77,6 +77,12 @@ def find_words(tokenizer: Any, ids: Sequence[int], words: Iterable[str]) -> list
     return found
 
 
+def can_make(tokenizer: Any, word: str) -> bool:
+    """Whether the tokenizer has a way to write the word, without the unknown token."""
+    ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
+    return bool(ids) and (tokenizer.unk_token_id is None or tokenizer.unk_token_id not in ids)
+
+
 def check_words(tokenizer: Any, words: Iterable[str]) -> None:
     """Refuse words that the tokenizer can't make, since they could never be found.
 
@@ -84,8 +90,7 @@ def check_words(tokenizer: Any, words: Iterable[str]) -> None:
         UnknownWordError: If a word tokenizes to the unknown token.
     """
     for word in words:
-        ids = tokenizer(f" {word}", add_special_tokens=False)["input_ids"]
-        if not ids or (tokenizer.unk_token_id is not None and tokenizer.unk_token_id in ids):
+        if not can_make(tokenizer, word):
             raise UnknownWordError(
                 f"the tokenizer can't make the word {word!r} (it contains the unknown token), so the model can never "
                 "say it; choose a word of its vocabulary"

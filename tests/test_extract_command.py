@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
+import shlex
+from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from hooked_mm.cli import main as program
 from hooked_mm.extract_command import build_parser, main
+from hooked_mm.selectors import Selector
 from hooked_mm.store import ActivationStore
 
 OPTIONS = [
@@ -60,3 +65,31 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captur
     lines = capsys.readouterr().err.strip().splitlines()
     assert lines[-1].startswith("hooked-mm extract: size=-1")
     assert not (tmp_path / "s").exists()
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "extraction.md").read_text()
+
+
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its YAML, commands and Python."""
+    monkeypatch.chdir(tmp_path)
+    ((yaml,), (commands,), (python,)) = (
+        re.findall(rf"```{language}\n(.*?)```", PAGE, re.DOTALL) for language in ("yaml", "bash", "python")
+    )
+    (tmp_path / "extract.yaml").write_text(yaml)
+    for command in commands.splitlines():
+        assert program(shlex.split(command)[1:]) in (0, None)
+    names: dict[str, Any] = {}
+    exec(python, names)
+    assert len(names["values"]) == len(names["texts"]) > 0
+    assert all("red" in text.split() for text in names["texts"])
+
+
+def test_the_page_lists_every_selector_and_setting() -> None:
+    """A row per selector, all its settings in it; every answer; every command for stores."""
+    rows = {row.split("|")[1].strip(" `"): row for row in PAGE.splitlines() if row.startswith("| `")}
+    for kind in Selector.__subclasses__():
+        if kind.__module__ == Selector.__module__:
+            settings = [field.name for field in fields(kind)]  # type: ignore[arg-type]
+            assert [name for name in settings if f"`{name}`" not in rows[kind.__name__]] == [], kind
+    assert {"none", "given", "generated", "stored"} <= rows.keys()

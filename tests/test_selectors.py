@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
@@ -12,7 +14,17 @@ from hooked_mm.errors import BadInputError, UnknownWordError
 from hooked_mm.hooked import GenerationOutput, HookedMM
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.scenes.language import WORD_CLASSES
-from hooked_mm.selectors import LastPrompt, MeanOver, Pick, Selector, TokenOfInterest, gather
+from hooked_mm.selectors import (
+    AtIndex,
+    BeforeSpecial,
+    EachOf,
+    LastPrompt,
+    MeanOver,
+    Pick,
+    Selector,
+    TokenOfInterest,
+    gather,
+)
 
 LAST = "blocks.5.hook_resid_post"
 WORDS = tuple(word for options in WORD_CLASSES.values() for word in options)
@@ -97,6 +109,11 @@ SELECTORS: list[Selector] = [
     MeanOver("image"),
     MeanOver("text", "question"),
     MeanOver(role="answer"),
+    EachOf("image"),
+    AtIndex(3),
+    AtIndex(-2),
+    BeforeSpecial(),
+    BeforeSpecial("mean"),
 ]
 
 
@@ -165,6 +182,7 @@ def test_description_names_every_setting() -> None:
         "words": ("red",),
         "where": "predicts",
         "occurrences": "all",
+        "word_class": None,
     }
 
 
@@ -173,18 +191,74 @@ def test_words_that_can_not_be_said_are_refused(llava: HookedMM, images: list[Im
     batch = llava.prepare(images[:1], CAPTION_PROMPT, answers=["a red star ."])
     with pytest.raises(UnknownWordError, match="elephant"):
         TokenOfInterest(("red", "elephant"))(batch, llava.tokenizer)
-    with pytest.raises(BadInputError, match="non-empty"):
-        TokenOfInterest(())(batch, llava.tokenizer)
+    with pytest.raises(BadInputError, match="give words, or word_class"):
+        TokenOfInterest(())
+    with pytest.raises(BadInputError, match=r"write \['red'\]"):
+        TokenOfInterest("red")
+    with pytest.raises(BadInputError, match="nearest: colours"):
+        TokenOfInterest(word_class="colors")
+    with pytest.raises(BadInputError, match="can't make any of the sentiments"):
+        TokenOfInterest(word_class="sentiments")(batch, llava.tokenizer)
 
 
-@pytest.mark.parametrize("setting", [{"where": "before"}, {"occurrences": "last"}])
-def test_settings_that_do_not_exist_are_refused(
-    llava: HookedMM, images: list[Image.Image], setting: dict[str, str]
-) -> None:
+def test_a_class_of_words(llava: HookedMM, images: list[Image.Image]) -> None:
+    """Its words that the tokenizer knows are picked; others, which the model could never say, are no error."""
+    batch = llava.prepare(images[:1], CAPTION_PROMPT, answers=["a red star and a blue ring on a beach ."])
+    picks = TokenOfInterest(word_class="colours")(batch, llava.tokenizer)
+    assert [pick.word for pick in picks] == ["red", "blue"]
+    both = TokenOfInterest(["beach", "blue"], word_class="colours")(batch, llava.tokenizer)
+    assert [pick.word for pick in both] == ["red", "blue", "beach"]
+
+
+def test_each_position_and_one_position(llava: HookedMM, images: list[Image.Image]) -> None:
+    """As they stand in the batch, padding left out, whatever the neighbours' lengths."""
+    batch = llava.prepare(images[:2], [CAPTION_PROMPT, "what place is this ?"], answers=["a red star .", "sea"])
+    assert len(set(batch.inputs["attention_mask"].sum(1).tolist())) == 2
+    answers = EachOf(role="answer")(batch, llava.tokenizer)
+    spelled = [[batch.tokens[p.sample][p.positions[0]] for p in answers if p.sample == n] for n in range(2)]
+    assert spelled == [["a", "red", "star", "."], ["sea"]]
+    assert len(EachOf()(batch, llava.tokenizer)) == int(batch.inputs["attention_mask"].sum())
+    starts = [int(row.nonzero()[0]) for row in batch.inputs["attention_mask"]]
+    assert [p.positions for p in AtIndex(0)(batch, llava.tokenizer)] == [(start,) for start in starts]
+    assert {p.positions for p in AtIndex(-1)(batch, llava.tokenizer)} == {(batch.input_ids.shape[1] - 1,)}
+    longest = int(batch.inputs["attention_mask"].sum(1).max())
+    assert len(AtIndex(longest - 1)(batch, llava.tokenizer)) == 1
+    assert not AtIndex(longest)(batch, llava.tokenizer)
+
+
+def test_before_the_end(llava: HookedMM, said: GenerationOutput) -> None:
+    """The generated end is left out; the mean is over all that was said before it, or before a token of one's own."""
+    assert said.batch is not None
+    answer = said.batch.mask(role="answer")
+    last, mean, first = (
+        BeforeSpecial(**settings)(said.batch, llava.tokenizer)  # type: ignore[arg-type]
+        for settings in ({}, {"pool": "mean"}, {"pool": "mean", "tokens": ["and", "."]})
+    )
+    assert len(last) == len(mean) == len(first) == 16
+    for sample in range(16):
+        words = [said.batch.tokens[sample][place] for place in answer[sample].nonzero()[:, 0].tolist()]
+        assert words[-1] == llava.tokenizer.eos_token
+        assert said.batch.tokens[sample][last[sample].positions[0]] == words[-2] == "."
+        assert [said.batch.tokens[sample][place] for place in mean[sample].positions] == words[:-1]
+        end = min(words.index(word) for word in ("and", ".") if word in words)
+        assert [said.batch.tokens[sample][place] for place in first[sample].positions] == words[:end]
+    with pytest.raises(BadInputError, match="no token of this tokenizer"):
+        BeforeSpecial(tokens=["<end>"])(said.batch, llava.tokenizer)
+
+
+@pytest.mark.parametrize(
+    ("kind", "setting"),
+    [
+        (TokenOfInterest, {"where": "before"}),
+        (TokenOfInterest, {"occurrences": "last"}),
+        (BeforeSpecial, {"pool": "max"}),
+    ],
+)
+def test_settings_that_do_not_exist_are_refused(kind: Any, setting: dict[str, str]) -> None:
     """A misspelt setting is refused and named, never taken for another one."""
-    batch = llava.prepare(images[:1], CAPTION_PROMPT, answers=["a red star ."])
+    words = {"words": ["red"]} if kind is TokenOfInterest else {}
     with pytest.raises(BadInputError, match=next(iter(setting.values()))):
-        TokenOfInterest(("red",), **setting)(batch, llava.tokenizer)  # type: ignore[arg-type]
+        kind(**words, **setting)
 
 
 @pytest.mark.parametrize(("selector", "named"), [(MeanOver("imag"), "image"), (MeanOver(role="reply"), "reply")])

@@ -12,6 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_mm.data import OWN_COLUMNS, Sample
+from hooked_mm.datasets.folder import ImageFolder
 from hooked_mm.datasets.selection import Selection
 from hooked_mm.datasets.table import RESERVED, InFolder, Rows, Table, TableDataModule, named
 from hooked_mm.errors import BadInputError
@@ -147,3 +148,13 @@ def test_named_columns_that_do_not_fit(changes: dict, columns: dict, part: str) 
     with pytest.raises(BadInputError) as error:
         named("f", {**COLUMNS, **columns}, **{**ALL, **changes})
     assert part in str(error.value)
+
+
+def test_a_folder_that_is_missing_is_told_before_a_run(tmp_path: Path) -> None:
+    """A mistyped path is one error, not a skipped sample per row."""
+    (tmp_path / "rows.jsonl").write_text('{"image": "a.jpg", "q": "what ?"}')
+    data = ImageFolder(tmp_path / "fotos", file=tmp_path / "rows.jsonl", text="q")
+    with pytest.raises(BadInputError, match=r"no folder of pictures .*fotos"):
+        data.check()
+    (tmp_path / "fotos").mkdir()
+    data.check()

@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from hooked_mm.datasets.annotations import digest_of, read_bytes
 from hooked_mm.errors import BadInputError, nearest, unknown
-from hooked_mm.scenes.language import WORD_CLASSES
+from hooked_mm.word_classes import words_of
 from hooked_mm.words import word_pattern
 
 
@@ -25,7 +25,7 @@ class Selection:
 
     Attributes:
         words: Words or phrases, one of which must occur: as whole words, whatever their case.
-        word_class: A named list of words (see `scenes.language.WORD_CLASSES`), beside `words`.
+        word_class: A named list of words (see `word_classes`), beside `words`.
         within: Where words are looked for: `"answer"`, `"question"`, or a column of text or of lists of text.
         ids: Sample ids, or a text file with one per line.
         equal: Per column (or `answer`, `question`) the value wanted, or a list of values of which one must be there.
@@ -47,8 +47,6 @@ class Selection:
     def __post_init__(self) -> None:
         if isinstance(self.words, str):
             raise BadInputError(f"words={self.words!r} is one text; write [{self.words!r}]")
-        if self.word_class is not None and self.word_class not in WORD_CLASSES:
-            raise unknown("word class", self.word_class, WORD_CLASSES)
         if self.wanted_words():
             word_pattern(self.wanted_words())
         if self.limit is not None and self.limit < 1:
@@ -58,7 +56,7 @@ class Selection:
 
     def wanted_words(self) -> list[str]:
         """The words of which one must occur."""
-        return [*self.words, *(WORD_CLASSES[self.word_class] if self.word_class else ())]
+        return [*self.words, *(words_of(self.word_class) if self.word_class else ())]
 
     def wanted_ids(self) -> list[str] | None:
         """The ids asked for, read from their file if need be.

@@ -14,7 +14,7 @@ WORD_CLASSES: dict[str, tuple[str, ...]] = {
     "counts": COUNTS,
     "relations": RELATIONS,
 }
-"""Named lists of words, usable wherever a token-of-interest selector takes words."""
+"""What scenes are described by."""
 
 DESCRIBED = ("shapes", "colours", "sizes", "positions", "places")
 """The classes whose words captions are made of."""
