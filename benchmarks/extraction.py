@@ -1,18 +1,20 @@
-"""What extraction costs, as ratios to the model's own forward over the same samples, and to the rivals' way.
+"""What extraction costs, as ratios to the model's own forward over the same batches, and to the rivals' way.
 
-`python -m benchmarks.extraction --samples 64 --rounds 5`
+`python -m benchmarks.extraction`, then `--rivals`, then `--memory`
 
 | method | what runs |
 |---|---|
-| bare forward | pictures and prompts through the processor, then the model's own forward, `logits_to_keep=1` |
-| one layer, all layers | `extract` of the last prompt token at the last, at every `resid_post`, into a store on disk |
+| bare forward | the model's own forward, `logits_to_keep=1`, over batches that lie ready |
+| prepare, forward | the same with the pictures and prompts of each batch through the processor first |
+| tower | its tower and projector alone, over the same |
+| one layer, all layers | `extract` of the last prompt token at the last, at every `resid_post`, from files to store |
 | half depth | the same at the block in the middle: blocks above it do not run |
-| rivals, given | batch 1: one forward with all hidden states of every position, kept in memory until the end |
-| rivals, generated | batch 1: 50 tokens generated, all hidden states of every step and position kept |
-| ours, given; generated | `extract` of the mean over the answer at one layer; the same text, or 50 tokens |
+| rivals | batch 1, 50 tokens generated, all hidden states of every step and position kept in memory |
+| rivals, given text | batch 1, one forward, all hidden states of every position kept in memory |
+| ours, given; generated | `extract` of the mean over the answer at one layer; the text at hand, or 50 tokens |
 
 Every round runs every method once, in random order; ratios pair times of one round. `--memory` runs 500 and 5,000
-samples in processes of their own and prints their peak memory.
+samples in processes of their own and compares their peak memory.
 """
 
 from __future__ import annotations
@@ -44,11 +46,13 @@ from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
+from hooked_mm.loading import Batches, BatchMaker
 from hooked_mm.selectors import LastPrompt, MeanOver
 
 BATCH = 8
 NEW_TOKENS = 50
-BARE, RIVALS_GIVEN, RIVALS_GENERATED = "bare forward", "rivals, given", "rivals, generated"
+BARE, PREPARED, TOWER, HALF = "bare forward", "prepare, forward", "tower", "half depth"
+RIVALS, RIVALS_GIVEN = "rivals", "rivals, given text"
 TEMPLATE = (
     "{% for m in messages %}{% for p in m['content'] %}"
     "{% if p['type'] == 'image' %}<image> {% else %}{{ p['text'] }}{% endif %}"
@@ -104,14 +108,35 @@ class Bench:
         self.model = HookedMM(size.model.to(self.device), processor_of(size.model.config), check=False)
         self.folder, self.samples = folder, samples_of(samples, folder)
         self.layers = self.model.cfg.n_layers
+        self.batches = Batches(BatchMaker(self.samples, self.model, "none"), range(samples), BATCH)
+        self.inputs = [made.batch.to(self.device).inputs for made in self.batches if made.batch is not None]
 
+    @torch.no_grad()
     def bare(self) -> None:
         """The model's own forward."""
-        for start in range(0, len(self.samples), BATCH):
-            part = self.samples[start : start + BATCH]
-            batch = self.model.prepare([s.images for s in part], [s.text for s in part])
-            with torch.no_grad():
-                self.model.hf_model(**batch.inputs, logits_to_keep=1)
+        for inputs in self.inputs:
+            self.model.hf_model(**inputs, logits_to_keep=1)
+        self.wait()
+
+    @torch.no_grad()
+    def prepared(self) -> None:
+        """What one would write by hand for the same samples, if nothing were kept."""
+        for made in self.batches:
+            assert made.batch is not None
+            self.model.hf_model(**made.batch.to(self.device).inputs, logits_to_keep=1)
+        self.wait()
+
+    @torch.no_grad()
+    def tower(self) -> None:
+        """The part of it before the decoder."""
+        for inputs in self.inputs:
+            self.model.hf_model.model.get_image_features(inputs["pixel_values"])
+        self.wait()
+
+    def wait(self) -> None:
+        """Until the device has done what it was given."""
+        if self.device == "cuda":
+            torch.cuda.synchronize()
 
     def ours(self, hooks: str, **settings: Any) -> Callable[[], None]:
         """An extraction into a fresh store."""
@@ -154,21 +179,42 @@ class Bench:
 
         return run
 
-    def methods(self) -> dict[str, Callable[[], None]]:
+    def methods(self, rivals: bool) -> dict[str, Callable[[], None]]:
         """What is timed, by name."""
         last, middle = self.layers - 1, self.layers // 2 - 1
         answer = {"selector": MeanOver(role="answer")}
         one = f"blocks.{last}.hook_resid_post"
+        if rivals:
+            return {
+                BARE: self.bare,
+                RIVALS: self.rivals(generate=True),
+                RIVALS_GIVEN: self.rivals(generate=False),
+                "ours, given": self.ours(one, answer="given", **answer),
+                "ours, generated": self.ours(one, answer="generated", max_new_tokens=NEW_TOKENS, **answer),
+            }
         return {
             BARE: self.bare,
+            PREPARED: self.prepared,
+            TOWER: self.tower,
             "one layer": self.ours(one),
             "all layers": self.ours("blocks.*.hook_resid_post"),
-            "half depth": self.ours(f"blocks.{middle}.hook_resid_post"),
-            RIVALS_GIVEN: self.rivals(generate=False),
-            "ours, given": self.ours(one, answer="given", **answer),
-            RIVALS_GENERATED: self.rivals(generate=True),
-            "ours, generated": self.ours(one, answer="generated", max_new_tokens=NEW_TOKENS, **answer),
+            HALF: self.ours(f"blocks.{middle}.hook_resid_post"),
         }
+
+
+def table(times: dict[str, np.ndarray], samples: int) -> str:
+    """Rates and ratios, method by method."""
+    rivals = [name for name in (RIVALS, RIVALS_GIVEN) if name in times]
+    lines = ["| method | samples/s | time / bare forward |" + "".join(f" time of {name} / this |" for name in rivals)]
+    lines.append("|---" * (3 + len(rivals)) + "|")
+    for name, values in times.items():
+        over = "".join(f" {median_ratio(times[r], values) if name.startswith('ours') else ''} |" for r in rivals)
+        rate = samples / float(np.median(values))
+        lines.append(f"| {name} | {rate:.1f} | {median_ratio(values, times[BARE])} |{over}")
+    if HALF in times:
+        bound = times[TOWER] + (times[BARE] - times[TOWER]) / 2
+        lines.append(f"\nhalf depth / (tower + half the decoder): {median_ratio(times[HALF], bound)}")
+    return "\n".join(lines)
 
 
 def peak_memory(samples: int) -> float:
@@ -181,8 +227,9 @@ def peak_memory(samples: int) -> float:
 def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--samples", type=int, default=64)
-    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--samples", type=int, default=48)
+    parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--rivals", action="store_true", help="compare with the rivals' way instead")
     parser.add_argument("--memory", action="store_true", help="compare the peaks of 500 and 5,000 samples instead")
     parser.add_argument("--peak", type=int, help="extract so many samples and print this process's peak memory")
     options = parser.parse_args()
@@ -199,7 +246,7 @@ def main() -> None:
             print(f"peak memory: {few:.0f} MB for 500 samples, {many:.0f} MB for 5,000: {many / few:.3f}")
             return
         bench = Bench(options.samples, Path(folder))
-        methods = bench.methods()
+        methods = bench.methods(options.rivals)
         taken: dict[str, list[float]] = {name: [] for name in methods}
         methods[BARE]()
         rng = np.random.default_rng(0)
@@ -212,13 +259,7 @@ def main() -> None:
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "nnsight", "lightning"))
     print(f"{date.today()}, {device}, Python {platform.python_version()}, {packages}")
     print(f"{options.samples} samples, batches of {BATCH}, {options.rounds} rounds\n")
-    print("| method | samples/s | time / bare forward | rivals' time / this |\n|---|---|---|---|")
-    times = {name: np.array(values) for name, values in taken.items()}
-    for name, values in times.items():
-        rival = {"ours, given": RIVALS_GIVEN, "ours, generated": RIVALS_GENERATED}.get(name)
-        faster = str(median_ratio(times[rival], values)) if rival else ""
-        rate = options.samples / float(np.median(values))
-        print(f"| {name} | {rate:.1f} | {median_ratio(values, times[BARE])} | {faster} |")
+    print(table({name: np.array(values) for name, values in taken.items()}, options.samples))
 
 
 if __name__ == "__main__":
