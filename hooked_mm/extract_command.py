@@ -40,7 +40,9 @@ def build_parser() -> ArgumentParser:
     parser.add_class_arguments(Extractor, None, skip={"model"})
     parser.add_argument("--output", type=Path, required=True, help="the store's folder, the same for all processes")
     parser.add_argument("--resume", action="store_true", help="go on with a store that a cut-off run left there")
-    parser.add_argument("--on_error", type=OnError, default="skip", help="list a bad sample and go on, or stop")
+    parser.add_argument(
+        "--on_error", "--on-error", type=OnError, default="skip", help="list a bad sample and go on, or stop"
+    )
     parser.add_argument("--megabytes_per_shard", type=float, default=256.0)
     parser.add_argument("--seconds_per_shard", type=float, default=300.0, help="a cut-off run loses no more than this")
     parser.add_class_arguments(lightning.Trainer, "trainer", skip={"logger", "callbacks"})

@@ -1,6 +1,6 @@
 """A run of extraction: the samples that are left, dealt out to processes, batch by batch into one store.
 
-Every process takes every n-th of the samples that no finished shard holds, whatever number of processes wrote those.
+Every process takes a share of the samples that no finished shard holds, whatever number of processes wrote those.
 No collective is called while batches run, so no process waits for another before the end.
 """
 
@@ -26,7 +26,7 @@ from tqdm import tqdm
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import StoreError
 from hooked_mm.extraction import Extracted, Extractor, halves, is_out_of_memory
-from hooked_mm.loading import Batches, BatchMaker, OnError, Prepared
+from hooked_mm.loading import Batches, BatchMaker, OnError, Prepared, deal
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import read_manifest
 from hooked_mm.store_writer import StoreWriter
@@ -106,7 +106,7 @@ class Extraction(lightning.LightningModule):
             self.writer = open_writer()
         done = self.together.first_does(self.writer.done)
         left = [number for number, name in enumerate(self.ids) if name not in done]
-        self.share = left[self.together.rank :: self.together.size]
+        self.share = deal(left, self.together.rank, self.together.size, self.data.batch_size)
         extractor = self.extractor
         self.make = BatchMaker(
             self.data.dataset,

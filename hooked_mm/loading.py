@@ -248,6 +248,8 @@ def cut(
 ) -> list[list[int]]:
     """Batches of a window: rows with the same key (picture) in sequence, groups sorted by their longest row.
 
+    A group is kept in one batch where that leaves the batch before it at least three quarters full.
+
     Args:
         lengths: Positions of each row.
         keys: What rows should share a batch by; None for nothing.
@@ -260,20 +262,36 @@ def cut(
     groups: dict[Hashable, list[int]] = {}
     for row, key in enumerate(keys):
         groups.setdefault(("alone", row) if key is None else ("key", key), []).append(row)
-    in_order = sorted(groups.values(), key=lambda rows: (max(lengths[row] for row in rows), rows[0]))
     batches: list[list[int]] = []
     longest = 0
-    for row in (row for rows in in_order for row in rows):
-        longest = max(longest, lengths[row])
-        full = batches and (
-            len(batches[-1]) == batch_size
-            or (max_positions is not None and (len(batches[-1]) + 1) * longest > max_positions)
-        )
-        if not batches or full:
-            batches.append([])
-            longest = lengths[row]
-        batches[-1].append(row)
+    for rows in sorted(groups.values(), key=lambda rows: (max(lengths[row] for row in rows), rows[0])):
+        filled = len(batches[-1]) if batches else batch_size
+        apart = filled + len(rows) > batch_size >= len(rows) and 4 * filled >= 3 * batch_size
+        for row in rows:
+            longest = max(longest, lengths[row])
+            full = not batches or len(batches[-1]) == batch_size
+            if max_positions is not None and not full:
+                full = (len(batches[-1]) + 1) * longest > max_positions
+            if full or apart:
+                batches.append([])
+                longest = lengths[row]
+                apart = False
+            batches[-1].append(row)
     return batches
+
+
+def deal(numbers: Sequence[int], rank: int, processes: int, block: int) -> list[int]:
+    """The samples of one process: blocks of neighbours in turn, since neighbours often show one picture.
+
+    Args:
+        numbers: Of all samples.
+        rank: Which process.
+        processes: How many there are.
+        block: Samples in a block; fewer where otherwise some process would have nothing.
+    """
+    block = max(1, min(block, len(numbers) // processes))
+    starts = range(rank * block, len(numbers), processes * block)
+    return [number for start in starts for number in numbers[start : start + block]]
 
 
 def path_of(images: SampleImages) -> Any:

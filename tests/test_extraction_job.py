@@ -84,6 +84,30 @@ def test_a_sample_too_large_for_memory_is_listed(llava: HookedMM, tmp_path: Path
         extract(hungry, data, tmp_path / "t", on_error="stop")
 
 
+@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl"])
+def test_any_batch_any_order_any_neighbours(name: str, tmp_path: Path) -> None:
+    """In batches of 1, 3 and 16, shuffled, beside longer and shorter prompts of other sizes of pictures: the same."""
+    model = HookedMM.small(name)
+    scenes = SceneDataset(24)
+    asked = [Sample(f"s{n}", scenes[n].images, scenes[n].text, scenes[n].answer) for n in range(24)]
+    others = [Sample(f"q{n}", None if n % 3 else scenes[n].images, "what place is this ?", "sea") for n in range(24)]
+    selectors: dict[str, Selector] = {"end": BeforeSpecial(), "prompt": LastPrompt(), "picture": MeanOver("image")}
+    rng = np.random.default_rng(0)
+    found: list[tuple[list[int], list[torch.Tensor]]] = []
+    for size in (1, 3, 16):
+        samples = asked if size == 1 else [[*asked, *others][n] for n in rng.permutation(48)]
+        extractor = Extractor(model, HOOKS, selectors, "given", max_positions=None if size == 1 else 700)
+        store = extract(extractor, SampleDataModule(samples, size), tmp_path / str(size))
+        rows = store.rows.to_pylist()
+        order = np.array([n for sample in asked for n, row in enumerate(rows) if row["sample"] == sample.id])
+        assert len(order) == 72
+        found.append(([rows[n]["position"] for n in order], [store.activations(hook, order) for hook in HOOKS]))
+    for positions, values in found[1:]:
+        assert positions == found[0][0]
+        for one, other in zip(found[0][1], values, strict=True):
+            assert (one - other).abs().max() <= 1e-5 * one.abs().max()
+
+
 def test_several_selectors_in_one_pass(llava: HookedMM, tmp_path: Path) -> None:
     """Rows carry the selector's name; each part is what a run with that selector alone gives."""
     selectors: dict[str, Selector] = {"picture": MeanOver("image"), "end": BeforeSpecial(), "prompt": LastPrompt()}
@@ -202,12 +226,15 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, output
 
 
-def test_two_processes_make_the_same_store(script: Path, expected: ActivationStore, tmp_path: Path) -> None:
-    """Shards of both, rows in the order of the data set, values as by one process."""
-    finish(start([script, tmp_path / "s", 2, 0]))
+@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
+def test_several_processes_make_the_same_store(
+    script: Path, expected: ActivationStore, tmp_path: Path, processes: int
+) -> None:
+    """Shards of all, rows in the order of the data set, values as by one process."""
+    finish(start([script, tmp_path / "s", processes, 0]))
     got = ActivationStore.open(tmp_path / "s")
     assert_same(got, expected)
-    assert {shard.name[:3] for shard in (tmp_path / "s" / "shards").iterdir()} == {"000", "001"}
+    assert {int(shard.name[:3]) for shard in (tmp_path / "s" / "shards").iterdir()} == set(range(processes))
 
 
 @pytest.mark.slow

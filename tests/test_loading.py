@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import struct
 import zlib
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ from transformers.image_utils import load_image
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.loading import Batches, BatchMaker, Prepared, cut
+from hooked_mm.loading import Batches, BatchMaker, Prepared, cut, deal
 
 TEXT = "what place is this ?"
 
@@ -205,6 +206,27 @@ def test_cut(rows: list[tuple[int, str | None]], batch_size: int, most: int | No
         assert places == list(range(places[0], places[-1] + 1)) if places else True
     if set(keys) <= {None}:
         assert [lengths[row] for row in order] == sorted(lengths)
+
+
+def test_questions_about_one_picture_share_a_batch() -> None:
+    """Where that costs no more than a quarter of the batch before."""
+    keys = [number // 5 for number in range(30)]
+    assert [len(rows) for rows in cut([9] * 30, keys, 12)] == [10, 10, 10]
+    assert [len(rows) for rows in cut([9] * 30, keys, 8)] == [8, 8, 8, 6]
+
+
+@given(st.lists(st.integers(), unique=True, max_size=70), st.integers(1, 5), st.integers(1, 20))
+def test_samples_are_dealt_out_in_blocks(numbers: list[int], processes: int, block: int) -> None:
+    """Every one to one process; none is idle while there is enough for all, and shares differ by a block at most."""
+    shares = [deal(numbers, rank, processes, block) for rank in range(processes)]
+    assert sorted(number for share in shares for number in share) == sorted(numbers)
+    sizes = [len(share) for share in shares]
+    assert max(sizes) - min(sizes) <= block
+    assert min(sizes) > 0 or len(numbers) < processes
+    place = {number: index for index, number in enumerate(numbers)}
+    for share in shares:
+        breaks = sum(place[b] != place[a] + 1 for a, b in pairwise(share))
+        assert breaks <= len(share) // max(1, min(block, len(numbers) // processes))
 
 
 @given(st.sets(st.integers(0, 200), max_size=90), st.integers(1, 3))
