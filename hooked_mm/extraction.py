@@ -25,7 +25,7 @@ from hooked_mm.generation import until_end
 from hooked_mm.hooked import HookedMM
 from hooked_mm.image_reuse import encode, proven, without_pictures, write_features
 from hooked_mm.loading import AnswerSource, BatchMaker, Prepared
-from hooked_mm.runner import match_names
+from hooked_mm.runner import Hook, match_names
 from hooked_mm.selectors import Pick, Selector, gather
 from hooked_mm.store import ActivationStore
 
@@ -180,11 +180,10 @@ class Extractor:
             batch = without_pictures(batch)
         with shared:
             batch, texts, tokens = self._answered(batch, prepared)
-            last: dict[str, Any] = {} if self._stop is not None else {"logits_to_keep": 1}
-            _, cache = self.model.run_with_cache(batch, self.hook_names, stop_at_layer=self._stop, **last)
-        picks = [(n, pick) for n, select in self.selectors.items() for pick in select(batch, self.model.tokenizer)]
-        # All rows of a sample together.
-        picks.sort(key=lambda named: named[1].sample)
+            picks = [(n, pick) for n, select in self.selectors.items() for pick in select(batch, self.model.tokenizer)]
+            # All rows of a sample together.
+            picks.sort(key=lambda named: named[1].sample)
+            values = self._read(batch, [pick for _, pick in picks])
         table = [
             {
                 **sample.columns,
@@ -198,10 +197,21 @@ class Extractor:
             }
             for number, sample, text, said in zip(prepared.numbers, samples, texts, tokens, strict=True)
         ]
-        values = {name: gather(cache[name], [pick for _, pick in picks]) for name in self.hook_names}
         ids = [sample.id for sample in samples]
         computed = int(batch.inputs["attention_mask"].sum())
         return Extracted(values, _rows(batch, picks, ids), table, prepared.skipped, computed)
+
+    def _read(self, batch: Batch, picks: Sequence[Pick]) -> dict[str, Tensor]:
+        """The picks' values at every hook, (n, d) each."""
+        values: dict[str, Tensor] = {}
+
+        def keep(value: Tensor, hook: Hook) -> None:
+            # At once, so that no layer's other positions stay in memory.
+            values[hook.name] = gather(value, picks)
+
+        last: dict[str, Any] = {} if self._stop is not None else {"logits_to_keep": 1}
+        self.model.run_with_hooks(batch, [(self.hook_names, keep)], stop_at_layer=self._stop, **last)
+        return values
 
     def _may_share(self, prepared: Prepared, batch: Batch) -> bool:
         """Whether pictures are encoded once: proven on the first batch where any occurs twice."""

@@ -172,7 +172,7 @@ class BeforeSpecial(Selector):
         return picks
 
 
-def gather(value: Float[Tensor, "b p d"], picks: list[Pick]) -> Float[Tensor, "n d"]:
+def gather(value: Float[Tensor, "b p d"], picks: Sequence[Pick]) -> Float[Tensor, "n d"]:
     """The mean of each pick's positions, (n, d), accumulated in float32 and returned in the value's dtype."""
     if not picks:
         return value.new_zeros(0, *value.shape[2:])
