@@ -1,15 +1,16 @@
-"""What all decompositions Z ~ A C share: scikit-learn's conventions on torch tensors.
+"""What all decompositions Z ~ A C share: scikit-learn's conventions on torch tensors, step by step.
 
 Z (n, d): representations; A (n, k): activations; C (k, d): concepts, of norm 1, so that A carries the size and the
 largest activation names the main concept. Papers write Z ~ U V with samples in columns: their U is our C transposed,
-their V our A transposed. Rows may be of any dtype, on any device, and larger than memory allows as float32 (a memory
-map): they are converted chunk by chunk, and all arithmetic is float32 or better.
+their V our A transposed. Rows may be of any dtype, on any device, larger than memory, and shared out to processes (see
+`rows`): all arithmetic is float32 or better.
+
+`fit` is `begin`, `step` until it says that it is done, `end`; `learning` does the same with a Lightning Trainer.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 import torch
@@ -17,53 +18,78 @@ from jaxtyping import Float
 from sklearn.base import BaseEstimator, TransformerMixin
 from sklearn.exceptions import NotFittedError
 from torch import Tensor
+from tqdm import tqdm
 
+from concept_dict.rows import Centred, Rows
 from hooked_mm.errors import BadInputError
-
-CHUNK = 16_384
-"""Rows converted to float32 at a time."""
-
-
-def as_rows(values: Tensor | np.ndarray) -> Tensor:
-    """Rows as a tensor, (n, d).
-
-    Raises:
-        BadInputError: If there are not two dimensions, no rows, or values that are not finite.
-    """
-    rows = torch.as_tensor(values)
-    if rows.ndim != 2 or not len(rows):
-        raise BadInputError(f"representations must be (n, d) with n > 0; got shape {tuple(rows.shape)}")
-    for start in range(0, len(rows), CHUNK):
-        bad = ~torch.isfinite(rows[start : start + CHUNK]).all(dim=1)
-        if bool(bad.any()):
-            row = start + int(bad.nonzero()[0])
-            raise BadInputError(f"row {row} of the representations is not finite; remove it before fitting")
-    return rows
 
 
 class Decomposition(TransformerMixin, BaseEstimator):
-    """Base of the decompositions; subclasses implement `fit` and `transform`.
+    """Base of the decompositions; subclasses implement `begin`, `step`, `end` and `activations`.
 
     Attributes (after `fit`):
         components_: C (k, d), rows of norm 1.
         mean_: (d,), subtracted from the rows first; zeros where `center` is off.
-        reconstruction_err_: ||Z - mean - A C||_F.
-        n_iter_: Iterations run.
+        reconstruction_err_: ||Z - mean - A C||_F, over the rows of all processes.
+        n_iter_: Steps made.
     """
 
+    n_components: int
     center: bool
     components_: Float[Tensor, "k d"]
     mean_: Float[Tensor, " d"]
     reconstruction_err_: float
     n_iter_: int
+    SIGNED = False
+    """Whether activations have signs, so that both ends of a concept mean something."""
 
-    def fit(self, X: Tensor | np.ndarray, y: None = None) -> Self:
-        """Find C for rows X (n, d)."""
+    def fit(self, X: Tensor | np.ndarray | Rows, y: None = None) -> Self:
+        """Find C for rows X (n, d): in a run of many processes, this process's share of them."""
+        self.fit_transform(X)
+        return self
+
+    def fit_transform(self, X: Tensor | np.ndarray | Rows, y: None = None) -> Float[Tensor, "n k"]:
+        """Find C for rows X (n, d), and return their activations A (n, k)."""
+        self.begin(Rows.of(X))
+        with tqdm(desc=type(self).__name__, unit="step", delay=2, leave=False) as bar:
+            while not self.step():
+                bar.update()
+        return self.end()
+
+    def begin(self, rows: Rows) -> None:
+        """Check parameters, and make what `step` improves.
+
+        Raises:
+            BadInputError: For parameters that can't be, or that the rows do not allow.
+        """
         raise NotImplementedError
 
-    def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
-        """Activations of rows X (n, d) for the fitted concepts."""
+    def step(self) -> bool:
+        """Improve, once through all rows; true when there is nothing more to do."""
         raise NotImplementedError
+
+    def end(self) -> Float[Tensor, "n k"]:
+        """Set the fitted attributes; the activations of this process's rows."""
+        raise NotImplementedError
+
+    def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        """Activations of rows from which the mean is already subtracted."""
+        raise NotImplementedError
+
+    def progress(self) -> dict[str, float]:
+        """What there is to say after a step, by name."""
+        return {}
+
+    def transform(self, X: Tensor | np.ndarray | Rows) -> Float[Tensor, "n k"]:
+        """Activations of rows X (n, d) for the fitted concepts, row by row."""
+        self.check_fitted()
+        rows = Rows.of(X)
+        if rows.width != self.components_.shape[1]:
+            raise BadInputError(
+                f"rows have width {rows.width}, the concepts {self.components_.shape[1]}; they must agree"
+            )
+        parts = [self.activations(chunk - self.mean_ if self.center else chunk) for _, chunk in rows.chunks()]
+        return torch.cat(parts) if parts else torch.zeros(0, len(self.components_), device=rows.device)
 
     def inverse_transform(self, activations: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Rows from activations: A C + mean."""
@@ -75,47 +101,55 @@ class Decomposition(TransformerMixin, BaseEstimator):
         if not hasattr(self, "components_"):
             raise NotFittedError(f"this {type(self).__name__} is not fitted yet; call fit first")
 
-    def _rows_to_transform(self, values: Tensor | np.ndarray) -> Tensor:
-        self.check_fitted()
-        rows = as_rows(values)
-        if rows.shape[1] != self.components_.shape[1]:
+    def _centred(self, rows: Rows) -> Centred:
+        """The rows to work on; sets `mean_`."""
+        self._check_at_least_one("n_components")
+        if self.n_components > rows.total:
             raise BadInputError(
-                f"rows have width {rows.shape[1]}, the concepts {self.components_.shape[1]}; they must agree"
+                f"n_components={self.n_components} needs to be between 1 and the number of rows, {rows.total}"
             )
-        return rows
+        centred = rows.centred(self.center)
+        self.mean_ = centred.mean
+        return centred
 
-    def _chunks(self, rows: Tensor) -> Iterator[tuple[slice, Float[Tensor, "m d"]]]:
-        """Float32 rows minus the mean, chunk by chunk."""
-        for start in range(0, len(rows), CHUNK):
-            part = slice(start, min(start + CHUNK, len(rows)))
-            chunk = rows[part].float()
-            # Where nothing is to be subtracted, float32 rows are used as they are, without a copy.
-            yield part, chunk - self.mean_ if self.center else chunk
-
-    def _set_mean(self, rows: Tensor) -> None:
-        if self.center:
-            total = torch.zeros(rows.shape[1], dtype=torch.float64, device=rows.device)
-            for start in range(0, len(rows), CHUNK):
-                total += rows[start : start + CHUNK].double().sum(0)
-            self.mean_ = (total / len(rows)).float()
-        else:
-            self.mean_ = torch.zeros(rows.shape[1], device=rows.device)
+    def _measure(self, rows: Centred) -> Float[Tensor, "n k"]:
+        """The activations of this process's rows; sets `reconstruction_err_`."""
+        found = torch.zeros(rows.count, len(self.components_), device=rows.device)
+        error = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for part, chunk in rows.chunks():
+            found[part] = self.activations(chunk)
+            error += (chunk - found[part] @ self.components_).double().square().sum()
+        self.reconstruction_err_ = float(rows.processes.sum(error)) ** 0.5
+        return found
 
     def _check_at_least_one(self, *names: str) -> None:
         for name in names:
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name}={getattr(self, name)}; it must be at least 1")
 
-    def _check_k(self, k: int, rows: Tensor) -> None:
-        if not 1 <= k <= len(rows):
-            raise BadInputError(f"n_components={k} needs to be between 1 and the number of rows, {len(rows)}")
+    def _check_options(self, **options: tuple[Any, ...]) -> None:
+        for name, known in options.items():
+            if getattr(self, name) not in known:
+                raise BadInputError(
+                    f"{name}={getattr(self, name)!r}; it must be {' or '.join(repr(option) for option in known)}"
+                )
 
 
-def generator(random_state: int | None, device: torch.device) -> torch.Generator:
-    """A seeded torch generator; None takes a fresh seed."""
-    made = torch.Generator(device=device)
-    if random_state is None:
-        made.seed()
-    else:
-        made.manual_seed(random_state)
+def unit(directions: Float[Tensor, "k d"]) -> Float[Tensor, "k d"]:
+    """The same directions with norm 1; zeros stay."""
+    return directions / directions.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
+
+
+def generator(random_state: int | None, processes: int = 1) -> torch.Generator:
+    """A seeded torch generator on the CPU, the same in all processes; None takes a fresh seed.
+
+    Raises:
+        BadInputError: For None where several processes have to draw the same numbers.
+    """
+    made = torch.Generator()
+    if random_state is not None:
+        return made.manual_seed(random_state)
+    if processes > 1:
+        raise BadInputError("random_state=None draws other numbers in every process; give a seed")
+    made.seed()
     return made

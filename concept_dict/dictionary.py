@@ -16,11 +16,17 @@ from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
 from concept_dict.kmeans import KMeans
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
+from concept_dict.pca import PCA
 from concept_dict.semi_nmf import SemiNMF
+from concept_dict.top_k_sae import TopKSAE
+from concept_dict.top_norm import TopNorm
 from hooked_mm.errors import BadInputError
 
-METHODS: dict[str, type[Decomposition]] = {"SemiNMF": SemiNMF, "KMeans": KMeans}
-FITTED = ("components_", "mean_", "cluster_centers_")
+METHODS: dict[str, type[Decomposition]] = {
+    method.__name__: method for method in (SemiNMF, NonNegativeDictionary, KMeans, PCA, TopNorm, TopKSAE)
+}
+FITTED = ("components_", "mean_", "cluster_centers_", "encoder_", "bias_", "explained_variance_ratio_")
 FORMAT = 1
 
 

@@ -1,20 +1,21 @@
 """k-means by Lloyd's algorithm with greedy k-means++ starts (Arthur & Vassilvitskii 2007, section 7).
 
-Minimises sum_i min_k ||z_i - m_k||^2. As a dictionary: concept k is the direction of centre m_k.
+Minimises sum_i min_k ||z_i - m_k||^2. As a dictionary: concept k is the direction of centre m_k. An iteration needs of
+the rows only each cluster's sum and count.
 """
 
 from __future__ import annotations
 
-from typing import Literal, Self
+from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
 from jaxtyping import Float, Int
 from torch import Tensor
-from tqdm import tqdm
 
-from concept_dict.decomposition import Decomposition, as_rows, generator
-from hooked_mm.errors import BadInputError
+from concept_dict.decomposition import Decomposition, generator, unit
+from concept_dict.rows import Centred, Rows
 
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
 
@@ -22,6 +23,18 @@ Activation = Literal["one_hot", "inverse_distance", "cosine"]
 def squared_distances(rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
     """||z_i - m_k||^2, never below zero."""
     return ((rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)).clamp_min_(0)
+
+
+@dataclass
+class _Start:
+    """One start of Lloyd's algorithm: centres, each row's cluster and squared distance to its centre."""
+
+    centres: Tensor
+    labels: Tensor
+    distances: Tensor
+    inertia: float
+    steps: int = 0
+    empty: int = 0
 
 
 class KMeans(Decomposition):
@@ -35,12 +48,13 @@ class KMeans(Decomposition):
         center: Subtract the mean first. Clusters are the same; concepts become directions from the mean.
         n_init: Starts; the best is kept.
         max_iter: Lloyd iterations per start.
-        tol: Stop when the objective falls by less than this share.
+        tol: A start ends when centres move by less than this share of the rows' variance (as scikit-learn), or when no
+            row changes its cluster.
         random_state: Seed.
 
     Attributes (after `fit`), besides those of `Decomposition`:
         cluster_centers_: (k, d), in the space of the rows.
-        labels_: (n,), each row's cluster.
+        labels_: (n,), the cluster of each of this process's rows.
         inertia_: The objective.
         n_empty_: How often an empty cluster had to be moved, in the start that was kept.
     """
@@ -53,7 +67,7 @@ class KMeans(Decomposition):
         center: bool = True,
         n_init: int = 4,
         max_iter: int = 100,
-        tol: float = 1e-6,
+        tol: float = 1e-4,
         random_state: int | None = 0,
     ) -> None:
         self.n_components = n_components
@@ -64,90 +78,101 @@ class KMeans(Decomposition):
         self.tol = tol
         self.random_state = random_state
 
-    def fit(self, X: Tensor | np.ndarray, y: None = None) -> Self:
-        """Find the centres of rows X (n, d)."""
-        rows = as_rows(X)
-        self._check_k(self.n_components, rows)
-        if self.activation not in ("one_hot", "inverse_distance", "cosine"):
-            raise BadInputError(f"activation={self.activation!r}; it must be 'one_hot', 'inverse_distance' or 'cosine'")
+    def begin(self, rows: Rows) -> None:
+        """Draw the first start."""
+        self._check_options(activation=("one_hot", "inverse_distance", "cosine"))
         self._check_at_least_one("n_init", "max_iter")
-        self._set_mean(rows)
-        random = generator(self.random_state, rows.device)
-        best = float("inf")
-        for _ in range(self.n_init):
-            centres, labels, inertia, steps, empty = self._lloyd(rows, self._start(rows, random))
-            if inertia < best:
-                best, self.labels_, self.n_iter_, self.n_empty_ = inertia, labels, steps, empty
-                kept = centres
-        self.inertia_, self.reconstruction_err_ = best, best**0.5
-        self.cluster_centers_ = kept + self.mean_
-        self.components_ = kept / kept.norm(dim=1, keepdim=True).clamp_min(torch.finfo(torch.float32).tiny)
-        return self
+        self._rows = self._centred(rows)
+        self._random = generator(self.random_state, rows.processes.size)
+        self._best: _Start | None = None
+        self._begun = 0
+        self._next_start()
 
-    def _start(self, rows: Tensor, random: torch.Generator) -> Float[Tensor, "k d"]:
+    def _next_start(self) -> None:
+        centres = self._start(self._rows, self._random)
+        self._begun += 1
+        self._now = _Start(centres, *self._assign(self._rows, centres))
+
+    def _start(self, rows: Centred, random: torch.Generator) -> Float[Tensor, "k d"]:
         """Greedy k-means++: of a few rows drawn in proportion to their squared distance, the one that helps most."""
         trials = 2 + int(np.log(self.n_components))
-        first = int(torch.randint(len(rows), (1,), generator=random, device=rows.device))
-        centres = rows[first][None].float() - self.mean_
+        equal = torch.ones(rows.count, device=rows.device)
+        centres = rows.draw(equal, torch.rand(1, generator=random, dtype=torch.float64))
         nearest = self._distances(rows, centres)[:, 0]
         for _ in range(1, self.n_components):
-            # Cumulative sums instead of multinomial, which takes at most 2^24 rows.
-            total = nearest.double().cumsum(0)
-            drawn = torch.rand(trials, generator=random, device=rows.device, dtype=torch.float64) * total[-1]
-            tried = rows[torch.searchsorted(total, drawn).clamp_max(len(rows) - 1)].float() - self.mean_
+            tried = rows.draw(nearest, torch.rand(trials, generator=random, dtype=torch.float64))
             left = torch.minimum(nearest[:, None], self._distances(rows, tried))
-            best = int(left.double().sum(dim=0).argmin())
+            best = int(rows.processes.sum(left.double().sum(dim=0)).argmin())
             nearest, centres = left[:, best], torch.cat([centres, tried[best][None]])
         return centres
 
-    def _distances(self, rows: Tensor, centres: Tensor) -> Float[Tensor, "n m"]:
-        return torch.cat([squared_distances(chunk, centres) for _, chunk in self._chunks(rows)])
+    def _distances(self, rows: Centred, centres: Tensor) -> Float[Tensor, "n m"]:
+        parts = [squared_distances(chunk, centres) for _, chunk in rows.chunks()]
+        return torch.cat(parts) if parts else torch.zeros(0, len(centres), device=rows.device)
 
-    def _assign(self, rows: Tensor, centres: Tensor) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"]]:
-        labels = torch.empty(len(rows), dtype=torch.long, device=rows.device)
-        distances = torch.empty(len(rows), device=rows.device)
-        for part, chunk in self._chunks(rows):
+    def _assign(self, rows: Centred, centres: Tensor) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], float]:
+        labels = torch.empty(rows.count, dtype=torch.long, device=rows.device)
+        distances = torch.empty(rows.count, device=rows.device)
+        for part, chunk in rows.chunks():
             labels[part] = squared_distances(chunk, centres).argmin(dim=1)
             # By subtraction: as the difference of large numbers little would be left of a small distance.
             distances[part] = (chunk - centres[labels[part]]).square().sum(dim=1)
-        return labels, distances
+        return labels, distances, float(rows.processes.sum(distances.double().sum()))
 
-    def _lloyd(self, rows: Tensor, centres: Tensor) -> tuple[Tensor, Tensor, float, int, int]:
-        previous, empty = float("inf"), 0
-        labels, distances = self._assign(rows, centres)
-        steps = 0
-        for _ in tqdm(range(self.max_iter), desc="k-means", delay=2, leave=False):
-            steps += 1
-            sums = torch.zeros(centres.shape, dtype=torch.float64, device=rows.device)
-            for part, chunk in self._chunks(rows):
-                sums.index_add_(0, labels[part], chunk.double())
-            counts = torch.bincount(labels, minlength=len(centres))
-            centres = (sums / counts.clamp_min(1)[:, None]).float()
-            for cluster in (counts == 0).nonzero()[:, 0].tolist():
-                # An empty cluster takes the row that is worst represented.
-                worst = int(distances.argmax())
-                centres[cluster], distances[worst] = rows[worst].float() - self.mean_, 0
-                empty += 1
-            labels, distances = self._assign(rows, centres)
-            inertia = float(distances.double().sum())
-            if inertia == 0 or (previous - inertia <= self.tol * inertia and bool((counts > 0).all())):
-                break
-            previous = inertia
-        return centres, labels, inertia, steps, empty
+    def step(self) -> bool:
+        """One iteration of Lloyd's algorithm."""
+        rows, now = self._rows, self._now
+        sums = torch.zeros(now.centres.shape, dtype=torch.float64, device=rows.device)
+        for part, chunk in rows.chunks():
+            sums += torch.zeros_like(now.centres).index_add_(0, now.labels[part], chunk)
+        counts = torch.bincount(now.labels, minlength=len(now.centres))
+        sums, counts = rows.processes.sum(sums), rows.processes.sum(counts)
+        centres = (sums / counts.clamp_min(1)[:, None]).float()
+        for cluster in (counts == 0).nonzero()[:, 0].tolist():
+            # An empty cluster takes the row that is worst represented.
+            (worst,) = rows.largest(now.distances, 1)
+            centres[cluster] = rows.row(worst)
+            if worst.rank == rows.processes.rank:
+                now.distances[worst.index] = 0
+            now.empty += 1
+        moved = float((centres - now.centres).double().square().sum())
+        labels, distances, inertia = self._assign(rows, centres)
+        same = not bool(rows.processes.sum((labels != now.labels).sum()))
+        now.centres, now.labels, now.distances, now.inertia = centres, labels, distances, inertia
+        now.steps += 1
+        settled = same or moved <= self.tol * rows.size / (rows.total * rows.width)
+        if now.steps < self.max_iter and not (settled and bool((counts > 0).all())) and inertia > 0:
+            return False
+        if self._best is None or now.inertia < self._best.inertia:
+            self._best = now
+        if self._begun == self.n_init:
+            return True
+        self._next_start()
+        return False
 
-    def transform(self, X: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
-        """Activations of rows X (n, d), as `activation` says."""
-        rows = self._rows_to_transform(X)
+    def progress(self) -> dict[str, float]:
+        """The objective of the start that is being improved."""
+        return {"objective": self._now.inertia}
+
+    def end(self) -> Float[Tensor, "n k"]:
+        """Keep the best start."""
+        best, rows = self._best, self._rows
+        assert best is not None
+        self.labels_, self.n_iter_, self.n_empty_ = best.labels, best.steps, best.empty
+        self.inertia_, self.reconstruction_err_ = best.inertia, best.inertia**0.5
+        self.cluster_centers_ = best.centres + self.mean_
+        self.components_ = unit(best.centres)
+        del self._rows, self._random, self._best, self._now
+        parts = [self.activations(chunk) for _, chunk in rows.chunks()]
+        return torch.cat(parts) if parts else torch.zeros(0, self.n_components, device=rows.device)
+
+    def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        """As `activation` says."""
+        if self.activation == "cosine":
+            return torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
         centred = self.cluster_centers_ - self.mean_
-        out = torch.zeros(len(rows), len(self.components_), device=rows.device)
-        for part, chunk in self._chunks(rows):
-            if self.activation == "cosine":
-                out[part] = torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
-                continue
-            distances = squared_distances(chunk.double(), centred.double()).float()
-            if self.activation == "inverse_distance":
-                out[part] = 1 / (1 + distances.sqrt())
-            else:
-                label = distances.argmin(dim=1, keepdim=True)
-                out[part] = out[part].scatter(1, label, centred.norm(dim=1)[label])
-        return out
+        distances = squared_distances(chunk.double(), centred.double()).float()
+        if self.activation == "inverse_distance":
+            return 1 / (1 + distances.sqrt())
+        label = distances.argmin(dim=1, keepdim=True)
+        return torch.zeros_like(distances).scatter(1, label, centred.norm(dim=1)[label])

@@ -13,13 +13,18 @@ from hypothesis import strategies as st
 from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
-from concept_dict import decomposition
-from concept_dict.decomposition import Decomposition, as_rows, generator
+from concept_dict import rows as rows_module
+from concept_dict.decomposition import Decomposition, generator
 from concept_dict.kmeans import KMeans
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
+from concept_dict.pca import PCA
+from concept_dict.rows import as_rows
 from concept_dict.semi_nmf import SemiNMF
+from concept_dict.top_norm import TopNorm
 from hooked_mm.errors import BadInputError
 
-METHODS = [SemiNMF, KMeans]
+METHODS = [SemiNMF, NonNegativeDictionary, KMeans, PCA, TopNorm]
+SEEDED = [SemiNMF, NonNegativeDictionary, KMeans]
 DTYPES = [torch.float16, torch.bfloat16, torch.float32, torch.float64]
 
 
@@ -49,7 +54,7 @@ def test_a_row_that_is_not_finite_is_named(
     wrong = data.draw(st.lists(st.integers(0, n - 1), min_size=1, max_size=3))
     rows[wrong, 1] = bad
     with (
-        mock.patch.object(decomposition, "CHUNK", chunk),
+        mock.patch.object(rows_module, "CHUNK", chunk),
         pytest.raises(BadInputError, match=rf"row {min(wrong)} of .* not finite"),
     ):
         as_rows(rows)
@@ -85,7 +90,7 @@ def test_rows_are_not_copied(dtype: torch.dtype) -> None:
 def test_mean_is_that_of_float64(n: int, chunk: int, dtype: torch.dtype, offset: float) -> None:
     """The mean is exact to float32 for every dtype and chunk; a sum in float16 would overflow."""
     rows = torch.as_tensor(_rows(n, 5, seed=n) + offset).to(dtype)
-    with mock.patch.object(decomposition, "CHUNK", chunk):
+    with mock.patch.object(rows_module, "CHUNK", chunk):
         fitted = KMeans(1, n_init=1, max_iter=1).fit(rows)
     expected = rows.double().numpy().mean(0)
     np.testing.assert_allclose(fitted.mean_.numpy(), expected, rtol=1e-6, atol=1e-7)
@@ -168,7 +173,7 @@ def test_a_memory_map_gives_the_same(method: type, dtype: type, tmp_path: Path) 
     rows = _rows(60, 6).astype(dtype)
     np.save(tmp_path / "rows.npy", rows)
     before = (tmp_path / "rows.npy").read_bytes()
-    with mock.patch.object(decomposition, "CHUNK", 17):
+    with mock.patch.object(rows_module, "CHUNK", 17):
         mapped = method(3).fit(np.load(tmp_path / "rows.npy", mmap_mode="r+"))
         held = method(3).fit(rows)
     assert torch.equal(mapped.components_, held.components_)

@@ -14,7 +14,7 @@ from sklearn.cluster import KMeans as ScikitKMeans
 from sklearn.metrics import adjusted_rand_score
 from sklearn.metrics.pairwise import cosine_similarity
 
-from concept_dict import decomposition
+from concept_dict import rows as rows_module
 from concept_dict.kmeans import KMeans
 from hooked_mm.errors import BadInputError
 
@@ -44,7 +44,7 @@ def test_the_end_is_a_fixed_point_of_lloyd(
     """Each row belongs to its nearest centre, and each centre is the mean of its rows, recomputed in float64."""
     k = data.draw(st.integers(1, min(n, 7)))
     rows = torch.as_tensor(np.random.default_rng(seed).standard_normal((n, d)) * scale).to(dtype)
-    with mock.patch.object(decomposition, "CHUNK", chunk):
+    with mock.patch.object(rows_module, "CHUNK", chunk):
         fitted = KMeans(k, tol=0, random_state=seed).fit(rows)
     wide, labels = rows.double().numpy(), fitted.labels_.numpy()
     distances = cdist(wide, fitted.cluster_centers_.double().numpy())
@@ -184,7 +184,7 @@ def test_a_row_is_transformed_alone(chunk: int, activation: str, seed: int) -> N
     fitted = KMeans(6, activation=activation, n_init=1).fit(rows)
     together = fitted.transform(rows)
     order = np.random.default_rng(seed).permutation(len(rows))
-    with mock.patch.object(decomposition, "CHUNK", chunk):
+    with mock.patch.object(rows_module, "CHUNK", chunk):
         shuffled = fitted.transform(rows[order])
     torch.testing.assert_close(shuffled, together[torch.as_tensor(order)], rtol=1e-4, atol=1e-5)
 

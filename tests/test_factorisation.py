@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import numpy as np
@@ -13,9 +14,11 @@ from PIL import Image
 from scipy.optimize import nnls
 from sklearn.decomposition import PCA, DictionaryLearning
 
-from concept_dict import decomposition
+from concept_dict import rows as rows_module
+from concept_dict.factorisation import Factorisation, Init, ball_concepts, hals_activations
 from concept_dict.nnls import RIDGE
-from concept_dict.semi_nmf import Init, SemiNMF, ball_concepts, hals_activations
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
+from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
@@ -25,7 +28,13 @@ from tests.rivals import ding_objective, overcomplete_semi_nmf
 SEEDS = st.integers(0, 2**31 - 1)
 DATA = ("planted", "noise", "real")
 Data = dict[str, tuple[np.ndarray, int]]
-Fits = dict[str, SemiNMF]
+Fits = dict[str, Factorisation]
+
+
+def made(k: int, *, alpha: float = 0.01, tol: float = 1e-5, **options: Any) -> Factorisation:
+    """Semi-NMF, or with a price the dictionary."""
+    options |= {"n_components": k, "tol": tol}
+    return NonNegativeDictionary(alpha=alpha, **options) if alpha else SemiNMF(**options)
 
 
 def _planted(
@@ -56,7 +65,7 @@ def data(llava: HookedMM, scenes: list[Scene], images: list[Image.Image]) -> Dat
     return {name: (values - values.mean(axis=0), k) for name, (values, k) in rows.items()}
 
 
-def _objective(fitted: SemiNMF, rows: np.ndarray, activations: torch.Tensor | None = None) -> float:
+def _objective(fitted: Factorisation, rows: np.ndarray, activations: torch.Tensor | None = None) -> float:
     """||Z - mean - A C||^2 + 2 lambda sum(A) in float64."""
     made = (fitted.transform(rows) if activations is None else activations).double().numpy()
     rest = rows - fitted.mean_.double().numpy() - made @ fitted.components_.double().numpy()
@@ -66,7 +75,7 @@ def _objective(fitted: SemiNMF, rows: np.ndarray, activations: torch.Tensor | No
 @pytest.fixture(scope="module")
 def free(data: Data) -> Fits:
     """Fits without a price."""
-    return {name: SemiNMF(k, alpha=0, center=False).fit(rows) for name, (rows, k) in data.items()}
+    return {name: made(k, alpha=0, center=False).fit(rows) for name, (rows, k) in data.items()}
 
 
 @pytest.mark.parametrize("alpha", [0.0, 0.01])
@@ -74,7 +83,7 @@ def free(data: Data) -> Fits:
 def test_the_objective_falls(data: Data, free: Fits, name: str, alpha: float) -> None:
     """Every alternation lowers the objective, and the last one reported is that of `components_` and `transform`."""
     rows, k = data[name]
-    fitted = SemiNMF(k, center=False).fit(rows) if alpha else free[name]
+    fitted = made(k, center=False).fit(rows) if alpha else free[name]
     history = np.array(fitted.objective_history_)
     assert (np.diff(history) <= 1e-9 * history[:-1]).all()
     # A start at the optimum would make this hold for want of steps.
@@ -108,7 +117,7 @@ def test_ends_no_higher_than_overcomplete(data: Data, free: Fits, name: str) -> 
 def test_ends_no_higher_than_scikit_learn() -> None:
     """With a price, the end is no higher than scikit-learn's dictionary learning for the same objective."""
     rows, _ = _planted(150, 16, 5, noise=0.2)
-    fitted = SemiNMF(5, alpha=0.05, center=False).fit(rows)
+    fitted = made(5, alpha=0.05, center=False).fit(rows)
     # Theirs is half of ours: 1/2 ||Z - A C||^2 + lambda sum(A), ||c_k|| <= 1.
     learner = DictionaryLearning(
         5, alpha=fitted.penalty_, max_iter=100, fit_algorithm="cd", transform_algorithm="lasso_cd", positive_code=True
@@ -136,8 +145,8 @@ def test_the_objective_falls_whatever_the_rows(
     rows = np.random.default_rng(seed).standard_normal((n, d)) * scale + scale
     held = torch.as_tensor(np.repeat(rows[: -(-n // copies)], copies, axis=0)).to(dtype)
     k = min(k, 2 * d)
-    with mock.patch.object(decomposition, "CHUNK", chunk):
-        fitted = SemiNMF(k, alpha=alpha, init=init, max_iter=40).fit(held)
+    with mock.patch.object(rows_module, "CHUNK", chunk):
+        fitted = made(k, alpha=alpha, init=init, max_iter=40).fit(held)
     history, wide = np.array(fitted.objective_history_), held.double().numpy()
     size = ((wide - wide.mean(axis=0)) ** 2).sum()
     # Concepts and activations are float32; at a perfect fit nothing but its rounding is left.
@@ -157,14 +166,14 @@ def test_planted_codes_are_recovered(seed: int) -> None:
     """With the default price every planted atom has a concept beside it."""
     rows, atoms = _planted(seed=seed)
     # The mean of sparse codes is a part of what they explain: to take it away would leave codes of both signs.
-    concepts = SemiNMF(10, center=False).fit(rows).components_.double().numpy()
+    concepts = made(10, center=False).fit(rows).components_.double().numpy()
     assert (atoms @ concepts.T).max(axis=1).min() > 0.95
 
 
 def test_the_price_keeps_activations_few() -> None:
     """On centred clusters all activations rise together without a price, and a small one keeps many at zero."""
     rows = _clusters()
-    free, priced = (SemiNMF(8, alpha=alpha).fit(rows) for alpha in (0.0, 0.01))
+    free, priced = (made(8, alpha=alpha).fit(rows) for alpha in (0.0, 0.01))
     zeros = [float((fitted.transform(rows) == 0).double().mean()) for fitted in (free, priced)]
     assert zeros[0] < 0.15 < 0.4 < zeros[1]
     # The same rows at little more error.
@@ -175,7 +184,7 @@ def test_one_concept_of_rows_on_one_side_is_the_first_singular_vector() -> None:
     """k = 1 without a price has a closed form where all rows lie on one side: the first principal axis."""
     rng = np.random.default_rng(0)
     rows = rng.uniform(1, 2, (40, 1)) * np.array([1.0, 2.0, -1.0, 0.5, 0.0]) + 0.1 * rng.standard_normal((40, 5))
-    fitted = SemiNMF(1, alpha=0, center=False, tol=1e-12).fit(rows)
+    fitted = made(1, alpha=0, center=False, tol=1e-12).fit(rows)
     axis = PCA(1).fit(np.vstack([rows, -rows])).components_[0]
     assert abs(float(fitted.components_[0].double().numpy() @ axis)) == pytest.approx(1.0, abs=1e-6)
 
@@ -184,7 +193,7 @@ def test_one_concept_of_rows_on_one_side_is_the_first_singular_vector() -> None:
 def test_transform_equals_scipy(alpha: float) -> None:
     """Activations of new rows are scipy's in float64."""
     rows, _ = _planted(200, 24, 6, noise=0.3)
-    fitted = SemiNMF(6, alpha=alpha, max_iter=20).fit(rows)
+    fitted = made(6, alpha=alpha, max_iter=20).fit(rows)
     fresh = _planted(60, 24, 6, noise=0.3, seed=5)[0]
     # As least squares alone: the ridge of `nnls` becomes further columns, the price a shift of the target.
     wide = np.hstack([fitted.components_.double().numpy(), RIDGE**0.5 * np.eye(6)])
@@ -198,34 +207,34 @@ def test_transform_equals_scipy(alpha: float) -> None:
 def test_a_row_is_transformed_alone(alpha: float) -> None:
     """A row's activations do not depend on companions, order or chunks, to 1e-6 of the largest."""
     rows, _ = _planted(120, 32, 8, seed=1)
-    fitted = SemiNMF(8, alpha=alpha).fit(rows)
+    fitted = made(8, alpha=alpha).fit(rows)
     together = fitted.transform(rows)
     single = torch.cat([fitted.transform(rows[[index]]) for index in range(len(rows))])
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(0))
-    with mock.patch.object(decomposition, "CHUNK", 7):
+    with mock.patch.object(rows_module, "CHUNK", 7):
         shuffled = fitted.transform(rows[order.numpy()])
     tolerance = 1e-6 * float(together.max())
     torch.testing.assert_close(single, together, rtol=0, atol=tolerance)
     torch.testing.assert_close(shuffled, together[order], rtol=0, atol=tolerance)
-    torch.testing.assert_close(SemiNMF(8, alpha=alpha).fit_transform(rows), together, rtol=0, atol=tolerance)
+    torch.testing.assert_close(made(8, alpha=alpha).fit_transform(rows), together, rtol=0, atol=tolerance)
 
 
 @given(n=st.integers(20, 60), chunk=st.integers(7, 60), seed=SEEDS)
 def test_chunks_do_not_matter(n: int, chunk: int, seed: int) -> None:
     """Where rows are cut into chunks changes the fit by no more than rounding."""
     rows = np.random.default_rng(seed).standard_normal((n, 6))
-    whole = SemiNMF(3, max_iter=15).fit(rows)
-    with mock.patch.object(decomposition, "CHUNK", chunk):
-        parts = SemiNMF(3, max_iter=15).fit(rows)
+    whole = made(3, max_iter=15).fit(rows)
+    with mock.patch.object(rows_module, "CHUNK", chunk):
+        parts = made(3, max_iter=15).fit(rows)
     torch.testing.assert_close(parts.components_, whole.components_, rtol=0, atol=1e-4)
 
 
 def test_dtypes_agree() -> None:
     """Rows rounded to half precision have nearly the concepts of rows in float64."""
     rows = torch.as_tensor(_planted(120, 16, 4)[0])
-    exact = SemiNMF(4, center=False).fit(rows).components_
+    exact = made(4, center=False).fit(rows).components_
     for dtype, least in ((torch.float32, 1 - 1e-6), (torch.float16, 0.9999), (torch.bfloat16, 0.999)):
-        found = SemiNMF(4, center=False).fit(rows.to(dtype)).components_
+        found = made(4, center=False).fit(rows.to(dtype)).components_
         assert float((found * exact).sum(dim=1).min()) > least
 
 
@@ -235,7 +244,7 @@ def test_a_dead_concept_is_given_to_a_row(alpha: float) -> None:
     # Two clusters on one side of their first singular vector, so that its negative would stay silent for ever.
     rows = np.repeat([[3.0, 2.0, 0.0], [3.0, -1.0, 0.0]], 20, axis=0)
     rows += 0.01 * np.random.default_rng(0).standard_normal((40, 3))
-    fitted = SemiNMF(2, alpha=alpha, init="svd", center=False).fit(rows)
+    fitted = made(2, alpha=alpha, init="svd", center=False).fit(rows)
     assert fitted.n_dead_ == 0
     assert fitted.reconstruction_err_ < 0.05 * np.linalg.norm(rows)
 
@@ -243,7 +252,7 @@ def test_a_dead_concept_is_given_to_a_row(alpha: float) -> None:
 def test_what_no_row_needs_is_counted_as_dead() -> None:
     """Three distinct rows leave some of six concepts from singular vectors unused: counted, silent, not NaN."""
     rows = np.repeat(np.random.default_rng(0).standard_normal((3, 12)), 20, axis=0)
-    fitted = SemiNMF(6, init="svd")
+    fitted = made(6, init="svd")
     activations = fitted.fit_transform(rows)
     silent = activations.amax(dim=0) == 0
     assert fitted.n_dead_ == int(silent.sum()) > 0
@@ -254,7 +263,7 @@ def test_what_no_row_needs_is_counted_as_dead() -> None:
 def test_convergence_is_reported() -> None:
     """`converged_` says whether `tol` was reached within `max_iter`."""
     rows, _ = _planted(100, 16, 4)
-    long, short = SemiNMF(4, tol=1e-3).fit(rows), SemiNMF(4, max_iter=2, tol=0).fit(rows)
+    long, short = made(4, tol=1e-3).fit(rows), made(4, max_iter=2, tol=0).fit(rows)
     assert long.converged_
     assert long.objective_history_[-3] - long.objective_history_[-2] <= 1e-3 * long.objective_history_[-2]
     assert (short.converged_, short.n_iter_) == (False, 2)
@@ -272,7 +281,7 @@ def test_convergence_is_reported() -> None:
 def test_refuses(options: dict[str, object], message: str) -> None:
     """What can't be fitted is refused with the value and the remedy."""
     with pytest.raises(BadInputError, match=message):
-        SemiNMF(**{"n_components": 3, **options}).fit(np.eye(10)[:, :2])  # type: ignore[arg-type]
+        made(**{"n_components": 3, **options}).fit(np.eye(10)[:, :2])  # type: ignore[arg-type]
 
 
 @settings(max_examples=6)

@@ -1,0 +1,227 @@
+"""Z ~ A C with A >= 0 and concepts of any sign, by alternation: what semi-NMF and the non-negative dictionary share.
+
+Minimises
+
+    ||Z - A C||_F^2 + 2 lambda sum(A)      over A >= 0, ||c_k|| = 1,      lambda = alpha * rms row norm of Z
+
+by turns in
+
+- A: hierarchical alternating least squares (HALS), a_k = max(0, a_k + (Z c_k - A C c_k - lambda) / ||c_k||^2);
+- C: for alpha = 0 the least-squares optimum (A^T A)^+ A^T Z; else concept by concept the optimum within the unit ball
+  (Mairal et al., "Online learning for matrix factorization and sparse coding", 2010, algorithm 2);
+- concepts scaled to norm 1, activations in return.
+
+No turn can raise the objective. One alternation goes through the rows once and needs of them only the sums A^T Z (k, d)
+and A^T A (k, k), so it is exact on any number of processes.
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_dict.decomposition import Decomposition
+from concept_dict.kmeans import KMeans
+from concept_dict.nnls import nonnegative_least_squares
+from concept_dict.pca import principal_directions
+from concept_dict.rows import Rows
+from hooked_mm.errors import BadInputError
+
+Init = Literal["kmeans", "svd"]
+
+SWEEPS = 3
+"""Passes over the concepts in each half of an alternation."""
+
+
+def hals_activations(
+    cross: Float[Tensor, "n k"], gram: Float[Tensor, "k k"], start: Float[Tensor, "n k"], sweeps: int
+) -> Float[Tensor, "n k"]:
+    """Improve A by coordinate descent.
+
+    Args:
+        cross: Z C^T - lambda.
+        gram: C C^T.
+        start: A to start from, non-negative.
+        sweeps: Passes over the columns.
+
+    Returns:
+        A (n, k), non-negative; the objective is no higher than at `start`.
+    """
+    # Columns of A are updated one after the other; as rows of a transposed copy they are contiguous.
+    active, wanted = start.T.contiguous(), cross.T.contiguous()
+    diagonal = gram.diagonal().tolist()
+    for _ in range(sweeps):
+        for k, size in enumerate(diagonal):
+            if size > 0:
+                active[k] = (active[k] + (wanted[k] - gram[k] @ active) / size).clamp_min_(0)
+    return active.T.contiguous()
+
+
+def ball_concepts(
+    gram: Float[Tensor, "k k"], cross: Float[Tensor, "k d"], start: Float[Tensor, "k d"], sweeps: int
+) -> Float[Tensor, "k d"]:
+    """Improve C by block coordinate descent within the unit ball.
+
+    Args:
+        gram: A^T A.
+        cross: A^T Z.
+        start: C to start from.
+        sweeps: Passes over the concepts.
+    """
+    concepts = start.clone()
+    for _ in range(sweeps):
+        for k, size in enumerate(gram.diagonal().tolist()):
+            if size > 0:
+                wanted = concepts[k] + (cross[k] - gram[k] @ concepts) / size
+                concepts[k] = wanted / wanted.norm().clamp_min(1)
+    return concepts
+
+
+class Factorisation(Decomposition):
+    """Base of `SemiNMF` and `NonNegativeDictionary`, which say what `alpha` and `init` are.
+
+    Attributes (after `fit`), besides those of `Decomposition`:
+        objective_history_: The objective at the start, after each alternation, and with the final activations.
+        penalty_: lambda.
+        converged_: Whether `tol` was reached.
+        n_dead_: Concepts that no row of any process activates.
+    """
+
+    alpha: float
+    init: Init | Tensor
+    max_iter: int
+    tol: float
+    random_state: int | None
+
+    def begin(self, rows: Rows) -> None:
+        """Start from concepts, and the best activations for them."""
+        if isinstance(self.init, str):
+            self._check_options(init=("kmeans", "svd"))
+        self._check_at_least_one("max_iter")
+        if self.alpha < 0:
+            raise BadInputError(f"alpha={self.alpha}; it must not be negative")
+        self._rows = self._centred(rows)
+        self.penalty_ = self.alpha * (self._rows.size / self._rows.total) ** 0.5
+        self.components_ = self._start(rows)
+        self._active = self._measure(self._rows)
+        self.objective_history_ = [self._objective(*self._sums())]
+        self.converged_, self.n_iter_ = False, 0
+
+    def _start(self, rows: Rows) -> Float[Tensor, "k d"]:
+        k, width = self.n_components, rows.width
+        if isinstance(self.init, Tensor):
+            if self.init.shape != (k, width):
+                raise BadInputError(f"init has shape {tuple(self.init.shape)}, the concepts need {(k, width)}")
+            start = self.init.to(rows.device, torch.float32)
+            return start / start.norm(dim=1, keepdim=True)
+        if self.init == "kmeans":
+            start = KMeans(k, center=self.center, n_init=1, max_iter=30, random_state=self.random_state)
+            return start.fit(rows).components_
+        # Each direction with either sign: no more than 2 d concepts can be had.
+        if k > 2 * width:
+            raise BadInputError(f"init='svd' gives at most {2 * width} concepts for rows of this width; use 'kmeans'")
+        directions, _ = principal_directions(self._rows, -(-k // 2))
+        return torch.stack([directions, -directions], dim=1).flatten(0, 1)[:k].clone()
+
+    def step(self) -> bool:
+        """One alternation: new activations with their sums and, in `components_`, new concepts of norm 1."""
+        concepts = self.components_
+        gram = concepts @ concepts.T
+        inner, cross = self._no_sums()
+        for part, chunk in self._rows.chunks():
+            wanted = chunk @ concepts.T - self.penalty_
+            found = self._active[part] = hals_activations(wanted, gram, self._active[part], SWEEPS)
+            self._add(inner, cross, found, chunk)
+        inner, cross = self._over_processes(inner, cross)
+        if self._revive(inner):
+            inner, cross = self._sums()
+        if self.alpha:
+            wide = ball_concepts(inner, cross, self.components_.double(), SWEEPS)
+        else:
+            wide = torch.linalg.pinv(inner, rtol=1e-12, hermitian=True) @ cross
+        norms = wide.norm(dim=1)
+        scale = torch.where(norms > 0, norms, torch.ones_like(norms))
+        self.components_ = (wide / scale[:, None]).float()
+        self._active *= scale.float()
+        history = self.objective_history_
+        history.append(self._objective(inner * scale[:, None] * scale, cross * scale[:, None]))
+        self.n_iter_ += 1
+        self.converged_ = history[-2] - history[-1] <= self.tol * history[-1]
+        return self.converged_ or self.n_iter_ == self.max_iter
+
+    def progress(self) -> dict[str, float]:
+        """The objective."""
+        return {"objective": self.objective_history_[-1]}
+
+    def end(self) -> Float[Tensor, "n k"]:
+        """The last activations are those of `transform`: the exact optimum for the final concepts."""
+        rows = self._rows
+        active = self._active = self._measure(rows)
+        self.objective_history_.append(self._objective(*self._sums()))
+        used = rows.processes.sum((active > 0).any(dim=0).long() if len(active) else torch.zeros(self.n_components))
+        self.n_dead_ = int((used == 0).sum())
+        del self._rows, self._active
+        return active
+
+    def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        """The exact optimum of the objective for these concepts."""
+        # In float64: where concepts nearly cancel, rounding of the products would be magnified in the activations.
+        wide = self.components_.double()
+        return nonnegative_least_squares(chunk.double() @ wide.T - self.penalty_, wide @ wide.T)
+
+    def _no_sums(self) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:
+        k, width = self.components_.shape
+        zeros = torch.zeros(k, k + width, dtype=torch.float64, device=self._rows.device)
+        return zeros[:, :k], zeros[:, k:]
+
+    def _add(self, inner: Tensor, cross: Tensor, active: Tensor, chunk: Tensor) -> None:
+        """A^T A and A^T Z in float64: all that the concepts need to know of the rows."""
+        wide = active.double()
+        inner += wide.T @ wide
+        cross += wide.T @ chunk.double()
+
+    def _over_processes(self, inner: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
+        processes = self._rows.processes
+        return processes.sum(inner.contiguous()), processes.sum(cross.contiguous())
+
+    def _sums(self) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:
+        inner, cross = self._no_sums()
+        for part, chunk in self._rows.chunks():
+            self._add(inner, cross, self._active[part], chunk)
+        return self._over_processes(inner, cross)
+
+    def _revive(self, inner: Tensor) -> bool:
+        """Give a concept that no row uses to a row that is badly represented, and no other one to that row."""
+        dead = (inner.diagonal() <= 0).nonzero()[:, 0].tolist()
+        if not dead:
+            return False
+        rows, active = self._rows, self._active
+        gain = torch.empty(rows.count, device=rows.device)
+        for part, chunk in rows.chunks():
+            error = (chunk - active[part] @ self.components_).square().sum(1)
+            # The row's own concept represents it without error, at the price of its size instead of its activations'.
+            gain[part] = error - 2 * self.penalty_ * (chunk.norm(dim=1) - active[part].sum(1))
+        revived = False
+        # Concepts are shared with whoever took them before.
+        self.components_ = self.components_.clone()
+        for concept, found in zip(dead, rows.largest(gain, len(dead)), strict=False):
+            if found.value <= 0:
+                continue
+            row = rows.row(found)
+            if found.rank == rows.processes.rank:
+                active[found.index] = 0
+                active[found.index, concept] = row.norm()
+            self.components_[concept] = row / row.norm()
+            revived = True
+        return revived
+
+    def _objective(self, inner: Tensor, cross: Tensor) -> float:
+        """||Z||^2 - 2 <A^T Z, C> + <A^T A, C C^T> + 2 lambda sum(A), in float64, from the sums over rows."""
+        wide = self.components_.double()
+        fit = self._rows.size - 2 * float((cross * wide).sum()) + float((inner * (wide @ wide.T)).sum())
+        total = float(self._rows.processes.sum(self._active.double().sum())) if self.penalty_ else 0.0
+        return max(0.0, fit) + 2 * self.penalty_ * total
+

@@ -1,0 +1,47 @@
+"""Non-negative sparse coding with a learnt dictionary: Z ~ A C, few and small activations A >= 0, unit concepts.
+
+Minimises 1/2 ||Z - A C||_F^2 + lambda ||A||_1 over A >= 0, ||c_k|| <= 1, lambda = alpha * rms row norm of Z (Mairal et
+al., "Online learning for matrix factorization and sparse coding", 2010, eq. 4, with non-negative codes): what XL-VLMs
+calls "snmf", there by scikit-learn's `DictionaryLearning` with a fixed lambda of 1, whatever the rows' scale. See
+`factorisation` for how.
+"""
+
+from __future__ import annotations
+
+from torch import Tensor
+
+from concept_dict.factorisation import Factorisation, Init
+
+
+class NonNegativeDictionary(Factorisation):
+    """A dictionary with non-negative sparse codes.
+
+    Args:
+        n_components: Number of concepts k.
+        alpha: Price of activations, relative to the rows' root mean square norm; `penalty_` is lambda.
+        init: Where concepts start: `"kmeans"` centres, `"svd"`, both signs of leading singular vectors, or concepts
+            (k, d) at hand.
+        center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
+        max_iter: Alternations at most.
+        tol: Stop when the objective falls by less than this share of itself over one alternation.
+        random_state: Seed of the k-means start.
+    """
+
+    def __init__(
+        self,
+        n_components: int = 20,
+        *,
+        alpha: float = 0.01,
+        init: Init | Tensor = "kmeans",
+        center: bool = True,
+        max_iter: int = 300,
+        tol: float = 1e-4,
+        random_state: int | None = 0,
+    ) -> None:
+        self.n_components = n_components
+        self.alpha = alpha
+        self.init = init
+        self.center = center
+        self.max_iter = max_iter
+        self.tol = tol
+        self.random_state = random_state

@@ -1,0 +1,52 @@
+"""The rows of largest norm as concepts (XL-VLMs's "simple"): what any method that learns has to beat.
+
+C holds the directions of the k rows of largest norm; A is the non-negative least-squares optimum for them.
+"""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from concept_dict.decomposition import Decomposition, unit
+from concept_dict.nnls import nonnegative_least_squares
+from concept_dict.rows import Rows
+
+
+class TopNorm(Decomposition):
+    """The k rows of largest norm.
+
+    Args:
+        n_components: Number of concepts k.
+        center: Subtract the mean first.
+    """
+
+    def __init__(self, n_components: int = 20, *, center: bool = True) -> None:
+        self.n_components = n_components
+        self.center = center
+
+    def begin(self, rows: Rows) -> None:
+        """Take the rows."""
+        self._rows = self._centred(rows)
+
+    def step(self) -> bool:
+        """All there is to do."""
+        rows = self._rows
+        parts = [chunk.norm(dim=1) for _, chunk in rows.chunks()]
+        norms = torch.cat(parts) if parts else torch.zeros(0, device=rows.device)
+        found = rows.largest(norms, self.n_components)
+        self.components_ = unit(torch.stack([rows.row(one) for one in found]))
+        self.n_iter_ = 1
+        return True
+
+    def end(self) -> Float[Tensor, "n k"]:
+        """Measure the error."""
+        rows = self._rows
+        del self._rows
+        return self._measure(rows)
+
+    def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        """The non-negative least-squares optimum."""
+        wide = self.components_.double()
+        return nonnegative_least_squares(chunk.double() @ wide.T, wide @ wide.T)
