@@ -103,8 +103,7 @@ class Decomposition(TransformerMixin, BaseEstimator):
 
     def _centred(self, rows: Rows) -> Centred:
         """The rows to work on; sets `mean_`."""
-        self._check_at_least_one("n_components")
-        if self.n_components > rows.total:
+        if not 1 <= self.n_components <= rows.total:
             raise BadInputError(
                 f"n_components={self.n_components} needs to be between 1 and the number of rows, {rows.total}"
             )

@@ -19,7 +19,7 @@ from concept_dict.cards import CardSample, ConceptCard, Report, write_html, writ
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.grounding import top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts, pool_samples, random_concepts
-from concept_dict.semi_nmf import SemiNMF
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
@@ -147,7 +147,7 @@ def demo(
     held_data = ScenesDataModule(held_out, "caption", "test", seed + 1, STYLE, batch_size=batch_size)
     held = extract(extractor, held_data, output / "held_out")
     print(f"3. semi-NMF of {len(fitted)} representations into {n_components} concepts")
-    decomposition = SemiNMF(n_components, random_state=seed).fit(fitted.activations(hook))
+    decomposition = NonNegativeDictionary(n_components, random_state=seed).fit(fitted.activations(hook))
     dictionary = ConceptDictionary(decomposition, hook, fitted.made_by)
     dictionary.save(output / "dictionary")
     print("4. grounding: words, pictures, and the scenes' truth")

@@ -161,7 +161,7 @@ class Factorisation(Decomposition):
         rows = self._rows
         active = self._active = self._measure(rows)
         self.objective_history_.append(self._objective(*self._sums()))
-        used = rows.processes.sum((active > 0).any(dim=0).long() if len(active) else torch.zeros(self.n_components))
+        used = rows.processes.sum((active > 0).sum(dim=0))
         self.n_dead_ = int((used == 0).sum())
         del self._rows, self._active
         return active
@@ -224,4 +224,3 @@ class Factorisation(Decomposition):
         fit = self._rows.size - 2 * float((cross * wide).sum()) + float((inner * (wide @ wide.T)).sum())
         total = float(self._rows.processes.sum(self._active.double().sum())) if self.penalty_ else 0.0
         return max(0.0, fit) + 2 * self.penalty_ * total
-

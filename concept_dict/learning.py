@@ -1,7 +1,7 @@
 """Dictionaries learnt from an activation store by a Lightning Trainer: any number of processes, several k and seeds.
 
-Every process holds a stretch of the store's rows, or reads it chunk by chunk where it is larger than memory. One step of
-a decomposition is one training step; what it exchanges between processes are sums (see `rows`). Each dictionary is
+Every process holds a stretch of the store's rows, or reads it chunk by chunk where it is larger than memory. One step
+of a decomposition is one training step; what it exchanges between processes are sums (see `rows`). Each dictionary is
 saved as soon as it is done, so a run that is cut off goes on with those that are missing.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import lightning
 import torch
 from sklearn.base import clone
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, TensorDataset
 from tqdm import tqdm
 
 from concept_dict.decomposition import Decomposition
@@ -45,9 +45,7 @@ class Learnt:
     dead: int
 
 
-def variants(
-    method: Decomposition, ks: Sequence[int], seeds: Sequence[int]
-) -> Iterator[tuple[str, Decomposition]]:
+def variants(method: Decomposition, ks: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[str, Decomposition]]:
     """The decompositions of a sweep by name; a method without chance has one seed.
 
     Raises:
@@ -72,9 +70,7 @@ class Learning(lightning.LightningModule):
         output: A folder in which each gets one of its name; those that are there already are left.
     """
 
-    def __init__(
-        self, store: ActivationStore, hook: str, jobs: Mapping[str, Decomposition], output: Path
-    ) -> None:
+    def __init__(self, store: ActivationStore, hook: str, jobs: Mapping[str, Decomposition], output: Path) -> None:
         super().__init__()
         self.automatic_optimization = False
         # A Trainer refuses a module without parameters. Concepts are none: no gradient is taken for them.
@@ -90,7 +86,7 @@ class Learning(lightning.LightningModule):
 
     def train_dataloader(self) -> DataLoader:
         """One item, so that an epoch is a step."""
-        return DataLoader([0])
+        return DataLoader(TensorDataset(torch.zeros(1)))
 
     def on_fit_start(self) -> None:
         """Take this process's rows."""
@@ -158,7 +154,7 @@ def learn(
         store: Of the rows; a part of one (`where`) does as well.
         hook: Which of its activations.
         method: With its settings; `n_components` and `random_state` are set by `k` and `seeds`.
-        output: A folder for the dictionaries, `METHOD-kK-seedS` each; those that are there already are left as they are.
+        output: A folder for the dictionaries, `METHOD-kK-seedS` each; those that are there are left as they are.
         k: Numbers of concepts.
         seeds: Seeds.
         trainer: Runs it; one process on the CPU unless given here or by options.

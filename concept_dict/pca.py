@@ -47,9 +47,9 @@ class PCA(Decomposition):
 
     def begin(self, rows: Rows) -> None:
         """Take the rows."""
+        self._rows = self._centred(rows)
         if self.n_components > rows.width:
             raise BadInputError(f"n_components={self.n_components}; rows of width {rows.width} have no more directions")
-        self._rows = self._centred(rows)
 
     def step(self) -> bool:
         """All there is to do."""

@@ -135,8 +135,10 @@ class Rows:
             return store.activations(hook, part)
 
         rows = cls(read, stop - start, width, device, processes)
-        bad = [start + part.start + int(n) for part, chunk in rows.chunks() for n in (~chunk.isfinite().all(1)).nonzero()]
-        bad = sum(processes.gather(bad[:1]), [])
+        bad = [
+            start + part.start + int(n) for part, chunk in rows.chunks() for n in (~chunk.isfinite().all(1)).nonzero()
+        ]
+        bad = [number for part in processes.gather(bad[:1]) for number in part]
         if bad:
             raise BadInputError(f"row {bad[0]} of {hook!r} in {str(store.path)!r} is not finite; make the store again")
         return rows
@@ -211,7 +213,9 @@ class Centred:
             points: The same in all processes. One point finds the same row whatever number of processes holds the rows.
         """
         sums = weights.double().cumsum(0)
-        ends = torch.tensor(self.processes.gather(float(sums[-1]) if self.count else 0.0), dtype=torch.float64).cumsum(0)
+        ends = torch.tensor(self.processes.gather(float(sums[-1]) if self.count else 0.0), dtype=torch.float64).cumsum(
+            0
+        )
         wanted = points.cpu() * ends[-1]
         owner = torch.searchsorted(ends, wanted, right=True).clamp_max(len(ends) - 1)
         found = torch.zeros(len(points), self.width, device=self.device)

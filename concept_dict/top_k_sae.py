@@ -1,8 +1,8 @@
-"""Top-k sparse autoencoder (Gao et al., "Scaling and evaluating sparse autoencoders", 2024, section 2.3), for many rows.
+"""Top-k sparse autoencoder (Gao et al., "Scaling and evaluating sparse autoencoders", 2024, section 2.3).
 
-A = ReLU(TopK(Z E^T + b)), minimises ||Z - A C||_F^2 / ||Z||_F^2 over encoder E (k, d), bias b (k) and unit concepts C by
-Adam on minibatches. A concept that fired for no row of an epoch is dead: it begins anew at a row that is represented
-badly. With several processes, gradients are summed over their shares of each batch.
+A = ReLU(TopK(Z E^T + b)), minimises ||Z - A C||_F^2 / ||Z||_F^2 over encoder E (k, d), bias b (k) and unit concepts C
+by Adam on minibatches, for many rows. A concept that fired for no row of an epoch is dead: it begins anew at a row that
+is represented badly. With several processes, gradients are summed over their shares of each batch.
 """
 
 from __future__ import annotations

@@ -31,9 +31,9 @@ Data = dict[str, tuple[np.ndarray, int]]
 Fits = dict[str, Factorisation]
 
 
-def made(k: int, *, alpha: float = 0.01, tol: float = 1e-5, **options: Any) -> Factorisation:
+def made(n_components: int, *, alpha: float = 0.01, tol: float = 1e-5, **options: Any) -> Factorisation:
     """Semi-NMF, or with a price the dictionary."""
-    options |= {"n_components": k, "tol": tol}
+    options |= {"n_components": n_components, "tol": tol}
     return NonNegativeDictionary(alpha=alpha, **options) if alpha else SemiNMF(**options)
 
 

@@ -191,7 +191,7 @@ def test_a_row_is_transformed_alone(chunk: int, activation: str, seed: int) -> N
 
 def test_an_unknown_activation_is_refused() -> None:
     """The message has what was given and what there is."""
-    with pytest.raises(BadInputError, match=r"activation='softmax'; it must be 'one_hot', 'inverse_distance' or"):
+    with pytest.raises(BadInputError, match=r"activation='softmax'; it must be 'one_hot' or 'inverse_distance' or"):
         KMeans(2, activation="softmax").fit(np.eye(3))  # type: ignore[arg-type]
 
 
