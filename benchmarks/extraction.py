@@ -30,6 +30,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from datetime import date
+from functools import cached_property
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -100,7 +101,8 @@ def samples_of(count: int, folder: Path, seed: int = 0) -> list[Sample]:
 class Bench:
     """The mid-size model, its samples, and what is timed."""
 
-    def __init__(self, samples: int, folder: Path) -> None:
+    def __init__(self, samples: int, folder: Path, batch: int = BATCH) -> None:
+        self.batch = batch
         size = mid_llava()
         size.model.generation_config.eos_token_id = None  # every generation has its full length
         size.model.generation_config.pad_token_id = 0
@@ -108,8 +110,12 @@ class Bench:
         self.model = HookedMM(size.model.to(self.device), processor_of(size.model.config), check=False)
         self.folder, self.samples = folder, samples_of(samples, folder)
         self.layers = self.model.cfg.n_layers
-        self.batches = Batches(BatchMaker(self.samples, self.model, "none"), range(samples), BATCH)
-        self.inputs = [made.batch.to(self.device).inputs for made in self.batches if made.batch is not None]
+        self.batches = Batches(BatchMaker(self.samples, self.model, "none"), range(samples), batch)
+
+    @cached_property
+    def inputs(self) -> list[dict[str, Any]]:
+        """Batches that lie ready."""
+        return [made.batch.to(self.device).inputs for made in self.batches if made.batch is not None]
 
     @torch.no_grad()
     def bare(self) -> None:
@@ -148,7 +154,7 @@ class Bench:
             accelerator = {"cuda": "gpu"}.get(self.device, "cpu")
             extract(
                 Extractor(self.model, hooks, **options),
-                SampleDataModule(self.samples, BATCH),
+                SampleDataModule(self.samples, self.batch),
                 path,
                 accelerator=accelerator,
             )
@@ -229,6 +235,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--samples", type=int, default=48)
     parser.add_argument("--rounds", type=int, default=30)
+    parser.add_argument("--batch", type=int, default=BATCH)
     parser.add_argument("--rivals", action="store_true", help="compare with the rivals' way instead")
     parser.add_argument("--memory", action="store_true", help="compare the peaks of 500 and 5,000 samples instead")
     parser.add_argument("--peak", type=int, help="extract so many samples and print this process's peak memory")
@@ -245,7 +252,7 @@ def main() -> None:
             few, many = peak_memory(500), peak_memory(5000)
             print(f"peak memory: {few:.0f} MB for 500 samples, {many:.0f} MB for 5,000: {many / few:.3f}")
             return
-        bench = Bench(options.samples, Path(folder))
+        bench = Bench(options.samples, Path(folder), options.batch)
         methods = bench.methods(options.rivals)
         taken: dict[str, list[float]] = {name: [] for name in methods}
         methods[BARE]()
@@ -258,7 +265,7 @@ def main() -> None:
     device = torch.cuda.get_device_name() if torch.cuda.is_available() else f"CPU, {torch.get_num_threads()} threads"
     packages = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "nnsight", "lightning"))
     print(f"{date.today()}, {device}, Python {platform.python_version()}, {packages}")
-    print(f"{options.samples} samples, batches of {BATCH}, {options.rounds} rounds\n")
+    print(f"{options.samples} samples, batches of {options.batch}, {options.rounds} rounds\n")
     print(table({name: np.array(values) for name, values in taken.items()}, options.samples))
 
 
