@@ -26,11 +26,16 @@ CHUNK = 16_384
 class Fitted(Protocol):
     """What is needed of a fitted dictionary: Z ~ mean + A C."""
 
-    components_: Float[Tensor, "k d"]
-    mean_: Float[Tensor, " d"]
+    @property
+    def components_(self) -> Float[Tensor, "k d"]:
+        """C."""
+
+    @property
+    def mean_(self) -> Float[Tensor, " d"]:
+        """What is subtracted from rows first."""
 
     def transform(self, X: Float[Tensor, "n d"]) -> Float[Tensor, "n k"]:
-        """Activations of rows."""
+        """A, the activations of rows."""
 
 
 @dataclass(frozen=True)
