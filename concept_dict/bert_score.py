@@ -2,7 +2,7 @@
 
 BERTScore (Zhang et al. 2020, arXiv 1904.09675) by torchmetrics with a model from a local folder: every token of the
 words is matched with the most similar token of the caption (precision), and the reverse (recall), by cosine of
-contextual embeddings; F1 is their harmonic mean. Beside it stands the score of random words.
+contextual embeddings, 0 at least; F1 is their harmonic mean. Beside it stands the score of random words.
 """
 
 from __future__ import annotations

@@ -71,7 +71,7 @@ class ClipEncoder:
         padding = PADDING.get(self.model.config.model_type, True)
 
         def encode(part: Sequence[str]) -> Any:
-            inputs = self.processor(text=list(part), return_tensors="pt", padding=padding, truncation=True)
+            inputs = self.processor(text=list(part), return_tensors="pt", padding=padding)
             return self.model.get_text_features(**inputs.to(self.device))
 
         return self._in_batches(texts, encode, "words for CLIPScore")
