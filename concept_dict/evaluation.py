@@ -168,6 +168,7 @@ def _faithfulness(case: Case) -> Scores:
         case.dictionary.hook,
         case.fitted,
         evidence.answers,
+        steps=evidence.steps,
         signed=case.signed,
         seed=evidence.seed,
     )

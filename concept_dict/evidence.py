@@ -92,6 +92,7 @@ class Evidence:
         bert: A BERT, or its folder.
         model: The model that the dictionary is of.
         answers: Positions to insert and delete concepts at (see `answer_rows.stored_rows`).
+        steps: How many concepts to insert and delete, 0 to 10 unless given; each costs six passes per batch.
         vocabulary: What random words are drawn from; all concepts' words unless given.
         seed: Of every baseline.
     """
@@ -104,6 +105,7 @@ class Evidence:
     bert: BertScorer | str | Path | None = None
     model: HookedMM | None = None
     answers: Iterable[Rows] | None = None
+    steps: Sequence[int] | None = None
     vocabulary: Sequence[str] | None = None
     seed: int = 0
 

@@ -34,11 +34,11 @@ WORDS = tuple(word for name in DESCRIBED for word in WORD_CLASSES[name])
 def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> tuple[ConceptDictionary, Evidence]:
     """A small dictionary of the small LLaVA with all evidence but CLIP and BERT."""
     path, extractor = tmp_path_factory.mktemp("e"), Extractor(llava, HOOK, TokenOfInterest(WORDS), answer="given")
-    stores = [extract(extractor, ScenesDataModule(80, seed=seed, style="full"), path / str(seed)) for seed in (0, 1)]
+    stores = [extract(extractor, ScenesDataModule(70, seed=seed, style="full"), path / str(seed)) for seed in (0, 1)]
     fits = [SemiNMF(16, random_state=seed).fit(stores[0].activations(HOOK)) for seed in (0, 1)]
-    data = SceneDataset(80, seed=1, style="full")
-    rows = list(stored_rows(llava, stores[1], lambda number: data[number].images, samples=12))
-    held = Samples.of(stores[1], HOOK, images=[data[number].images for number in range(80)])  # type: ignore[misc]
+    data = SceneDataset(70, seed=1, style="full")
+    rows = list(stored_rows(llava, stores[1], lambda number: data[number].images, samples=8))
+    held = Samples.of(stores[1], HOOK, images=[data[number].images for number in range(70)])  # type: ignore[misc]
     evidence = Evidence(
         held,
         fitted=Samples.of(stores[0], HOOK),
@@ -46,6 +46,7 @@ def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> tuple[Con
         runs=[fitted.components_ for fitted in fits],
         model=llava,
         answers=rows,
+        steps=(0, 2, 5),
     )
     return ConceptDictionary(fits[0], HOOK, stores[0].made_by), evidence
 
@@ -84,12 +85,19 @@ def test_concepts_beat_their_baselines(scores: dict[str, Any]) -> None:
     assert {f"facts/auroc/{name}" for name in ("colour", "shape", "size", "position", "place")} <= set(scores)
 
 
+def test_steps_of_faithfulness(scores: dict[str, Any]) -> None:
+    """Curves have a value for every number of concepts asked for."""
+    assert scores["faithfulness/steps"].tolist() == [0, 2, 5]
+    assert len(scores["faithfulness/insert_random_order_curve"]) == 3
+
+
 def test_scores_recomputed(made: Any, scores: dict[str, Any]) -> None:
     """AUROC and F1 of the best concepts by scikit-learn from the dictionary and the facts alone."""
     dictionary, evidence = made
-    sides = []
-    for side in (evidence.fitted, evidence.held_out):
-        sides.append(pool_samples(dictionary.transform(side.rows), side.sample, side.count))
+    sides = [
+        pool_samples(dictionary.transform(side.rows), side.sample, side.count)
+        for side in (evidence.fitted, evidence.held_out)
+    ]
     aurocs, f1s = [], []
     for place, fact in enumerate(scores["facts/fact"]):
         concept = scores["facts/best_concept"][place]
@@ -100,8 +108,9 @@ def test_scores_recomputed(made: Any, scores: dict[str, Any]) -> None:
         assert scores["facts/auroc_of_facts"][place] == pytest.approx(aurocs[-1], abs=1e-9)
         values = np.unique(sides[0][:, concept].astype(float))
         cuts = np.array([-np.inf, *(values[1:] / 2 + values[:-1] / 2)])
-        best = [f1_score(first, sides[0][:, concept] > cut) for cut in cuts]
-        cut = cuts[max(n for n, value in enumerate(best) if value > max(best) - 1e-12)]
+        said, true = sides[0][:, [concept]] > cuts, np.array(first)[:, None]
+        best = 2 * (said & true).sum(axis=0) / (said.sum(axis=0) + true.sum())
+        cut = cuts[np.flatnonzero(best > best.max() - 1e-12)[-1]]
         f1s.append(f1_score(second, sides[1][:, concept] > cut))
     assert scores["facts/auroc"] == pytest.approx(np.mean(aurocs), abs=1e-9)
     assert scores["f1/f1"] == pytest.approx(np.mean(f1s), abs=1e-9)
@@ -119,7 +128,7 @@ def test_only_what_is_asked_for(made: Any) -> None:
     [
         ("overlap_words", {"words": None}, "needs words of the concepts; give words"),
         ("naming", {"words": None}, "needs words of the concepts; give words"),
-        ("stability", {"runs": None}, "at least two fits with other seeds; give runs"),
+        ("stability", {"runs": None}, "needs concepts of at least two fits with other seeds; give runs"),
         ("facts", {"fitted": None}, "needs facts of the samples .*give fitted and held_out with facts"),
         ("clip_score", {}, "needs a CLIP; give clip, the folder"),
         ("bert_score", {}, "needs a BERT; give bert, the folder"),
@@ -169,7 +178,7 @@ def test_word_scores_are_handed_on(made: Any, monkeypatch: pytest.MonkeyPatch) -
         _, given, pooled, words, options = calls[name]
         held = evidence.held_out
         assert given is (held.images if name == "clip_score" else held.captions)
-        assert pooled.shape == (80, 16)
+        assert pooled.shape == (70, 16)
         assert words is evidence.words
         assert options == {"vocabulary": ["x"], "seed": 5}
     assert len(calls) == 2

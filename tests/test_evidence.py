@@ -68,7 +68,7 @@ def test_both_ends_of_signed_activations(signed: bool) -> None:
 
 
 def test_matches_are_of_the_union_of_facts() -> None:
-    """Facts of either set, sorted; concepts are matched on the one, scored on the other; so is the random dictionary."""
+    """Facts of either set, sorted; concepts are matched on the one and scored on the other."""
     rng = np.random.default_rng(0)
     names = ["b=1", "a=2", "a=1"]
     truth = rng.random((60, 3)) < 0.5

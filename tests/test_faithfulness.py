@@ -15,7 +15,7 @@ from PIL import Image
 from concept_dict.answer_rows import Rows, stored_rows
 from concept_dict.faithfulness import Curve, curve, faithfulness, first_terms, random_order, strongest_first
 from concept_dict.semi_nmf import SemiNMF
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
@@ -176,6 +176,12 @@ def test_what_can_not_be_measured(llava: HookedMM, rows: Rows) -> None:
         faithfulness(llava, HOOK, made, [])
     with pytest.raises(BadInputError, match="steps is empty"):
         faithfulness(llava, HOOK, made, [rows], steps=[])
+
+
+def test_xl_vlms_fault_a_layer_that_matches_nothing(llava: HookedMM, rows: Rows) -> None:
+    """A hook point that the model does not have is refused, not silently left alone."""
+    with pytest.raises(UnknownHookError, match=r"blocks\.9\.hook_resid_post.*nearest"):
+        faithfulness(llava, "blocks.9.hook_resid_post", _dictionary(3), [rows])
 
 
 @pytest.fixture(scope="module")

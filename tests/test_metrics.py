@@ -268,6 +268,11 @@ def test_naming() -> None:
         naming(words, facts[:5])
 
 
+def test_xl_vlms_fault_substring_matching() -> None:
+    """A word names a value as a whole: neither "no" in "snow" nor "cattle" for "cat", nor the attribute's own name."""
+    assert not naming([["no"], ["cattle"], ["colour"]], ["place=snow", "animal=cat", "colour=red"]).named.any()
+
+
 def test_the_chance_of_naming_is_the_mean_over_all_permutations() -> None:
     """Exact, against every way to deal the words out."""
     words, facts = [["red"], ["blue"], ["red"]], ["colour=red", "colour=blue", "colour=green"]

@@ -110,7 +110,18 @@ def test_overlap_by_hand(lists: list[list[int]]) -> None:
     assert 0 <= found <= 1
 
 
-def test_overlap_of_words() -> None:
+def test_xl_vlms_fault_half_precision_arithmetic() -> None:
+    """Rows in float16 whose squares float16 can't hold are scored in float32 or better."""
+    drawn = torch.Generator().manual_seed(3)
+    rows = (torch.randn(50, 8, generator=drawn) * 400).half()
+    concepts, codes = torch.eye(8)[:3], rows[:, :3].float()
+    assert bool(rows.square().sum().isinf())
+    found = reconstruction(_made(concepts, torch.zeros(8), codes, rows), rows)
+    z = rows.double().numpy()
+    assert found.relative_error == pytest.approx(np.linalg.norm(z[:, 3:]) / np.linalg.norm(z), rel=1e-9)
+
+
+def test_xl_vlms_fault_substring_matching() -> None:
     """Whole words in any case: "no" is no part of "snow"; a shorter list's share is of its own length."""
     assert overlap([["no", "cat"], ["snow", "cattle"]]) == 0
     assert overlap([["Red", "blue"], ["red", "blue"], ["BLUE", "RED"]]) == 1
