@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import permutations
+
 import numpy as np
 import pytest
 import torch
@@ -9,7 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from concept_dict.metrics import auroc, fact_table, match_facts, pool_samples, random_concepts
+from concept_dict.metrics import (
+    auroc,
+    by_attribute,
+    fact_table,
+    match_concepts,
+    match_facts,
+    naming,
+    poles,
+    pool_samples,
+    random_concepts,
+)
 from hooked_mm.errors import BadInputError
 
 SEEDS = st.integers(0, 2**31 - 1)
@@ -163,3 +175,108 @@ def test_random_concepts() -> None:
     cosines = (drawn @ drawn.T)[~torch.eye(400, dtype=torch.bool)]
     assert float((cosines**2).mean()) == pytest.approx(1 / 50, rel=0.05)
     assert float(drawn.mean(dim=0).norm()) < 0.1
+
+
+def test_the_concept_of_every_fact_is_found() -> None:
+    """Facts that a concept follows have it as their best one with AUROC 1; the others have about .5, as chance has."""
+    rng = np.random.default_rng(5)
+    truth, held = rng.random((400, 5)) < 0.4, rng.random((400, 5)) < 0.4
+    wanted = np.array([3, 1])
+
+    def scores(facts: np.ndarray) -> np.ndarray:
+        return np.concatenate([rng.random((len(facts), 1)), facts[:, wanted] * 2.0], axis=1)
+
+    found = match_concepts(scores(truth), truth, scores(held), held, shuffles=40)
+    assert found.concept[wanted].tolist() == [1, 2]
+    np.testing.assert_allclose(found.chosen[wanted], 1.0)
+    np.testing.assert_allclose(found.held_out[wanted], 1.0)
+    np.testing.assert_allclose(found.held_out[[0, 2, 4]], 0.5, atol=0.1)
+    np.testing.assert_allclose(found.shuffled, 0.5, atol=0.03)
+
+
+@given(n=st.integers(8, 40), k=st.integers(1, 5), f=st.integers(1, 5), seed=SEEDS)
+def test_the_concept_is_chosen_on_one_set_and_scored_on_the_other(n: int, k: int, f: int, seed: int) -> None:
+    """By scikit-learn, fact by fact; what can't be scored in both sets has no concept and no score."""
+    rng = np.random.default_rng(seed)
+    scores, held_scores = rng.integers(0, 5, (2, n, k)).astype(float)
+    truth, held = rng.random((2, n, f)) < 0.4
+    usable = [len(set(side[:, fact])) == 2 for side in (truth, held) for fact in range(f)]
+    usable = [usable[fact] and usable[f + fact] for fact in range(f)]
+    if not any(usable):
+        with pytest.raises(BadInputError, match="no fact both holds and fails"):
+            match_concepts(scores, truth, held_scores, held)
+        return
+    found = match_concepts(scores, truth, held_scores, held, shuffles=2)
+    for fact in range(f):
+        if not usable[fact]:
+            assert found.concept[fact] == -1
+            assert np.isnan([found.chosen[fact], found.held_out[fact], found.shuffled[fact]]).all()
+            continue
+        tried = [roc_auc_score(truth[:, fact], scores[:, concept]) for concept in range(k)]
+        assert found.chosen[fact] == pytest.approx(max(tried), abs=1e-12)
+        chosen = found.concept[fact]
+        assert tried[chosen] == pytest.approx(max(tried), abs=1e-12)
+        expected = roc_auc_score(held[:, fact], held_scores[:, chosen])
+        assert found.held_out[fact] == pytest.approx(expected, abs=1e-12)
+
+
+def test_the_best_of_many_noisy_concepts_is_not_good_held_out() -> None:
+    """The maximum over concepts looks good where it was taken and is chance elsewhere, as the baseline says."""
+    rng = np.random.default_rng(6)
+    truth, held = rng.random((100, 30)) < 0.3, rng.random((100, 30)) < 0.3
+    found = match_concepts(rng.random((100, 60)), truth, rng.random((100, 60)), held)
+    assert found.chosen.min() > 0.56
+    assert found.held_out.mean() == pytest.approx(0.5, abs=0.03)
+    assert found.shuffled.mean() == pytest.approx(0.5, abs=0.02)
+
+
+def test_both_ends_of_a_signed_activation_are_scored() -> None:
+    """A fact told by the negative end of a component is found there; pooled without poles it would be lost."""
+    rng = np.random.default_rng(7)
+    truth = rng.random((200, 2)) < 0.3
+    # Two rows per sample: the component says the first fact by +1 in one, the second by -1 in the other.
+    signed = torch.as_tensor(np.stack([truth[:, 0], -truth[:, 1].astype(float)], axis=1).reshape(-1, 1)).float()
+    rows = np.repeat(np.arange(200), 2)
+    pooled = pool_samples(poles(signed), rows, 200)
+    found = match_concepts(pooled, truth, pooled, truth)
+    assert found.concept.tolist() == [0, 1]
+    np.testing.assert_allclose(found.held_out, 1.0)
+    assert match_concepts(pool_samples(signed, rows, 200), truth, pooled[:, :1], truth).chosen[1] < 0.6
+    torch.testing.assert_close(poles(torch.tensor([[2.0, -3.0]])), torch.tensor([[2.0, 0.0, 0.0, 3.0]]))
+
+
+def test_by_attribute() -> None:
+    """Means per what stands before the equals sign, NaN left out; a fact without one is its own attribute."""
+    facts = ["colour=red", "colour=blue", "shape=ring", "day", "colour=a=b"]
+    found = by_attribute(facts, np.array([1.0, 0.5, np.nan, 0.25, 0.0]))
+    assert list(found) == ["colour", "shape", "day"]
+    assert found["colour"] == 0.5
+    assert np.isnan(found["shape"])
+    assert found["day"] == 0.25
+    with pytest.raises(BadInputError, match="5 facts for 2 values"):
+        by_attribute(facts, np.zeros(2))
+
+
+def test_naming() -> None:
+    """The first word only, whole words only, any case; any word of a value; without words nothing is named."""
+    words = [["Red", "ring"], ["ring", "red"], ["snow"], [], ["left", "top"], ["cat"]]
+    facts = ["colour=red", "colour=red", "answer=no", "colour=red", "position=top left", "animal=cattle"]
+    found = naming(words, facts)
+    assert found.named.tolist() == [True, False, False, False, True, False]
+    assert found.share == pytest.approx(2 / 6)
+    with pytest.raises(BadInputError, match="6 lists of words for 5 facts"):
+        naming(words, facts[:5])
+
+
+def test_xl_vlms_fault_substring_matching() -> None:
+    """A word names a value as a whole: neither "no" in "snow" nor "cattle" for "cat", nor the attribute's own name."""
+    assert not naming([["no"], ["cattle"], ["colour"]], ["place=snow", "animal=cat", "colour=red"]).named.any()
+
+
+def test_the_chance_of_naming_is_the_mean_over_all_permutations() -> None:
+    """Exact, against every way to deal the words out."""
+    words, facts = [["red"], ["blue"], ["red"]], ["colour=red", "colour=blue", "colour=green"]
+    shares = [naming([words[i] for i in order], facts).share for order in permutations(range(3))]
+    found = naming(words, facts)
+    assert found.chance == pytest.approx(np.mean(shares))
+    assert found.share == pytest.approx(2 / 3)
