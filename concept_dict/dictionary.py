@@ -23,11 +23,11 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
-from concept_dict.kmeans import KMeans
-from concept_dict.semi_nmf import SemiNMF
 from concept_dict.explain import Explanation, explain
 from concept_dict.grounding import is_signed
 from concept_dict.hub import fetch, push_to_hub
+from concept_dict.kmeans import KMeans
+from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.prepare import SampleImages
@@ -133,8 +133,8 @@ class ConceptDictionary:
         written = tensors.read_bytes() if tensors.is_file() else b""
         if hashlib.sha256(written).hexdigest() != content.get("sha256"):
             raise BadInputError(
-                f"{str(tensors)!r} {'is not the file' if written else 'is missing:'} that dictionary.json speaks of; the "
-                "folder was saved or copied by half: save or copy it again"
+                f"{str(tensors)!r} is not the file that dictionary.json speaks of"
+                f"{'' if written else ' (it is missing)'}: the folder was saved or copied by half, do it again"
             )
         method = METHODS[content["method"]]
         known = inspect.signature(method).parameters

@@ -6,6 +6,7 @@ chooses, which the dictionary's `made_by` tells; or at others that are asked for
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,7 @@ from PIL import Image
 import hooked_mm.selectors
 from concept_dict.grounding import Word, top_words
 from concept_dict.where import WhereMap, has_grid, patch_activations, patch_gradients, where_map
-from hooked_mm.batch import Batch
+from hooked_mm.batch import Batch, Modality
 from hooked_mm.drawing import enlarge, grid, titled
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
@@ -72,7 +73,8 @@ class Explanation:
 
     def __str__(self) -> str:
         said = "" if self.answer is None else f" -> {self.answer!r}"
-        lines = [f"{self.text!r}{said}", f"{self.hook}, {self.selector}", "concept  activation  at            words"]
+        where = textwrap.shorten(self.selector, 100, placeholder=" ...")
+        lines = [f"{self.text!r}{said}", f"{self.hook}, {where}", "concept  activation  at            words"]
         for firing in self.firings:
             words = ", ".join(word.text for word in firing.words) or "(no whole word)"
             lines.append(f"{firing.concept:>7}  {firing.activation:>10.3f}  {firing.at:<12}  {words}")
@@ -119,7 +121,7 @@ def _is_selector(kind: Any) -> bool:
 
 
 def answered(dictionary: ConceptDictionary, model: HookedMM, batch: Batch) -> tuple[Batch, str | None]:
-    """The batch of one prompt with what is said, as the dictionary's samples were read: generated, or the prompt alone."""
+    """One prompt with what is said, as the dictionary's samples were read: generated, or the prompt alone."""
     made_by = dictionary.made_by
     if made_by.get("answer") == "none":
         return batch, None
@@ -152,10 +154,11 @@ def explain(
         selector: Which positions to look at; those that the dictionary was made of unless given.
         count: Concepts to name at most; only such as fire.
         words: Words per concept at most.
-        how: What the maps are, `positions` or `gradient` (see `where`); the first where image positions have a place.
+        how: What the maps are (see `where`). Unless given, `positions` for what is read at image positions that have a
+            place, else `gradient`, what the picture contributes to what is read at the text.
 
     Raises:
-        BadInputError: If the selector is not known or finds nothing in this sample, or the model lacks what `how` needs.
+        BadInputError: If the selector is unknown or finds nothing in this sample, or the model lacks what `how` needs.
         UnknownHookError: If the model has no such hook.
     """
     hook = dictionary.hook
@@ -177,13 +180,14 @@ def explain(
     order = strongest.values.argsort(descending=True, stable=True)[:count].tolist()
     fired = [(k, batch_picks[int(strongest.indices[k])]) for k in order if strongest.values[k] > 0]
     pictures = tuple(load_images(image))
-    how = how or ("positions" if has_grid(batch) else "gradient")
+    at_image = all(batch.modality[0, pick.positions[-1]] == Modality.IMAGE for _, pick in fired)
+    how = how or ("positions" if at_image and has_grid(batch) else "gradient")
     if how == "positions" and pictures and fired:
         grids = patch_activations(dictionary.decomposition, cache, hook, 0)
         maps = [[values[..., k] for values in grids] for k, _ in fired]
     elif how == "gradient" and pictures and fired:
         maps = patch_gradients(
-            dictionary.decomposition, model, batch, hook, [(0, pick.positions[-1], k) for k, pick in fired]
+            dictionary.decomposition, model, batch, hook, [(0, pick.positions, k) for k, pick in fired]
         )
     elif how not in ("positions", "gradient"):
         raise unknown("way to say where", how, ("positions", "gradient"))

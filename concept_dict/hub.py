@@ -1,4 +1,4 @@
-"""Concept dictionaries on the Hugging Face hub: a folder of safetensors and JSON, with a card made from what they say."""
+"""Concept dictionaries on the Hugging Face hub: safetensors and JSON, with a card made from what they say."""
 
 from __future__ import annotations
 
@@ -48,8 +48,8 @@ def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | No
         "",
         f"# {_cell(repo_id)}",
         "",
-        f"{k} concepts of `{_cell(dictionary.hook)}`: representations Z ~ A C with activations A (n, {k}) and concepts C "
-        f"({k}, {d}), rows of norm 1.",
+        f"{k} concepts of `{_cell(dictionary.hook)}`: representations Z ~ A C with activations A (n, {k}) and concepts "
+        f"C ({k}, {d}), rows of norm 1.",
         "",
         "```python",
         "from concept_dict.dictionary import ConceptDictionary",

@@ -2,15 +2,15 @@
 
 Two ways to say where:
 
-- `positions`: the concept's activation at every image position of a hook, laid out as the picture is. It tells where the
-  stream holds the concept, at a layer where image positions do so. Not for models whose image positions are latent
+- `positions`: the concept's activation at every image position of a hook, laid out as the picture is. It tells where
+  the stream holds the concept, at a layer where image positions do so. Not for models whose image positions are latent
   queries (Idefics2, BLIP-2) or that have none (Mllama).
-- `gradient`: which patches the concept's activation at one position (where the model decides on a word, say) depends on,
-  to first order: m_p = |v_p . d(c_k . z) / d v_p|, with v_p the patch's vector as the text reads it (behind the projector,
-  or before it where that has no grid). For every model whose tower has patches.
+- `gradient`: which patches the concept's activation at given positions (where the model decides on a word, say) depends
+  on, to first order: m_p = |v_p . d(c_k . z) / d v_p|, with v_p the patch's vector as the text reads it (behind the
+  projector, or before it where that has no grid). For every model whose tower has patches.
 
-On the small models, for concepts of colours at the last layer and the masks of the objects that have them, either tells a
-pixel inside from one outside with an AUROC above .9.
+On the small models, for concepts of colours at the last layer and the masks of the objects that have them, either tells
+a pixel inside from one outside with an AUROC above .9.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ class Concepts(Protocol):
     components_: Tensor
     mean_: Tensor
 
-    def transform(self, X: Tensor) -> Tensor:  # noqa: N803
+    def transform(self, X: Tensor) -> Tensor:
         """Activations (n, k) of rows (n, d)."""
         ...
 
@@ -103,7 +103,7 @@ def has_grid(batch: Batch) -> bool:
 
 
 def patch_gradients(
-    concepts: Concepts, model: HookedMM, batch: Batch, hook: str, at: Sequence[tuple[int, int, int]]
+    concepts: Concepts, model: HookedMM, batch: Batch, hook: str, at: Sequence[tuple[int, Sequence[int], int]]
 ) -> list[list[Float[Tensor, "rows cols"]]]:
     """Which patches a concept's activation at a position comes from, to first order.
 
@@ -112,7 +112,8 @@ def patch_gradients(
         model: The model.
         batch: Pictures and texts.
         hook: Where the concepts live, a (b, p, d) point of the language model.
-        at: (sample, position, concept) for each map asked for.
+        at: (sample, positions, concept) for each map asked for; over several positions the activation is that of their
+            mean.
 
     Returns:
         Per entry of `at`, a grid per image of the sample: how much the activation depends on the patch, never negative.
@@ -129,9 +130,9 @@ def patch_gradients(
     with torch.enable_grad():
         _, cache = model.run_with_cache(batch, [patches, hook], stop_at_layer=stop, grad=True)
         value, target = cache[patches], cache[hook]
-        for sample, position, concept in at:
+        for sample, positions, concept in at:
             direction = concepts.components_[concept].to(target.device, torch.float32)
-            score = target[sample, position].float() @ direction
+            score = target[sample, list(positions)].float().mean(0) @ direction
             (gradient,) = torch.autograd.grad(score, value, retain_graph=True)
             share = (gradient.float() * value.detach().float()).sum(dim=-1, keepdim=True).abs()
             images = (layout.image_sample == sample).nonzero()[:, 0].tolist()
