@@ -19,7 +19,7 @@ from jsonargparse import ArgumentParser
 
 from concept_dict.cards import Report, write_html, write_json, write_tensorboard
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import STOPWORDS, read_stopwords
+from concept_dict.grounding import STOPWORDS, read_words
 from concept_dict.report import How, ground
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import ModelSource
@@ -43,6 +43,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--count", type=int, default=6, help="samples per concept")
     parser.add_argument("--words", type=int, default=5, help="words per concept")
     parser.add_argument("--stopwords", type=Path | None, help="a text file of words to leave out, for our own list")
+    parser.add_argument("--vocabulary", type=Path | None, help="a text file of the only words to name concepts by")
     parser.add_argument("--where", type=How, default="auto", help="how concepts are found in pictures")
     parser.add_argument("--device", type=str, default="cpu", help="where the model runs: cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0, help="of shuffled labels")
@@ -91,7 +92,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     dictionary = ConceptDictionary.from_pretrained(made.dictionary)
     store = ActivationStore.open(made.store)
     held_out = None if made.held_out is None else ActivationStore.open(made.held_out)
-    stopwords = STOPWORDS if made.stopwords is None else read_stopwords(made.stopwords)
+    stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
+    vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
     model = made.model.load(made.device)
     found = scores(made.metrics, dictionary, store, held_out, model, made.seed)
     report, _ = ground(
@@ -104,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         count=made.count,
         words=made.words,
         stopwords=stopwords,
+        vocabulary=vocabulary,
         where=made.where,
         seed=made.seed,
     )

@@ -24,14 +24,14 @@ STOPWORDS = frozenset(
 """Words that say nothing about a concept, unless a list of one's own is given."""
 
 
-def read_stopwords(path: str | Path) -> frozenset[str]:
-    """A list of one's own: words in a text file, apart by white space, case ignored.
+def read_words(path: str | Path) -> frozenset[str]:
+    """A list of one's own, of stopwords or of a vocabulary: a text file of words apart by white space, case ignored.
 
     Raises:
         BadInputError: If there is no such file.
     """
     if not Path(path).is_file():
-        raise BadInputError(f"there is no list of stopwords {str(path)!r}; give a text file of words")
+        raise BadInputError(f"there is no list of words {str(path)!r}; give a text file")
     return frozenset(Path(path).read_text(encoding="utf-8").lower().split())
 
 
@@ -48,7 +48,10 @@ class Word:
 
 
 def is_whole_word(tokenizer: Any, token: int) -> bool:
-    """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word in a text."""
+    """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word in a text.
+
+    True also of a token that begins longer words and would be made of that piece alone.
+    """
     text = tokenizer.decode([token]).strip()
     if not text.isalpha():
         return False
@@ -63,6 +66,7 @@ def top_words(
     count: int = 5,
     stopwords: Collection[str] = STOPWORDS,
     candidates: int = 100,
+    vocabulary: Collection[str] | None = None,
 ) -> list[list[Word]]:
     """The words each concept decodes to: softmax(unembed(final norm(c_k))), most probable first.
 
@@ -75,6 +79,8 @@ def top_words(
         count: Words per concept.
         stopwords: Words to leave out, in any case.
         candidates: Most probable tokens to look through.
+        vocabulary: The only words to name, in any case; all unless given. A token that begins longer words ("catal")
+            can't be told from a word by the tokenizer alone, but by a list of words.
 
     Raises:
         BadInputError: If the concepts are not directions of this model's residual stream.
@@ -85,6 +91,7 @@ def top_words(
             f"{model.cfg.d_model}; give the model the dictionary was made of"
         )
     stopwords = {word.lower() for word in stopwords}
+    allowed = None if vocabulary is None else {word.lower() for word in vocabulary}
     # Concepts have norm 1; a norm's epsilon is meant for entries of size 1.
     scaled = concepts.to(model.device) * concepts.shape[1] ** 0.5
     probabilities = model.to_logits(scaled).float().softmax(dim=-1).cpu()
@@ -95,7 +102,9 @@ def top_words(
         for value, token in zip(values, tokens, strict=True):
             text = model.tokenizer.decode([token]).strip()
             key = text.lower()
-            if key in words or key in stopwords or not is_whole_word(model.tokenizer, token):
+            if key in words or key in stopwords or (allowed is not None and key not in allowed):
+                continue
+            if not is_whole_word(model.tokenizer, token):
                 continue
             words[key] = Word(text, value)
             if len(words) == count:

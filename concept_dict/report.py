@@ -12,7 +12,7 @@ from jaxtyping import Bool, Float, Int
 
 from concept_dict.cards import CardSample, ConceptCard, Report, Setting
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import STOPWORDS, top_samples, top_words
+from concept_dict.grounding import STOPWORDS, Word, top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts
 from concept_dict.pictures import Pictures, store_pictures
 from concept_dict.where import WhereMap, has_grid, patch_activations, patch_gradients, where_map
@@ -186,6 +186,7 @@ def ground(
     count: int = 6,
     words: int = 5,
     stopwords: Collection[str] = STOPWORDS,
+    vocabulary: Collection[str] | None = None,
     where: How = "auto",
     seed: int = 0,
 ) -> tuple[Report, Match | None]:
@@ -202,6 +203,7 @@ def ground(
         count: Samples per concept and end.
         words: Words per concept and end.
         stopwords: Words to leave out.
+        vocabulary: The only words to name; all unless given.
         where: How to find the concept in the picture, see `find_where`; `none` leaves it out.
         seed: Of the shuffled labels.
 
@@ -230,8 +232,10 @@ def ground(
     if held_out is not None and (known := known_facts([store, held_out])) is not None:
         names, (truth, held_truth) = known
         match = match_facts(pooled.high, truth, pool_store(dictionary, held_out).high, held_truth, seed=seed)
-    found = top_words(model, dictionary.concepts, words, stopwords)
-    other = top_words(model, -dictionary.concepts, words, stopwords) if signed else [[] for _ in found]
+    found = top_words(model, dictionary.concepts, words, stopwords, vocabulary=vocabulary)
+    other: list[list[Word]] = [[] for _ in found]
+    if signed:
+        other = top_words(model, -dictionary.concepts, words, stopwords, vocabulary=vocabulary)
     texts = store.samples.column("text").to_pylist() if "text" in store.samples.column_names else None
     ids = store.samples.column("sample").to_pylist()
 

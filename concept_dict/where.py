@@ -15,6 +15,7 @@ a pixel inside from one outside with an AUROC above .9.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -126,18 +127,32 @@ def patch_gradients(
     where: Where
     patches, where = ("projector.hook_out", "tokens") if behind else ("projector.hook_in", "patches")
     stop = None if layer is None else layer + 1
-    found = []
+    found: dict[int, list[Tensor]] = {}
     with torch.enable_grad():
         _, cache = model.run_with_cache(batch, [patches, hook], stop_at_layer=stop, grad=True)
         value, target = cache[patches], cache[hook]
-        for sample, positions, concept in at:
-            direction = concepts.components_[concept].to(target.device, torch.float32)
-            score = target[sample, list(positions)].float().mean(0) @ direction
-            (gradient,) = torch.autograd.grad(score, value, retain_graph=True)
+        directions = concepts.components_.to(target.device, torch.float32)
+        for wave in _waves([sample for sample, _, _ in at]):
+            # No patch has a part in another sample's activation, so one pass back serves a concept of each sample.
+            scores = [target[at[n][0], list(at[n][1])].float().mean(0) @ directions[at[n][2]] for n in wave]
+            (gradient,) = torch.autograd.grad(torch.stack(scores).sum(), value, retain_graph=True)
             share = (gradient.float() * value.detach().float()).sum(dim=-1, keepdim=True).abs()
-            images = (layout.image_sample == sample).nonzero()[:, 0].tolist()
-            found.append([layout.read(n, share, where, overview=False)[..., 0].cpu() for n in images])
-    return found
+            for n in wave:
+                images = (layout.image_sample == at[n][0]).nonzero()[:, 0].tolist()
+                found[n] = [layout.read(image, share, where, overview=False)[..., 0].cpu() for image in images]
+    return [found[n] for n in range(len(at))]
+
+
+def _waves(samples: Sequence[int]) -> list[list[int]]:
+    """Indices in groups in which no sample occurs twice."""
+    waves: list[list[int]] = []
+    seen: Counter[int] = Counter()
+    for index, sample in enumerate(samples):
+        if seen[sample] == len(waves):
+            waves.append([])
+        waves[seen[sample]].append(index)
+        seen[sample] += 1
+    return waves
 
 
 def frame(model: HookedMM, image: Image.Image, grid: tuple[int, int]) -> Box:

@@ -82,7 +82,7 @@ def test_data_uri_holds_the_picture(mode: str) -> None:
 
 
 def test_heat_by_hand() -> None:
-    """Nothing is clear, the peak is opaque yellow, its negative opaque cyan, more than the peak no other; NaN is clear."""
+    """Nothing is clear, the peak opaque yellow, its negative opaque cyan, more than the peak no other; NaN is clear."""
     drawn = heat(np.array([[0.0, 2.0, 4.0, -2.0, np.nan, 0.4]]), 2.0)[0]
     assert drawn[[0, 4], 3].tolist() == [0, 0]
     assert drawn[1].tolist() == drawn[2].tolist() == [255, 225, 60, 255]
@@ -117,4 +117,4 @@ def test_a_common_peak_makes_pictures_comparable() -> None:
     image, weak = noise(6, 6), np.array([[0.1, 0.0]])
     own, common = (np.asarray(overlay(image, weak, peak=peak)).astype(int) for peak in (None, 1.0))
     assert (own[0, 0] == (255, 225, 60)).all()
-    assert common[0, 0, 0] < 150
+    assert (common[0, 0] < own[0, 0] - 50).any()

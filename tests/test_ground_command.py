@@ -62,7 +62,7 @@ def test_options_make_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
     assert "held-out AUROC: " in printed
     tags = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload().Tags()
     assert "metrics/held-out AUROC" in tags["scalars"]
-    with pytest.raises(BadInputError, match="already holds tensorboard, report.html, report.json"):
+    with pytest.raises(BadInputError, match=r"already holds tensorboard, report.html, report.json"):
         main(options)
 
 
@@ -90,7 +90,7 @@ def test_yaml(made: Path, tmp_path: Path) -> None:
 
 
 def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Path) -> None:
-    """No dictionary, no list of stopwords; nothing is written."""
+    """No dictionary, no list of words; nothing is written."""
     with pytest.raises(BadInputError, match="holds no concept dictionary"):
         main(["--dictionary", str(made), *_options(made, tmp_path / "out")[2:]])
     with pytest.raises(BadInputError, match="no list of stopwords"):

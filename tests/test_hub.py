@@ -99,7 +99,7 @@ def test_what_is_nowhere_is_refused(recorder: Hub) -> None:
 
 
 def test_the_card(fitted: ConceptDictionary, llava: HookedMM) -> None:
-    """Valid metadata, a base model only where it has a name on the hub, every fact in a cell, words if a model is given."""
+    """Valid metadata, a base model only if it has a name on the hub, facts in cells, words if a model is given."""
     text = model_card(fitted, "me/concepts")
     card = ModelCard(text)
     assert card.data.library_name == "hooked-mm"

@@ -146,7 +146,7 @@ def test_signed_concepts_have_two_ends(llava: HookedMM, stores: list[ActivationS
 
 
 def test_without_pictures_there_are_none(llava: HookedMM, stores: list[ActivationStore], tmp_path: Path) -> None:
-    """A store of arrays from elsewhere: captions and words, no pictures, and the report says so; ids without captions."""
+    """A store of arrays from elsewhere: words, ids for captions, no pictures, and the report says so."""
     values = {HOOK: stores[0].activations(HOOK, slice(0, 9))}
     rows = [{"sample": f"s{n}"} for n in range(9)]
     store = ActivationStore.from_arrays(tmp_path / "s", values, rows, rows, {})

@@ -1,4 +1,4 @@
-"""Where a concept is: planted directions by hand, gradients by finite differences, probes against the objects' masks."""
+"""Where a concept is: planted directions by hand, gradients by finite differences, probes against masks."""
 
 from __future__ import annotations
 
