@@ -1,7 +1,7 @@
 """Show what a dictionary's concepts mean (words, samples, where in the picture, metrics): TensorBoard, a page, JSON.
 
     hooked-mm ground --dictionary runs/dictionary --store runs/fit --held_out runs/test --model.id small:llava \\
-        --output runs/grounded --metrics '[overlap, reconstruction]'
+        --output runs/grounded --metrics '[facts, reconstruction]'
     tensorboard --logdir runs
 
 Everything can stand in a YAML file (`-c ground.yaml`; `--print_config` writes one). Every output folder is a run of its
@@ -19,7 +19,8 @@ from jsonargparse import ArgumentParser
 
 from concept_dict.cards import Report, write_html, write_json, write_tensorboard
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import STOPWORDS, read_words
+from concept_dict.grounding import STOPWORDS, read_words, top_words
+from concept_dict.pictures import store_pictures
 from concept_dict.report import How, ground
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import ModelSource
@@ -40,6 +41,8 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--output", type=Path, required=True, help="folder for TensorBoard, page and JSON")
     parser.add_argument("--title", type=str | None, help="of the report")
     parser.add_argument("--metrics", type=list[str], default=[], help="names of metrics to compute")
+    parser.add_argument("--clip", type=Path | None, help="folder of a CLIP, for the metric clip_score")
+    parser.add_argument("--bert", type=Path | None, help="folder of a BERT, for the metric bert_score")
     parser.add_argument("--count", type=int, default=6, help="samples per concept")
     parser.add_argument("--words", type=int, default=5, help="words per concept")
     parser.add_argument("--stopwords", type=Path | None, help="a text file of words to leave out, for our own list")
@@ -67,13 +70,45 @@ def scores(
     store: ActivationStore,
     held_out: ActivationStore | None,
     model: HookedMM,
-    seed: int,
+    *,
+    words: int = 5,
+    clip: Path | None = None,
+    bert: Path | None = None,
+    seed: int = 0,
 ) -> dict[str, float]:
-    """The metrics asked for, by `concept_dict.evaluation`."""
+    """The metrics asked for, by `concept_dict.evaluation`: its scores that are single numbers.
+
+    Without held-out samples everything is scored on those of `store`, and what needs two sets is refused.
+    """
     if not names:
         return {}
+    # Heavy, and needed only here.
     evaluation: Any = import_module("concept_dict.evaluation")
-    return dict(evaluation.evaluate(dictionary, store, held_out, model=model, metrics=list(names), seed=seed))
+    evidence: Any = import_module("concept_dict.evidence")
+    answers: Any = import_module("concept_dict.answer_rows")
+    scored = held_out if held_out is not None else store
+    pictures, _ = store_pictures(scored)
+    found = top_words(model, dictionary.concepts, words)
+    found += top_words(model, -dictionary.concepts, words) if dictionary.signed else []
+    rows = None
+    if "faithfulness" in names and pictures is not None:
+        place = {number: index for index, number in enumerate(scored.samples.column("sample_number").to_pylist())}
+        rows = answers.stored_rows(model, scored, lambda number: pictures(place[number]), seed=seed)
+    images = None
+    if "clip_score" in names and pictures is not None:
+        images = [pictures(index)[0] for index in range(scored.samples.num_rows)]
+    given = evidence.Evidence(
+        evidence.Samples.of(scored, dictionary.hook, images),
+        fitted=evidence.Samples.of(store, dictionary.hook) if held_out is not None else None,
+        words=[[word.text for word in own] for own in found],
+        clip=clip,
+        bert=bert,
+        model=model,
+        answers=rows,
+        seed=seed,
+    )
+    measured = evaluation.evaluate(dictionary, given, list(names))
+    return {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
 
 
 def write_all(report: Report, folder: Path) -> None:
@@ -95,7 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
     vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
     model = made.model.load(made.device)
-    found = scores(made.metrics, dictionary, store, held_out, model, made.seed)
+    own = {name: made[name] for name in ("words", "clip", "bert", "seed")}
+    found = scores(made.metrics, dictionary, store, held_out, model, **own)
     report, _ = ground(
         dictionary,
         store,

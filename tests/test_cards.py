@@ -296,18 +296,16 @@ def test_samples_without_pictures(tmp_path: Path) -> None:
 
 def test_runs_compare_by_settings(tmp_path: Path) -> None:
     """Metrics are scalars; the plugin of hyperparameters finds settings and metrics in the run's one file."""
-    report = replace(
-        _report(_card()), metrics={"overlap": 0.25}, settings={"method": "SemiNMF", "k": 4, "center": True}
-    )
+    settings = {"method": "SemiNMF", "k": 4, "center": True}
+    report = replace(_report(_card()), metrics={"overlap": 0.25}, settings=settings)
     folder = write_tensorboard(report, tmp_path)
     assert len(list(folder.rglob("events.*"))) == 1
     events = _read(folder)
     assert events.Scalars("metrics/overlap")[0].value == 0.25
     found = events.summary_metadata
     started = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/session_start_info"].plugin_data.content)
-    settings = started.session_start_info.hparams
-    assert settings["method"].string_value == "SemiNMF"
-    assert settings["k"].number_value == 4
+    told = started.session_start_info.hparams
+    assert (told["method"].string_value, told["k"].number_value) == ("SemiNMF", 4)
     experiment = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/experiment"].plugin_data.content)
     assert [info.name.tag for info in experiment.experiment.metric_infos] == ["metrics/overlap"]
     assert "| overlap | 0.25 |" in _text(events, "overview/text_summary")

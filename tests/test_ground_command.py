@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -21,6 +22,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.world import COLOURS
 from hooked_mm.selectors import TokenOfInterest
+from hooked_mm.store import ActivationStore
 
 HOOK = "blocks.4.hook_resid_post"
 
@@ -67,19 +69,38 @@ def test_options_make_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 
 def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What `evaluate` returns for the names asked for stands in every file."""
+    """It gets the dictionary, the held-out samples and those that choose, words and model; its single numbers stand in
+    every file, its tables do not.
+    """
     asked: dict[str, Any] = {}
 
-    def evaluate(dictionary: ConceptDictionary, store: Any, held_out: Any, **options: Any) -> dict[str, float]:
-        asked.update(options, k=len(dictionary.concepts), held=held_out)
-        return {"overlap": 0.25}
+    def evaluate(dictionary: ConceptDictionary, evidence: Any, metrics: list[str]) -> dict[str, Any]:
+        asked.update(vars(evidence), k=len(dictionary.concepts), metrics=metrics)
+        return {"overlap/samples": 0.25, "overlap/all": np.zeros(3)}
 
-    monkeypatch.setitem(sys.modules, "concept_dict.evaluation", SimpleNamespace(evaluate=evaluate))
-    main(_options(made, tmp_path / "out", "--where", "none", "--metrics", "[overlap]"))
-    assert (asked["metrics"], asked["k"], asked["held"]) == (["overlap"], 3, None)
+    def samples(store: ActivationStore, hook: str, images: Any = None) -> tuple[Path, str]:
+        return store.path, hook
+
+    def evidence(held_out: Any, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(held_out=held_out, **options)
+
+    fakes = {
+        "evaluation": SimpleNamespace(evaluate=evaluate),
+        "evidence": SimpleNamespace(Evidence=evidence, Samples=SimpleNamespace(of=samples)),
+        "answer_rows": SimpleNamespace(),
+    }
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, f"concept_dict.{name}", module)
+    more = ("--held_out", str(made / "held"), "--where", "none", "--metrics", "[overlap]", "--clip", "my/clip")
+    main(_options(made, tmp_path / "out", *more))
+    assert (asked["metrics"], asked["k"], asked["clip"]) == (["overlap"], 3, Path("my/clip"))
+    assert (asked["held_out"], asked["fitted"]) == ((made / "held", HOOK), (made / "fit", HOOK))
+    assert [len(words) for words in asked["words"]] == [5, 5, 5]
     assert isinstance(asked["model"], HookedMM)
-    assert json.loads((tmp_path / "out" / "report.json").read_text())["metrics"] == {"overlap": 0.25}
-    assert "overlap" in (tmp_path / "out" / "report.html").read_text()
+    metrics = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]
+    assert metrics["overlap/samples"] == 0.25
+    assert set(metrics) == {"overlap/samples", "held-out AUROC", "its chance"}
+    assert "overlap/samples" in (tmp_path / "out" / "report.html").read_text()
 
 
 def test_yaml(made: Path, tmp_path: Path) -> None:
@@ -93,7 +114,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Pa
     """No dictionary, no list of words; nothing is written."""
     with pytest.raises(BadInputError, match="holds no concept dictionary"):
         main(["--dictionary", str(made), *_options(made, tmp_path / "out")[2:]])
-    with pytest.raises(BadInputError, match="no list of stopwords"):
+    with pytest.raises(BadInputError, match="no list of words"):
         main(_options(made, tmp_path / "out", "--stopwords", "gone.txt"))
     with pytest.raises(SystemExit):
         main(_options(made, tmp_path / "out", "--where", "everywhere"))
