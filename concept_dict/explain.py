@@ -16,7 +16,7 @@ from PIL import Image
 
 import hooked_mm.selectors
 from concept_dict.grounding import Word, top_words
-from concept_dict.where import WhereMap, has_grid, patch_activations, patch_gradients, where_map
+from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
 from hooked_mm.batch import Batch, Modality
 from hooked_mm.drawing import enlarge, grid, titled
 from hooked_mm.errors import BadInputError, unknown
@@ -38,7 +38,7 @@ class Firing:
         at: What stands there: the word of interest, or the position's token.
         position: The position, counted in the padded sequence; the last one of a mean.
         words: What the concept decodes to, for a negative activation its other end.
-        where: A map per picture of the sample; none without pictures.
+        where: A map per picture of the sample; none without pictures, or where they have no patches with a place.
     """
 
     concept: int
@@ -59,7 +59,7 @@ class Explanation:
         answer: What was said, given or generated; None if only the prompt was read.
         hook: Where the concepts live.
         selector: Which positions were looked at.
-        how: What the maps are, `positions` or `gradient` (see `where`).
+        how: What the maps are, `positions` or `gradient` (see `where`), or `none`.
         firings: The concepts.
     """
 
@@ -87,7 +87,7 @@ class Explanation:
         shown = [titled(enlarge(image.convert("RGB"), side), "", side) for image in self.images]
         for firing in self.firings:
             title = f"{firing.concept}: {', '.join(word.text for word in firing.words[:2])} ({firing.activation:.2f})"
-            for image, found in zip(self.images, firing.where, strict=True):
+            for found, image in zip(firing.where, self.images, strict=False):
                 shown.append(titled(found.draw(image, side=side), title, side))
         if not shown:
             raise BadInputError("the sample has no pictures, so there is nothing to draw")
@@ -161,6 +161,8 @@ def explain(
         BadInputError: If the selector is unknown or finds nothing in this sample, or the model lacks what `how` needs.
         UnknownHookError: If the model has no such hook.
     """
+    if how not in (None, "positions", "gradient", "none"):
+        raise unknown("way to say where", how, ("positions", "gradient", "none"))
     hook = dictionary.hook
     selectors = made_selectors(dictionary.made_by) if selector is None else {"": selector}
     prefix = dictionary.made_by.get("answer_prefix")
@@ -181,7 +183,7 @@ def explain(
     fired = [(k, batch_picks[int(strongest.indices[k])]) for k in order if strongest.values[k] > 0]
     pictures = tuple(load_images(image))
     at_image = all(batch.modality[0, pick.positions[-1]] == Modality.IMAGE for _, pick in fired)
-    how = how or ("positions" if at_image and has_grid(batch) else "gradient")
+    how = how or best_way(batch, at_image)
     if how == "positions" and pictures and fired:
         grids = patch_activations(dictionary.decomposition, cache, hook, 0)
         maps = [[values[..., k] for values in grids] for k, _ in fired]
@@ -189,8 +191,6 @@ def explain(
         maps = patch_gradients(
             dictionary.decomposition, model, batch, hook, [(0, pick.positions, k) for k, pick in fired]
         )
-    elif how not in ("positions", "gradient"):
-        raise unknown("way to say where", how, ("positions", "gradient"))
     else:
         maps = [[] for _ in fired]
     firings = []
@@ -204,7 +204,7 @@ def explain(
                 _what(batch, pick),
                 pick.positions[-1],
                 tuple(top_words(model, direction[None], words)[0]),
-                tuple(where_map(model, picture, values) for picture, values in zip(pictures, found, strict=True)),
+                tuple(where_map(model, pictures[n], values) for n, values in enumerate(found)),
             )
         )
     return Explanation(pictures, text, answer, hook, named, how, tuple(firings))

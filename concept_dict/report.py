@@ -15,7 +15,7 @@ from concept_dict.dictionary import ConceptDictionary
 from concept_dict.grounding import STOPWORDS, Word, top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts
 from concept_dict.pictures import Pictures, store_pictures
-from concept_dict.where import WhereMap, has_grid, patch_activations, patch_gradients, where_map
+from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
 from hooked_mm.batch import Batch, count_positions
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
@@ -130,7 +130,7 @@ def find_where(
         pictures: Their pictures.
         shown: Which (concept, sample) are wanted.
         how: `positions`, `gradient`, or `auto`: the first where the store's rows are of image positions that have a
-            place in the picture, else the second (see `where`).
+            place in the picture, else the second (see `where.best_way`).
 
     Returns:
         (concept, sample) -> map, and what the maps are. Rows that are means over several positions have no gradient.
@@ -146,7 +146,9 @@ def find_where(
         batch = sample_batch(model, store, pictures, part, answers=how != "positions")
         if how == "auto":
             at_image = all(modality[item.row] == "image" for item in shown)
-            how = "positions" if at_image and has_grid(batch) else "gradient"
+            how = best_way(batch, at_image)
+            if how == "none":
+                break
         images = [pictures(sample)[0] for sample in part]
         pairs = [(n, item) for n, sample in enumerate(part) for item in wanted[sample]]
         if how == "positions":
@@ -170,7 +172,7 @@ def find_where(
 HOW = {
     "positions": "the concept's activation at every image position",
     "gradient": "how much the concept's activation depends on every patch, to first order",
-    "none": "not looked for",
+    "none": "not looked for, or this model has no patches with a place",
 }
 
 

@@ -18,7 +18,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 import numpy as np
 import torch
@@ -33,6 +33,8 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.frames import Box, covered
 from hooked_mm.hooked import HookedMM
 from hooked_mm.layout import Where
+
+Way = Literal["positions", "gradient", "none"]
 
 
 class Concepts(Protocol):
@@ -101,6 +103,18 @@ def patch_activations(
 def has_grid(batch: Batch) -> bool:
     """Whether every image's positions have a place in the picture."""
     return bool(batch.layout.images) and all(image.grid is not None for image in batch.layout.images)
+
+
+def best_way(batch: Batch, at_image: bool) -> Way:
+    """How to say where: `positions` for what is read at image positions that have a place, else `gradient`.
+
+    `none` where neither the tower nor the projector has patches with a place.
+    """
+    if at_image and has_grid(batch):
+        return "positions"
+    images = batch.layout.images
+    placed = all(image.tokens is not None for image in images) or all(image.patches is not None for image in images)
+    return "gradient" if images and placed else "none"
 
 
 def patch_gradients(

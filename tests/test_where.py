@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 from scipy.stats import rankdata
 
-from concept_dict.where import WhereMap, frame, has_grid, patch_activations, patch_gradients, where_map
+from concept_dict.where import WhereMap, best_way, frame, has_grid, patch_activations, patch_gradients, where_map
 from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.layout import ImageLayout
 from hooked_mm.scenes.dataset import SceneDataset, picture
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.world import COLOURS, Scene
@@ -223,3 +226,19 @@ def test_what_has_no_place_is_refused(models: dict[str, HookedMM]) -> None:
         patch_activations(fitted, cache, "hook_embed", 0)
     with pytest.raises(BadInputError, match=r"shape \(2, 2, 3\): choose one"):
         where_map(model, image, torch.zeros(2, 2, 3))
+
+
+def test_the_way_that_a_model_allows(models: dict[str, HookedMM]) -> None:
+    """Positions for what is read at image positions with a place, else gradients; none without any patch's place."""
+    image = Image.new("RGB", (64, 48))
+    batches = {name: models[name].prepare([image], PROMPT) for name in models}
+    assert {name: best_way(batch, True) for name, batch in batches.items()} == {
+        "llava": "positions",
+        "qwen2_vl": "positions",
+        "idefics2": "gradient",
+    }
+    assert {best_way(batch, False) for batch in batches.values()} == {"gradient"}
+    assert best_way(models["llava"].prepare(None, PROMPT), True) == "none"
+    layout = batches["llava"].layout
+    nowhere = replace(layout, images=tuple(ImageLayout() for _ in layout.images))
+    assert best_way(replace(batches["llava"], layout=nowhere), True) == "none"
