@@ -175,7 +175,8 @@ def write_tensorboard(report: Report, folder: str | Path) -> Path:
             if any(card.fact for card in report.cards):
                 columns["fact"] = [card.fact or "" for card in report.cards]
                 columns["attribute"] = [(card.fact or "").split("=")[0] for card in report.cards]
-            pictures = [[s.image for s in card.samples if s.image is not None] for card in report.cards]
+            # The strongest alone: a mean over scenes with other things in them shows nothing.
+            pictures = [[s.image for s in card.samples[:1] if s.image is not None] for card in report.cards]
             add_concepts(writer, report.concepts, columns, pictures)
     return Path(folder)
 

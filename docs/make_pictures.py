@@ -175,6 +175,13 @@ def projector_picture(page: Page, address: str, target: Path) -> None:
     page.set_viewport_size({"width": 1380, "height": 900})
     page.goto(f"{address}#projector")
     page.wait_for_timeout(12_000)
+    # One concept found by its word shows its fact, its samples' words and its neighbours.
+    page.frames[-1].locator("vz-projector-inspector-panel input").first.fill("red", timeout=20_000)
+    page.mouse.move(690, 510)
+    for _ in range(5):
+        page.mouse.wheel(0, -240)
+        page.wait_for_timeout(500)
+    page.wait_for_timeout(2500)
     page.screenshot(path=target)
 
 
