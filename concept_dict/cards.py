@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import html
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -16,28 +17,42 @@ import numpy as np
 from jaxtyping import Float
 from jinja2 import Environment, PackageLoader
 from PIL import Image
+from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 
 from concept_dict.grounding import Word
+from concept_dict.projector import add_concepts
 from hooked_mm.drawing import data_uri, enlarge, grid
 
 COLUMNS = 6
+Setting = str | bool | int | float
 
 
 @dataclass(frozen=True)
 class CardSample:
-    """A sample that activates a concept: its picture, what was said of it, and how strongly."""
+    """A sample that activates a concept: its picture, what was said of it, and how strongly.
 
-    image: Image.Image
+    `image` is None where the picture can't be had; `where` is the concept drawn over it.
+    """
+
+    image: Image.Image | None
     text: str
     activation: float
+    where: Image.Image | None = None
+
+    @property
+    def pictures(self) -> list[Image.Image]:
+        """The picture, and the concept in it."""
+        return [image for image in (self.image, self.where) if image is not None]
 
 
 @dataclass(frozen=True)
 class ConceptCard:
     """One concept.
 
-    `fact`, `held_out` and `shuffled` are None where no truth is known; `activations` are those of all samples.
+    `fact`, `held_out` and `shuffled` are None where no truth is known; `activations` are those of all samples. Of a
+    signed method, `other_words` and `other_samples` are the words of -c_k and the samples of smallest activation.
     """
 
     index: int
@@ -47,20 +62,41 @@ class ConceptCard:
     fact: str | None = None
     held_out: float | None = None
     shuffled: float | None = None
+    other_words: list[Word] = field(default_factory=list)
+    other_samples: list[CardSample] = field(default_factory=list)
 
     @property
     def title(self) -> str:
         """`concept 3: red, orange, purple`."""
         return f"concept {self.index}: {', '.join(word.text for word in self.words[:3]) or '(no whole word)'}"
 
+    @property
+    def ends(self) -> list[tuple[str, list[Word], list[CardSample]]]:
+        """What to show: the one end, or both with their names."""
+        if not (self.other_words or self.other_samples):
+            return [("", self.words, self.samples)]
+        return [("positive end", self.words, self.samples), ("negative end", self.other_words, self.other_samples)]
+
 
 @dataclass(frozen=True)
 class Report:
-    """Cards with what they are about; `facts` are (name, value) pairs shown at the top."""
+    """Cards with what they are about.
+
+    Attributes:
+        title: What it is.
+        facts: (name, value) pairs shown at the top.
+        cards: The concepts.
+        metrics: Scores of the whole dictionary.
+        settings: What the dictionary was made with; TensorBoard compares runs by these.
+        concepts: C (k, d) for the projector; none leaves it out.
+    """
 
     title: str
     facts: list[tuple[str, str]]
     cards: list[ConceptCard]
+    metrics: Mapping[str, float] = field(default_factory=dict)
+    settings: Mapping[str, Setting] = field(default_factory=dict)
+    concepts: Float[Tensor, "k d"] | None = None
 
 
 def _markdown(text: str) -> str:
@@ -76,71 +112,136 @@ def _number(value: float | None) -> str:
 
 def card_markdown(card: ConceptCard) -> str:
     """A card as Markdown: words with probabilities, score, the samples' texts."""
-    words = "\n".join(f"| {_markdown(word.text)} | {word.probability:.3f} |" for word in card.words)
-    samples = "\n".join(f"{n}. ({s.activation:.2f}) {_markdown(s.text)}" for n, s in enumerate(card.samples, start=1))
-    score = (
-        f"Best fact **{_markdown(card.fact)}**, held-out AUROC **{_number(card.held_out)}** "
-        f"(shuffled labels {_number(card.shuffled)})"
-        if card.fact is not None
-        else ""
+    parts = [f"### {_markdown(card.title)}"]
+    if card.fact is not None:
+        parts.append(
+            f"Best fact **{_markdown(card.fact)}**, held-out AUROC **{_number(card.held_out)}** "
+            f"(shuffled labels {_number(card.shuffled)})"
+        )
+    for name, found, samples in card.ends:
+        if name:
+            parts.append(f"#### {name}")
+        words = "\n".join(f"| {_markdown(word.text)} | {word.probability:.3f} |" for word in found)
+        parts.append(f"| word | probability |\n|---|---|\n{words}")
+        lines = (f"{n}. ({s.activation:.2f}) {_markdown(s.text)}" for n, s in enumerate(samples, start=1))
+        parts.append("Most activating:\n\n" + "\n".join(lines))
+    return "\n\n".join(parts) + "\n"
+
+
+def overview_markdown(report: Report) -> str:
+    """Facts, scores and one line per concept."""
+    facts = "\n".join(f"- {_markdown(name)}: {_markdown(value)}" for name, value in report.facts)
+    parts = [f"# {_markdown(report.title)}", facts]
+    if report.metrics:
+        rows = "\n".join(f"| {_markdown(name)} | {value:.4g} |" for name, value in report.metrics.items())
+        parts.append(f"| metric | value |\n|---|---|\n{rows}")
+    rows = "\n".join(
+        f"| {card.index} | {_markdown(', '.join(w.text for w in card.words))} | {_markdown(card.fact or '')} | "
+        f"{_number(card.held_out)} | {_number(card.shuffled)} |"
+        for card in report.cards
     )
-    table = f"| word | probability |\n|---|---|\n{words}"
-    return f"### {_markdown(card.title)}\n\n{score}\n\n{table}\n\nMost activating:\n\n{samples}\n"
+    parts.append(f"| concept | words | best fact | held-out AUROC | shuffled |\n|---|---|---|---|---|\n{rows}\n")
+    return "\n\n".join(parts)
 
 
 def write_tensorboard(report: Report, folder: str | Path) -> Path:
-    """One overview, and per concept a text card, an image grid of its samples and a histogram."""
+    """The report as a run of TensorBoard.
+
+    Text: an overview and a card per concept. Images: per concept its samples, each beside where the concept is in it.
+    Histograms: activations. Projector: concepts with words, fact and thumbnail. Scalars and hparams: metrics beside
+    settings, so that runs compare.
+    """
     with SummaryWriter(str(folder)) as writer:
-        rows = "\n".join(
-            f"| {card.index} | {_markdown(', '.join(w.text for w in card.words))} | {_markdown(card.fact or '')} | "
-            f"{_number(card.held_out)} | {_number(card.shuffled)} |"
-            for card in report.cards
-        )
-        facts = "\n".join(f"- {_markdown(name)}: {_markdown(value)}" for name, value in report.facts)
-        table = f"| concept | words | best fact | held-out AUROC | shuffled |\n|---|---|---|---|---|\n{rows}\n"
-        writer.add_text("overview", f"# {_markdown(report.title)}\n\n{facts}\n\n{table}")
+        writer.add_text("overview", overview_markdown(report))
         for card in report.cards:
             tag = f"concepts/{card.index:02d} {', '.join(word.text for word in card.words[:2])}"
             writer.add_text(tag, card_markdown(card))
-            if card.samples:
-                sheet = grid([sample.image for sample in card.samples], COLUMNS)
-                writer.add_image(tag, np.asarray(sheet), dataformats="HWC")
+            for name, _, samples in card.ends:
+                shown = [picture for sample in samples for picture in sample.pictures]
+                if shown:
+                    sheet = grid(shown, COLUMNS)
+                    writer.add_image(f"{tag} {name}".rstrip(), np.asarray(sheet), dataformats="HWC")
             writer.add_histogram(f"activations/{card.index:02d}", card.activations)
             if card.held_out is not None and card.shuffled is not None:
                 writer.add_scalar("AUROC by concept/held out", card.held_out, card.index)
                 writer.add_scalar("AUROC by concept/shuffled labels", card.shuffled, card.index)
+        _compare(writer, report)
+        if report.concepts is not None:
+            columns: dict[str, Sequence[str]] = {
+                "concept": [str(card.index) for card in report.cards],
+                "word": [card.words[0].text if card.words else "" for card in report.cards],
+                "words": [", ".join(word.text for word in card.words) for card in report.cards],
+            }
+            if any(card.fact for card in report.cards):
+                columns["fact"] = [card.fact or "" for card in report.cards]
+                columns["attribute"] = [(card.fact or "").split("=")[0] for card in report.cards]
+            # The strongest alone: a mean over scenes with other things in them shows nothing.
+            pictures = [[s.image for s in card.samples[:1] if s.image is not None] for card in report.cards]
+            add_concepts(writer, report.concepts, columns, pictures)
     return Path(folder)
+
+
+def _compare(writer: SummaryWriter, report: Report) -> None:
+    """Metrics as scalars, and as what the settings led to; in the run's own file, so that a run stays one line."""
+    tags = {f"metrics/{name}": float(value) for name, value in report.metrics.items()}
+    for tag, value in tags.items():
+        writer.add_scalar(tag, value)
+    if report.settings:
+        for summary in hparams(dict(report.settings), tags):
+            writer._get_file_writer().add_summary(summary)
 
 
 def write_html(report: Report, path: str | Path) -> Path:
     """The report as one page without outside resources; all text is escaped."""
     environment = Environment(loader=PackageLoader("concept_dict"), autoescape=True)
     page = environment.get_template("report.html").render(
-        report=report, picture=lambda image: data_uri(enlarge(image, 128)), bars=_bars
+        report=report,
+        facts_known=any(card.fact for card in report.cards),
+        picture=lambda image: data_uri(enlarge(image, 128)),
+        bars=_bars,
     )
     Path(path).write_text(page, encoding="utf-8")
     return Path(path)
 
 
 def _bars(activations: np.ndarray, bins: int = 24) -> list[float]:
-    """Heights of a histogram of the non-zero activations, 0 to 1."""
-    counts, _ = np.histogram(activations[activations > 0], bins=bins)
+    """Heights of a histogram of the activations that are not zero, 0 to 1."""
+    counts, _ = np.histogram(activations[activations != 0], bins=bins)
     return [float(count) / max(1, counts.max()) for count in counts]
+
+
+def _finite(value: float | None) -> float | None:
+    """JSON has no NaN."""
+    return None if value is None or not math.isfinite(value) else float(value)
 
 
 def write_json(report: Report, path: str | Path) -> Path:
     """The report as JSON, without the pictures."""
-    cards: Sequence[dict[str, Any]] = [
-        {
+    cards = []
+    for card in report.cards:
+        content: dict[str, Any] = {
             "concept": card.index,
-            "words": [{"text": word.text, "probability": word.probability} for word in card.words],
+            **_end(card.words, card.samples),
             "fact": card.fact,
-            "held_out_auroc": card.held_out,
-            "shuffled_auroc": card.shuffled,
-            "samples": [{"text": sample.text, "activation": sample.activation} for sample in card.samples],
+            "held_out_auroc": _finite(card.held_out),
+            "shuffled_auroc": _finite(card.shuffled),
         }
-        for card in report.cards
-    ]
-    content = {"title": report.title, "facts": dict(report.facts), "concepts": cards}
-    Path(path).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
+        if len(card.ends) > 1:
+            content["negative_end"] = _end(card.other_words, card.other_samples)
+        cards.append(content)
+    whole = {
+        "title": report.title,
+        "facts": dict(report.facts),
+        "settings": dict(report.settings),
+        "metrics": {name: _finite(value) for name, value in report.metrics.items()},
+        "concepts": cards,
+    }
+    Path(path).write_text(json.dumps(whole, indent=2) + "\n", encoding="utf-8")
     return Path(path)
+
+
+def _end(words: list[Word], samples: list[CardSample]) -> dict[str, Any]:
+    return {
+        "words": [{"text": word.text, "probability": word.probability} for word in words],
+        "samples": [{"text": sample.text, "activation": sample.activation} for sample in samples],
+    }

@@ -1,6 +1,6 @@
 """The whole path on a model that ships with the package: pictures to named concepts, in two minutes.
 
-Scenes -> full captions by the model -> representations of attribute words -> semi-NMF -> words, pictures and a score
+Scenes -> full captions by the model -> representations of attribute words -> concepts -> words, pictures and a score
 against the scenes' truth -> TensorBoard, HTML, JSON.
 """
 
@@ -9,22 +9,22 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 from jsonargparse import auto_cli
 
-from concept_dict.cards import CardSample, ConceptCard, Report, write_html, write_json, write_tensorboard
+from concept_dict.cards import ConceptCard
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import top_samples, top_words
+from concept_dict.ground_command import write_all
 from concept_dict.metrics import Match, fact_table, match_facts, pool_samples, random_concepts
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
+from concept_dict.report import ground
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.dataset import ScenesDataModule, picture
+from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.scenes.world import all_facts
 from hooked_mm.selectors import TokenOfInterest
@@ -34,15 +34,6 @@ from hooked_mm.store import ActivationStore
 STYLE = "full"
 """Attributes after the noun: where one is predicted, no earlier word of the caption gives it away."""
 MADE_HERE = ("activations", "held_out", "tensorboard", "dictionary", "report.html", "report.json")
-
-
-@dataclass(frozen=True)
-class _Scored:
-    """Pooled activations of the fitting samples, and the match of concepts to facts."""
-
-    pooled: np.ndarray
-    match: Match
-    random: Match
 
 
 def _clear(folder: Path) -> None:
@@ -55,28 +46,15 @@ def _clear(folder: Path) -> None:
             target.unlink()
 
 
-def _truth(store: ActivationStore) -> np.ndarray:
-    return fact_table(store.samples.column("facts").to_pylist(), all_facts())
-
-
-def _score(dictionary: ConceptDictionary, fitted: ActivationStore, held: ActivationStore, seed: int) -> _Scored:
-    def pooled(store: ActivationStore, activations: object) -> np.ndarray:
-        return pool_samples(activations, store.row_samples(), store.samples.num_rows)  # type: ignore[arg-type]
-
-    hook, truth, held_truth = dictionary.hook, _truth(fitted), _truth(held)
-    rows, held_rows = fitted.activations(hook), held.activations(hook)
-    scores, held_scores = pooled(fitted, dictionary.transform(rows)), pooled(held, dictionary.transform(held_rows))
-    match = match_facts(scores, truth, held_scores, held_truth, seed=seed)
+def random_match(dictionary: ConceptDictionary, fitted: ActivationStore, held: ActivationStore, seed: int) -> Match:
+    """How well random directions match the scenes' facts, in the place of the concepts."""
     directions = random_concepts(len(dictionary.concepts), dictionary.concepts.shape[1], seed)
-    mean = dictionary.decomposition.mean_
-    random = match_facts(
-        pooled(fitted, ((rows.float() - mean) @ directions.T).clamp_min(0)),
-        truth,
-        pooled(held, ((held_rows.float() - mean) @ directions.T).clamp_min(0)),
-        held_truth,
-        seed=seed,
-    )
-    return _Scored(scores, match, random)
+    mean, scores, truth = dictionary.decomposition.mean_, [], []
+    for store in (fitted, held):
+        rows = store.activations(dictionary.hook).float() - mean
+        scores.append(pool_samples((rows @ directions.T).clamp_min(0), store.row_samples(), store.samples.num_rows))
+        truth.append(fact_table(store.samples.column("facts").to_pylist(), all_facts()))
+    return match_facts(scores[0], truth[0], scores[1], truth[1], seed=seed)
 
 
 def print_table(cards: Sequence[ConceptCard], random: Match) -> None:
@@ -146,49 +124,26 @@ def demo(
     fitted = extract(extractor, data, output / "activations")
     held_data = ScenesDataModule(held_out, "caption", "test", seed + 1, STYLE, batch_size=batch_size)
     held = extract(extractor, held_data, output / "held_out")
-    print(f"3. semi-NMF of {len(fitted)} representations into {n_components} concepts")
+    print(f"3. {n_components} concepts of {len(fitted)} representations")
     decomposition = NonNegativeDictionary(n_components, random_state=seed).fit(fitted.activations(hook))
     dictionary = ConceptDictionary(decomposition, hook, fitted.made_by)
     dictionary.save(output / "dictionary")
     print("4. grounding: words, pictures, and the scenes' truth")
-    scored = _score(dictionary, fitted, held, seed)
-    names, texts = all_facts(), fitted.samples.column("text").to_pylist()
-    cards = []
-    for index, (found, rows) in enumerate(
-        zip(top_words(hooked, dictionary.concepts), top_samples(scored.pooled, 12), strict=True)
-    ):
-        shown = [
-            CardSample(picture(data.scenes.scene(row)), texts[row], float(scored.pooled[row, index])) for row in rows
-        ]
-        match = scored.match
-        cards.append(
-            ConceptCard(
-                index,
-                found,
-                shown,
-                scored.pooled[:, index],
-                names[match.fact[index]],
-                float(match.held_out[index]),
-                float(match.shuffled[index]),
-            )
-        )
-    report = Report(
-        f"Concepts of the small {Path(model).name}",
-        [
-            ("model", repr(hooked)),
-            ("representations", f"{len(fitted)} at {hook}, where a caption's attribute words are predicted"),
-            (
-                "decomposition",
-                f"{decomposition}, {decomposition.n_iter_} iterations, {decomposition.n_dead_} dead concepts",
-            ),
+    report, _ = ground(
+        dictionary,
+        fitted,
+        hooked,
+        held,
+        title=f"Concepts of the small {Path(model).name}",
+        facts=[
+            ("rows", "where a caption's attribute words are predicted"),
+            ("fit", f"{decomposition.n_iter_} iterations, {decomposition.n_dead_} dead concepts"),
             ("scenes", f"{samples} to learn and choose the best fact, {held_out} others for the AUROC"),
         ],
-        cards,
+        seed=seed,
     )
-    write_tensorboard(report, output / "tensorboard")
-    write_html(report, output / "report.html")
-    write_json(report, output / "report.json")
-    print_table(cards, scored.random)
+    write_all(report, output)
+    print_table(report.cards, random_match(dictionary, fitted, held, seed))
     print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look at\n"
         f"  {output / 'report.html'}   (words, pictures and scores of every concept; open it in a browser)\n"

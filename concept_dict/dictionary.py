@@ -1,9 +1,17 @@
-"""A fitted decomposition with its provenance: saved as safetensors plus JSON, never pickled."""
+"""A fitted decomposition with its provenance: saved as safetensors plus JSON, never pickled.
+
+    dictionary.json         method, parameters, fitted numbers, hook, provenance, checksum of the other file
+    dictionary.safetensors  the fitted tensors: `components_` (k, d), `mean_` (d,), and what else the method has
+
+Both are replaced at one stroke each, the JSON last; tensors that are not those the JSON speaks of are refused.
+"""
 
 from __future__ import annotations
 
+import hashlib
 import inspect
 import json
+import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -11,10 +19,13 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load, save
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
+from concept_dict.explain import Explanation, explain
+from concept_dict.grounding import is_signed
+from concept_dict.hub import fetch, push_to_hub
 from concept_dict.kmeans import KMeans
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
@@ -22,12 +33,29 @@ from concept_dict.semi_nmf import SemiNMF
 from concept_dict.top_k_sae import TopKSAE
 from concept_dict.top_norm import TopNorm
 from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.prepare import SampleImages
 
 METHODS: dict[str, type[Decomposition]] = {
     method.__name__: method for method in (SemiNMF, NonNegativeDictionary, KMeans, PCA, TopNorm, TopKSAE)
 }
-FITTED = ("components_", "mean_", "cluster_centers_", "encoder_", "bias_", "explained_variance_ratio_")
 FORMAT = 1
+FILES = ("dictionary.json", "dictionary.safetensors")
+FOREIGN = {
+    ".pth": "a pickle of PyTorch",
+    ".pt": "a pickle of PyTorch",
+    ".bin": "a pickle of PyTorch",
+    ".ckpt": "a pickle of PyTorch",
+    ".pkl": "a pickle",
+    ".pickle": "a pickle",
+    ".joblib": "a pickle of scikit-learn",
+    ".npz": "NumPy arrays",
+    ".npy": "NumPy arrays",
+    ".h5": "HDF5",
+    ".onnx": "ONNX",
+    ".safetensors": "tensors without our dictionary.json",
+}
+"""What else people save dictionaries as."""
 
 
 @dataclass
@@ -43,6 +71,12 @@ class ConceptDictionary:
     decomposition: Decomposition
     hook: str
     made_by: Mapping[str, Any] = field(default_factory=dict)
+
+    @property
+    def signed(self) -> bool:
+        """Whether activations can be negative, so that -c_k means something too."""
+        fitted = self.decomposition
+        return is_signed(fitted.components_, fitted.mean_, fitted.transform)
 
     @property
     def concepts(self) -> Float[Tensor, "k d"]:
@@ -63,20 +97,22 @@ class ConceptDictionary:
         fitted.check_fitted()
         folder = Path(path)
         folder.mkdir(parents=True, exist_ok=True)
-        tensors = {name: getattr(fitted, name).contiguous().cpu() for name in FITTED if hasattr(fitted, name)}
-        save_file(tensors, folder / "dictionary.safetensors")
-        numbers = {
-            name: value for name, value in vars(fitted).items() if name.endswith("_") and isinstance(value, int | float)
-        }
+        # What is known of single rows belongs to the rows, of which every process has its own.
+        values = {name: value for name, value in vars(fitted).items() if name.endswith("_") and name != "labels_"}
+        tensors = {name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
+        written = save(tensors)
+        _replace(folder / "dictionary.safetensors", written)
         content = {
             "format": FORMAT,
             "method": type(fitted).__name__,
-            "parameters": fitted.get_params(),
-            "fitted": numbers,
+            # A start that was given as a tensor is no setting that a file could repeat.
+            "parameters": {name: v for name, v in fitted.get_params().items() if not isinstance(v, Tensor)},
+            "fitted": {name: value for name, value in values.items() if isinstance(value, int | float | str | list)},
             "hook": self.hook,
             "made_by": dict(self.made_by),
+            "sha256": hashlib.sha256(written).hexdigest(),
         }
-        (folder / "dictionary.json").write_text(json.dumps(content, indent=2) + "\n")
+        _replace(folder / "dictionary.json", (json.dumps(content, indent=2) + "\n").encode())
         return folder
 
     @classmethod
@@ -89,16 +125,65 @@ class ConceptDictionary:
         folder = Path(path)
         file = folder / "dictionary.json"
         if not file.is_file():
-            raise BadInputError(f"{str(folder)!r} holds no concept dictionary: there is no dictionary.json")
-        content = json.loads(file.read_text())
+            raise BadInputError(
+                f"{str(path)!r} holds no concept dictionary: there is no dictionary.json{_foreign(folder)}"
+            )
+        try:
+            content = json.loads(file.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise BadInputError(f"{str(file)!r} is no JSON ({error}); save the dictionary again") from error
         if content.get("format") != FORMAT or content.get("method") not in METHODS:
             raise BadInputError(
                 f"{str(file)!r} has format {content.get('format')} and method {content.get('method')!r}; this version "
                 f"reads format {FORMAT} and {', '.join(METHODS)}"
             )
+        tensors = folder / "dictionary.safetensors"
+        written = tensors.read_bytes() if tensors.is_file() else b""
+        if hashlib.sha256(written).hexdigest() != content.get("sha256"):
+            raise BadInputError(
+                f"{str(tensors)!r} is not the file that dictionary.json speaks of"
+                f"{'' if written else ' (it is missing)'}: the folder was saved or copied by half, do it again"
+            )
         method = METHODS[content["method"]]
         known = inspect.signature(method).parameters
         fitted = method(**{name: value for name, value in content["parameters"].items() if name in known})
-        for name, value in {**content["fitted"], **load_file(folder / "dictionary.safetensors")}.items():
+        for name, value in {**content["fitted"], **load(written)}.items():
             setattr(fitted, name, value)
         return cls(fitted, content["hook"], content["made_by"])
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub with a generated card; see `concept_dict.hub.push_to_hub`."""
+        return push_to_hub(self, repo_id, **options)
+
+    @classmethod
+    def from_pretrained(
+        cls, path_or_repo: str | Path, revision: str | None = None, **options: Any
+    ) -> ConceptDictionary:
+        """A dictionary from a folder or from the hub; see `concept_dict.hub.fetch`."""
+        return cls.load(fetch(path_or_repo, revision, **options))
+
+    def explain(
+        self, model: HookedMM, image: SampleImages, text: str, answer: str | None = None, **options: Any
+    ) -> Explanation:
+        """Which concepts fire for a sample, where, and what they say; see `concept_dict.explain.explain`."""
+        return explain(self, model, image, text, answer, **options)
+
+
+def _replace(path: Path, content: bytes) -> None:
+    """Put a file into its place at one stroke."""
+    aside = path.with_name(f".{path.name}.tmp")
+    aside.write_bytes(content)
+    os.replace(aside, path)
+
+
+def _foreign(folder: Path) -> str:
+    """What the path holds instead, by name; or what is close by."""
+    files = [folder] if folder.is_file() else sorted(folder.iterdir()) if folder.is_dir() else []
+    for file in files:
+        kind = FOREIGN.get(file.suffix.lower())
+        if kind:
+            return (
+                f"; {file.name!r} is {kind}, which is not read: fit a method of {', '.join(METHODS)}, or set its "
+                "components_ and mean_ yourself, and save that"
+            )
+    return ""

@@ -1,6 +1,7 @@
-"""The pictures of README and docs: a contact sheet of the scenes, the demo's report and its TensorBoard page.
+"""The pictures of README and docs: a contact sheet of the scenes, the demo's report, its TensorBoard, an explanation.
 
-`make pictures`; the last two are as headless Chromium shows them and need Debian's chromium (`--scenes`: without them).
+`make pictures`; report and TensorBoard are as headless Chromium shows them and need Debian's chromium (`--scenes`:
+the contact sheet alone).
 """
 
 from __future__ import annotations
@@ -12,19 +13,27 @@ import sys
 import textwrap
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
+from concept_dict.dictionary import ConceptDictionary
+from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import caption
+from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.pairs import ATTRIBUTES, scene_pair
 from hooked_mm.scenes.world import HELD_OUT, Scene, scene
 
 ROOT = Path(__file__).parent.parent
 
+
+CHROMIUM = ("no-sandbox", "disable-background-networking", "use-angle=swiftshader", "enable-unsafe-swiftshader")
+"""The last two draw WebGL, which the projector needs, without a graphics card."""
 
 SCALE = 2
 CELL = 72 * SCALE + 8
@@ -126,8 +135,9 @@ def report_picture(page: Page, report: Path, target: Path) -> None:
     page.screenshot(path=target)
 
 
-def tensorboard_picture(page: Page, logs: Path, target: Path) -> None:
-    """The image tab: a grid of most activating pictures per concept."""
+@contextmanager
+def tensorboard(logs: Path) -> Iterator[str]:
+    """TensorBoard's address while it runs on these logs."""
     port = free_port()
     program = Path(sys.executable).with_name("tensorboard")
     command = [str(program), "--logdir", logs.name, "--port", str(port), "--host", "127.0.0.1"]
@@ -135,19 +145,56 @@ def tensorboard_picture(page: Page, logs: Path, target: Path) -> None:
     server = subprocess.Popen(command, cwd=logs.parent, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         wait_for(f"http://127.0.0.1:{port}/data/environment")
-        page.set_viewport_size({"width": 1380, "height": 940})
-        page.goto(f"http://127.0.0.1:{port}/?darkMode=false#images")
-        page.wait_for_selector("tf-image-loader img", timeout=60_000)
-        # The pictures of the first page are still being loaded.
-        page.wait_for_timeout(2500)
-        page.screenshot(path=target)
+        yield f"http://127.0.0.1:{port}/?darkMode=false"
     finally:
         server.terminate()
         server.wait(timeout=20)
 
 
+def images_picture(page: Page, address: str, target: Path) -> None:
+    """The image tab: per concept the most activating pictures, each beside where the concept is in it."""
+    page.set_viewport_size({"width": 1380, "height": 940})
+    page.goto(f"{address}#images")
+    page.wait_for_selector("tf-image-loader img", timeout=60_000)
+    # The pictures of the first page are still being loaded.
+    page.wait_for_timeout(2500)
+    page.screenshot(path=target)
+
+
+def card_picture(page: Page, address: str, target: Path) -> None:
+    """The text tab: the first concepts' cards."""
+    page.set_viewport_size({"width": 1380, "height": 900})
+    page.goto(f"{address}&tagFilter=concepts#text")
+    page.wait_for_selector("tf-markdown-view", timeout=60_000)
+    page.wait_for_timeout(2500)
+    page.screenshot(path=target)
+
+
+def projector_picture(page: Page, address: str, target: Path) -> None:
+    """The projector: concepts with their pictures."""
+    page.set_viewport_size({"width": 1380, "height": 900})
+    page.goto(f"{address}#projector")
+    page.wait_for_timeout(12_000)
+    # One concept found by its word shows its fact, its samples' words and its neighbours.
+    page.frames[-1].locator("vz-projector-inspector-panel input").first.fill("red", timeout=20_000)
+    page.mouse.move(690, 510)
+    for _ in range(5):
+        page.mouse.wheel(0, -240)
+        page.wait_for_timeout(500)
+    page.wait_for_timeout(2500)
+    page.screenshot(path=target)
+
+
+def explained(target: Path, demo: Path) -> None:
+    """What fires for one scene, by the demo's dictionary."""
+    dictionary = ConceptDictionary.load(demo / "dictionary")
+    sample = SceneDataset(20, style="full", seed=3)[4]
+    found = dictionary.explain(HookedMM.small("llava"), sample.images, sample.text, count=7)
+    found.draw().save(target, optimize=True)
+
+
 def main() -> None:
-    """Write docs/scenes.png; docs/report.png and docs/tensorboard.png from a demo run, made first if it is missing."""
+    """Write the pictures of docs/; all but the contact sheet from a demo run, made first if it is missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
@@ -160,13 +207,23 @@ def main() -> None:
     if not (options.demo / "report.html").is_file():
         program = Path(sys.executable).with_name("hooked-mm")
         subprocess.run([str(program), "demo", "--output", str(options.demo)], check=True)
+    explained(options.output / "explain.png", options.demo)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
-            executable_path=options.chromium, args=["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
+            executable_path=options.chromium,
+            args=[
+                "--no-sandbox",
+                "--disable-background-networking",
+                "--use-angle=swiftshader",
+                "--enable-unsafe-swiftshader",
+            ],
         )
         page = browser.new_page()
         report_picture(page, options.demo / "report.html", options.output / "report.png")
-        tensorboard_picture(page, options.demo / "tensorboard", options.output / "tensorboard.png")
+        with tensorboard(options.demo / "tensorboard") as address:
+            images_picture(page, address, options.output / "tensorboard.png")
+            card_picture(page, address, options.output / "tensorboard_card.png")
+            projector_picture(page, address, options.output / "tensorboard_projector.png")
         browser.close()
 
 

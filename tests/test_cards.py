@@ -6,17 +6,20 @@ import base64
 import io
 import json
 import re
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import torch
 from hypothesis import example, given
 from hypothesis import strategies as st
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from tensorboard.plugin_util import markdown_to_safe_html
+from tensorboard.plugins.hparams import plugin_data_pb2
 
 from concept_dict.cards import (
     CardSample,
@@ -241,3 +244,82 @@ def test_json_round_trip(text: str, tmp_path: Path) -> None:
         "samples": [{"text": text, "activation": 2.5}, {"text": text, "activation": 1.5}],
     }
     assert (second["fact"], second["held_out_auroc"], second["shuffled_auroc"]) == (None, None, None)
+    assert (content["settings"], content["metrics"]) == ({}, {})
+
+
+def _both_ends() -> ConceptCard:
+    """A signed concept with a map beside each picture."""
+    card = _card(fact=None)
+    red, blue = (CardSample(Image.new("RGB", (8, 8), c), c, a) for c, a in (("red", 2.0), ("blue", -3.0)))
+    green = Image.new("RGB", (8, 8), "lime")
+    return replace(
+        card,
+        samples=[replace(red, where=green)],
+        other_words=[Word("azure", 0.5)],
+        other_samples=[replace(blue, where=green)],
+    )
+
+
+def test_both_ends_of_a_signed_concept(tmp_path: Path) -> None:
+    """Words and samples of either end, by name, on the page, in Markdown, TensorBoard and JSON."""
+    card = _both_ends()
+    text = card_markdown(card)
+    assert text.index("#### positive end") < text.index("1. (2.00) red") < text.index("#### negative end")
+    assert [row[0] for row in _rows(text)] == ["red", "blue", "azure"]
+    assert "1. (-3.00) blue" in text
+    page = _Page(write_html(_report(card), tmp_path / "report.html").read_text("utf-8"))
+    assert [data for tag, data in page.text if tag == "h3"] == ["positive end", "negative end"]
+    assert [image["alt"] for image in page.all("img")] == ["red", "red", "blue", "blue"]
+    tags = _read(write_tensorboard(_report(card), tmp_path / "board")).Tags()
+    assert [tag.rsplit(" ", 2)[1] for tag in tags["images"]] == ["positive", "negative"]
+    (written,) = json.loads(write_json(_report(card), tmp_path / "report.json").read_text())["concepts"]
+    assert written["negative_end"]["words"] == [{"text": "azure", "probability": 0.5}]
+    assert written["negative_end"]["samples"] == [{"text": "blue", "activation": -3.0}]
+
+
+def test_the_map_stands_beside_the_picture(tmp_path: Path) -> None:
+    """On the sheet each picture is followed by the concept in it."""
+    events = _read(write_tensorboard(_report(_both_ends()), tmp_path))
+    for tag, colour in zip(events.Tags()["images"], ((255, 0, 0), (0, 0, 255)), strict=True):
+        sheet = Image.open(io.BytesIO(events.Images(tag)[0].encoded_image_string)).convert("RGB")
+        assert [sheet.getpixel((x, 70)) for x in (70, 204, 338)] == [colour, (0, 255, 0), (255, 255, 255)]
+
+
+def test_samples_without_pictures(tmp_path: Path) -> None:
+    """Captions and activations are shown all the same."""
+    card = replace(_card(fact=None), samples=[CardSample(None, "a caption", 1.5)])
+    page = write_html(_report(card), tmp_path / "report.html").read_text("utf-8")
+    assert "a caption" in page
+    assert "<img" not in page
+    assert _read(write_tensorboard(_report(card), tmp_path / "board")).Tags()["images"] == []
+
+
+def test_runs_compare_by_settings(tmp_path: Path) -> None:
+    """Metrics are scalars; the plugin of hyperparameters finds settings and metrics in the run's one file."""
+    settings = {"method": "SemiNMF", "k": 4, "center": True}
+    report = replace(_report(_card()), metrics={"overlap": 0.25}, settings=settings)
+    folder = write_tensorboard(report, tmp_path)
+    assert len(list(folder.rglob("events.*"))) == 1
+    events = _read(folder)
+    assert events.Scalars("metrics/overlap")[0].value == 0.25
+    found = events.summary_metadata
+    started = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/session_start_info"].plugin_data.content)
+    told = started.session_start_info.hparams
+    assert (told["method"].string_value, told["k"].number_value) == ("SemiNMF", 4)
+    experiment = plugin_data_pb2.HParamsPluginData.FromString(found["_hparams_/experiment"].plugin_data.content)
+    assert [info.name.tag for info in experiment.experiment.metric_infos] == ["metrics/overlap"]
+    assert "| overlap | 0.25 |" in _text(events, "overview/text_summary")
+    assert "<span>overlap</span> <b>0.25</b>" in write_html(report, tmp_path / "r.html").read_text("utf-8")
+
+
+def test_the_projector_has_words_facts_and_pictures(tmp_path: Path) -> None:
+    """One point per card, named by its first word, with all words, its fact, and its pictures' mean."""
+    report = replace(_report(_card(0), _card(7, "green\tgrass")), concepts=torch.eye(2))
+    folder = write_tensorboard(report, tmp_path)
+    (table,) = folder.rglob("metadata.tsv")
+    assert [line.split("\t") for line in table.read_text().splitlines()] == [
+        ["concept", "word", "words", "fact", "attribute"],
+        ["0", "red", "red, blue", "colour=red", "colour"],
+        ["7", "green grass", "green grass, blue", "colour=red", "colour"],
+    ]
+    assert len(list(folder.rglob("sprite.png"))) == 1

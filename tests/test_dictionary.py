@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
+import re
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -19,6 +23,7 @@ from concept_dict.dictionary import ConceptDictionary
 from concept_dict.kmeans import KMeans
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
+from tests.planted import dictionary
 
 HOOK = "blocks.3.hook_resid_post"
 MADE_BY = {"model": "small", "seed": 3, "hooks": [HOOK], "text": 'quotes " and ümlauts'}
@@ -115,6 +120,90 @@ def test_an_unknown_format_or_method_is_refused(key: str, value: object, tmp_pat
     (tmp_path / "dictionary.json").write_text(json.dumps({**content, key: value}))
     with pytest.raises(BadInputError, match=rf"{key} {value!r}.* reads format 1 and SemiNMF, KMeans"):
         ConceptDictionary.load(tmp_path)
+
+
+@pytest.mark.parametrize("damage", ["changed", "cut", "gone", "of another"])
+def test_halves_of_two_dictionaries_are_refused(damage: str, tmp_path: Path) -> None:
+    """Tensors that are not those the JSON speaks of are never read: a copy cut short, a save that was killed."""
+    _saved("semi-NMF", tmp_path / "a")
+    file = tmp_path / "a" / "dictionary.safetensors"
+    if damage == "changed":
+        content = bytearray(file.read_bytes())
+        content[-1] ^= 1
+        file.write_bytes(content)
+    elif damage == "cut":
+        file.write_bytes(file.read_bytes()[:-8])
+    elif damage == "gone":
+        file.unlink()
+    else:
+        _saved("one hot", tmp_path / "b")
+        file.write_bytes((tmp_path / "b" / "dictionary.safetensors").read_bytes())
+    with pytest.raises(BadInputError, match=r"is not the file that dictionary.json speaks of.*by half"):
+        ConceptDictionary.load(tmp_path / "a")
+
+
+@pytest.mark.parametrize("killed", range(4))
+def test_a_save_that_is_killed_leaves_all_or_refuses(
+    killed: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Killed at any of its four steps (write, replace, write, replace), the folder is the old dictionary or refused."""
+    made = _saved("semi-NMF", tmp_path)
+    steps = iter(range(4))
+
+    def dying(step: Callable[..., Any]) -> Callable[..., Any]:
+        def run(*args: Any) -> Any:
+            if next(steps) == killed:
+                raise KeyboardInterrupt
+            return step(*args)
+
+        return run
+
+    monkeypatch.setattr(Path, "write_bytes", dying(Path.write_bytes))
+    monkeypatch.setattr("concept_dict.dictionary.os.replace", dying(os.replace))
+    with pytest.raises(KeyboardInterrupt):
+        _saved("one hot", tmp_path)
+    monkeypatch.undo()
+    if killed < 2:
+        assert torch.equal(ConceptDictionary.load(tmp_path).concepts, made.concepts)
+    else:
+        with pytest.raises(BadInputError, match="by half"):
+            ConceptDictionary.load(tmp_path)
+    again = _saved("one hot", tmp_path)
+    assert torch.equal(ConceptDictionary.load(tmp_path).concepts, again.concepts)
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("concepts.pth", "a pickle of PyTorch"),
+        ("snmf.pkl", "a pickle"),
+        ("model.joblib", "a pickle of scikit-learn"),
+        ("sae_weights.safetensors", "tensors without our dictionary.json"),
+        ("C.npz", "NumPy arrays"),
+    ],
+)
+def test_other_formats_are_refused_by_name(name: str, kind: str, tmp_path: Path) -> None:
+    """Nothing in them is opened; the file may be given itself or lie in the folder."""
+    (tmp_path / name).write_bytes(b"anything")
+    for path in (tmp_path, tmp_path / name):
+        with pytest.raises(BadInputError, match=rf"{re.escape(repr(name))} is {re.escape(kind)}, which is not read"):
+            ConceptDictionary.load(path)
+
+
+def test_broken_json_is_refused(tmp_path: Path) -> None:
+    """As no dictionary, with what the reader says of it."""
+    _saved("semi-NMF", tmp_path)
+    (tmp_path / "dictionary.json").write_text("{")
+    with pytest.raises(BadInputError, match=r"dictionary.json' is no JSON"):
+        ConceptDictionary.load(tmp_path)
+
+
+def test_signed_methods_are_told_by_their_activations() -> None:
+    """Non-negative methods have one end, signed ones two; cosines are signed."""
+    signed = {name for name, method in METHODS.items() if ConceptDictionary(clone(method).fit(ROWS), HOOK).signed}
+    assert signed == {"cosine"}
+    assert dictionary(HOOK, np.eye(4), mean=np.ones(4), signed=True).signed
+    assert not dictionary(HOOK, np.eye(4), mean=np.ones(4)).signed
 
 
 @pytest.mark.parametrize("method", [SemiNMF(2), KMeans(2)])

@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hooked_mm.drawing import data_uri, enlarge, grid
+from hooked_mm.drawing import data_uri, enlarge, grid, heat, overlay
+from hooked_mm.errors import BadInputError
 
 SIDES = st.integers(1, 90)
 
@@ -78,3 +79,42 @@ def test_data_uri_holds_the_picture(mode: str) -> None:
         assert decoded.format == "PNG"
         assert decoded.mode == mode
         assert decoded.tobytes() == image.tobytes()
+
+
+def test_heat_by_hand() -> None:
+    """Nothing is clear, the peak opaque yellow, its negative opaque cyan, more than the peak no other; NaN is clear."""
+    drawn = heat(np.array([[0.0, 2.0, 4.0, -2.0, np.nan, 0.4]]), 2.0)[0]
+    assert drawn[[0, 4], 3].tolist() == [0, 0]
+    assert drawn[1].tolist() == drawn[2].tolist() == [255, 225, 60, 255]
+    assert drawn[3].tolist() == [90, 240, 255, 255]
+    # A fifth of the peak: a fifth of the way between the colours, a quarter opaque.
+    assert drawn[5].tolist() == [211, 77, 12, 64]
+    with pytest.raises(BadInputError, match="peak=0"):
+        heat(np.zeros((1, 1)), 0)
+
+
+def test_cells_lie_where_the_box_says() -> None:
+    """The one bright cell covers its share of the box, cut at the picture's edge; nothing else changes."""
+    image, values = noise(8, 4), np.array([[0.0, 1.0], [0.0, 0.0]])
+    plain = np.asarray(overlay(image, 0 * values, side=80))
+    assert plain.shape == (40, 80, 3)
+    assert (plain[..., 0] == plain[..., 1]).all(), "faded to grey"
+    for box, rows, cols in [
+        (None, slice(0, 20), slice(40, 80)),
+        ((0, 0, 4, 4), slice(0, 20), slice(20, 40)),
+        # A square around the picture, as some processors pad it: the upper half of the upper cell is outside.
+        ((0, -2, 8, 6), slice(0, 20), slice(40, 80)),
+        ((-8, 0, 8, 8), slice(0, 40), slice(0, 80)),
+    ]:
+        changed = (np.asarray(overlay(image, values, box, side=80)) != plain).any(axis=-1)
+        expected = np.zeros((40, 80), bool)
+        expected[rows, cols] = True
+        assert (changed == expected).all(), box
+
+
+def test_a_common_peak_makes_pictures_comparable() -> None:
+    """By its own peak every map has a bright cell; by a common one a weak map stays pale."""
+    image, weak = noise(6, 6), np.array([[0.1, 0.0]])
+    own, common = (np.asarray(overlay(image, weak, peak=peak)).astype(int) for peak in (None, 1.0))
+    assert (own[0, 0] == (255, 225, 60)).all()
+    assert (common[0, 0] < own[0, 0] - 50).any()

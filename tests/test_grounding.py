@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -14,7 +15,8 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, trainers
 from transformers import LlamaTokenizer, PreTrainedTokenizerFast
 
-from concept_dict.grounding import STOPWORDS, is_whole_word, top_samples, top_words
+from concept_dict.grounding import STOPWORDS, is_signed, is_whole_word, read_words, top_samples, top_words
+from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.language import vocabulary
 from hooked_mm.scenes.world import COLOURS
@@ -77,8 +79,8 @@ def test_probabilities_are_those_over_the_whole_vocabulary(llava: HookedMM, seed
     assert sum(found.values()) < 1
 
 
-def test_the_norms_gain_is_not_forgotten(llava: HookedMM) -> None:
-    """Where leaving out the final norm's gain would give the words another order, the order is that with it."""
+def test_xl_vlms_forgets_the_final_norm(llava: HookedMM) -> None:
+    """Where leaving out the final norm's gain would give the words another order, ours is that with it."""
     gain, vocabulary = _norm(llava).weight.double().numpy(), llava.tokenizer.get_vocab()
     different = 0
     for seed in range(12):
@@ -103,6 +105,56 @@ def test_a_strong_gain_changes_the_first_word() -> None:
     first = [int(_probabilities(model, concept, g).argmax()) for g in (gain, 1.0)]
     assert first == [vocabulary["red"], vocabulary["blue"]]
     assert top_words(model, torch.as_tensor(concept)[None])[0][0].text == "red"
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_xl_vlms_plots_the_least_probable_words(llava: HookedMM, seed: int) -> None:
+    """The words are those of largest probability: every whole word that is left out has less, whatever the count."""
+    concept = _unit(np.random.default_rng(seed).standard_normal(llava.cfg.d_model))
+    everything = _all_words(llava, concept)
+    shown = top_words(llava, torch.as_tensor(concept)[None], 5, stopwords=())[0]
+    rest = [probability for word, probability in everything.items() if word not in {word.text for word in shown}]
+    assert min(word.probability for word in shown) >= max(rest)
+    assert shown[0].probability == max(everything.values())
+
+
+def test_xl_vlms_takes_first_sub_tokens_for_words() -> None:
+    """A concept whose most probable tokens are pieces is named by whole words further down; of pieces that the
+    tokenizer alone can't tell from words, a vocabulary can.
+    """
+    tokenizer = _byte_level()
+    tokens = tokenizer.get_vocab()
+    logits = torch.zeros(1, len(tokenizer))
+    for text, value in (("tle", 9.0), ("ogue", 8.0), ("he", 7.0), ("Ġcatal", 6.0), ("Ġcattle", 5.0)):
+        logits[0, tokens[text]] = value
+    model = _reading(tokenizer)
+    assert [word.text for word in top_words(model, logits, 2)[0]] == ["catal", "cattle"]
+    assert [word.text for word in top_words(model, logits, 2, candidates=400, vocabulary=["Cattle", "cat"])[0]] == [
+        "cattle",
+        "cat",
+    ]
+
+
+def test_a_list_of_stopwords_of_ones_own(llava: HookedMM, tmp_path: Path) -> None:
+    """Words apart by any white space, in any case; a file that is not there is named."""
+    (tmp_path / "mine.txt").write_text("Red\n  blue\tGREEN\n")
+    assert read_words(tmp_path / "mine.txt") == {"red", "blue", "green"}
+    rows = torch.as_tensor(_unembedding(llava)[[llava.tokenizer.get_vocab()["red"]]])
+    assert top_words(llava, rows / _norm(llava).weight)[0][0].text == "red"
+    found = top_words(llava, rows / _norm(llava).weight, stopwords=read_words(tmp_path / "mine.txt"))[0]
+    assert "red" not in {word.text for word in found}
+    assert (
+        top_words(llava, rows / _norm(llava).weight, stopwords=["RED"])[0]
+        == top_words(llava, rows / _norm(llava).weight, stopwords=["red"])[0]
+    )
+    with pytest.raises(BadInputError, match="no list of words"):
+        read_words(tmp_path / "gone.txt")
+
+
+def test_concepts_of_another_width_are_refused(llava: HookedMM) -> None:
+    """As those of a tower are: they are no directions of the residual stream."""
+    with pytest.raises(BadInputError, match=r"\(3, 96\).*width 128"):
+        top_words(llava, torch.ones(3, 96))
 
 
 def test_stopwords_and_marks_are_left_out(llava: HookedMM) -> None:
@@ -198,6 +250,16 @@ def test_whole_words_of_a_sentence_piece_tokenizer(rebuilt: bool, token: str, wh
     assert is_whole_word(tokenizer, tokenizer.get_vocab()[token]) is whole
 
 
+def _reading(tokenizer: Any) -> Any:
+    """A model whose logits are what it is given."""
+
+    def to_logits(resid: torch.Tensor) -> torch.Tensor:
+        return resid
+
+    size = SimpleNamespace(d_model=len(tokenizer))
+    return SimpleNamespace(device=torch.device("cpu"), tokenizer=tokenizer, to_logits=to_logits, cfg=size)
+
+
 def test_a_word_in_another_case_is_a_repetition() -> None:
     """Of "red" and "Red" only the more probable one is named."""
     tokenizer = _byte_level()
@@ -205,8 +267,7 @@ def test_a_word_in_another_case_is_a_repetition() -> None:
     logits = torch.zeros(1, len(tokenizer))
     for token, value in (("Ġred", 0.3), ("ĠRed", 0.4), ("Ġcat", 0.2)):
         logits[0, vocabulary[token]] = value
-    model = SimpleNamespace(device=torch.device("cpu"), tokenizer=tokenizer, to_logits=lambda resid: resid)
-    words = top_words(model, logits, 2)[0]  # type: ignore[arg-type]
+    words = top_words(_reading(tokenizer), logits, 2)[0]
     assert [word.text for word in words] == ["Red", "cat"]
 
 
@@ -229,3 +290,20 @@ def test_top_samples(n: int, k: int, count: int, levels: int, seed: int) -> None
 def test_a_dead_concept_has_no_samples() -> None:
     """A concept that nothing activates has an empty list, in its place."""
     assert top_samples(np.array([[0.0, 1.0], [0.0, 2.0]]), 3) == [[], [1, 0]]
+
+
+@given(n=st.integers(1, 20), count=st.integers(1, 25), seed=st.integers(0, 2**31 - 1))
+def test_the_other_end(n: int, count: int, seed: int) -> None:
+    """Negated, the samples of smallest activation come first; those above zero are at the first end alone."""
+    pooled = np.random.default_rng(seed).standard_normal((n, 2))
+    for column, (high, low) in enumerate(zip(top_samples(pooled, count), top_samples(-pooled, count), strict=True)):
+        values = pooled[:, column]
+        assert low == sorted((row for row in range(n) if values[row] < 0), key=lambda row: values[row])[:count]
+        assert not set(high) & set(low)
+
+
+def test_signed_is_told_by_what_transform_gives() -> None:
+    """Products are signed, their positive part is not, wherever the mean lies."""
+    concepts, mean = torch.eye(3)[:2], torch.tensor([5.0, -5.0, 0.0])
+    assert is_signed(concepts, mean, lambda rows: (rows - mean) @ concepts.T)
+    assert not is_signed(concepts, mean, lambda rows: ((rows - mean) @ concepts.T).clamp_min(0))

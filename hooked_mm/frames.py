@@ -1,0 +1,94 @@
+"""Which part of a picture a grid of patches covers: processors pad, crop and stretch before they cut.
+
+A box (left, top, right, bottom) is in pixels of the picture; it reaches beyond the picture where a processor pads.
+
+| rule | processors | the grid covers |
+|---|---|---|
+| `centre` | LLaVA-NeXT, LLaVA-OneVision | a canvas of the grid's shape, the picture in its middle |
+| `corner` | Mllama | a canvas of the grid's shape, the picture in its top left corner |
+| `square` | LLaVA with `do_pad` | a square around the picture |
+| `crop` | any with `do_center_crop` | the middle, where the shorter side was resized |
+| `patches` | Idefics2 | the picture but for a border narrower than a patch |
+| `whole` | all others | the picture, stretched if need be |
+
+Add a processor whose grid covers something else: a row of `RULES`.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from transformers.models.idefics2.image_processing_pil_idefics2 import get_resize_output_image_size
+
+from hooked_mm.errors import BadInputError
+
+Box = tuple[float, float, float, float]
+
+RULES = {
+    "LlavaNextImageProcessor": "centre",
+    "LlavaOnevisionImageProcessor": "centre",
+    "MllamaImageProcessor": "corner",
+    "Idefics2ImageProcessor": "patches",
+}
+"""By the name of the image processor's class, without its backend; others are told by their settings."""
+
+
+def rule_of(images: Any) -> str:
+    """The rule of an image processor."""
+    name = type(images).__name__.removesuffix("Pil").removesuffix("Fast")
+    # Quarters are padded each by itself, together by less than a patch.
+    if name in RULES and not getattr(images, "do_image_splitting", False):
+        return RULES[name]
+    if name == "LlavaImageProcessor" and getattr(images, "do_pad", False):
+        return "square"
+    return "crop" if getattr(images, "do_center_crop", False) else "whole"
+
+
+def covered(processor: Any, size: tuple[int, int], grid: tuple[int, int], patch: int | None = None) -> Box:
+    """The part of a picture that a grid covers.
+
+    Args:
+        processor: The model's processor.
+        size: (width, height) of the picture as it was given to the processor.
+        grid: (rows, cols) of the grid.
+        patch: The side of a patch in pixels of the resized picture, which the rule `patches` needs.
+
+    Returns:
+        The box, in pixels of the picture.
+
+    Raises:
+        BadInputError: For a size or a grid without extent, or a rule that lacks `patch`.
+    """
+    (width, height), (rows, cols) = size, grid
+    if min(width, height, rows, cols) < 1:
+        raise BadInputError(f"a picture of {size} and a grid of {grid}: both need at least one of each")
+    images = processor.image_processor
+    rule = rule_of(images)
+    if rule in ("centre", "corner"):
+        # The smallest canvas of the grid's shape that holds the picture.
+        wide = max(width, height * cols / rows)
+        high = wide * rows / cols
+        left, top = ((width - wide) / 2, (height - high) / 2) if rule == "centre" else (0.0, 0.0)
+        return left, top, left + wide, top + high
+    if rule == "square":
+        side = max(width, height)
+        return _middle(width, height, side, side)
+    if rule == "crop":
+        kept, resized = images.crop_size, images.size
+        if resized.shortest_edge:
+            across = down = min(width, height) / resized.shortest_edge
+        else:
+            across, down = width / resized.width, height / resized.height
+        return _middle(width, height, kept.width * across, kept.height * down)
+    if rule == "patches":
+        if patch is None:
+            raise BadInputError("this processor leaves a border out, which only the patch's side tells; give patch")
+        high, wide = get_resize_output_image_size(np.empty((1, height, width), np.uint8), images.size)
+        return 0.0, 0.0, min(1.0, cols * patch / wide) * width, min(1.0, rows * patch / high) * height
+    return 0.0, 0.0, float(width), float(height)
+
+
+def _middle(width: float, height: float, wide: float, high: float) -> Box:
+    left, top = (width - wide) / 2, (height - high) / 2
+    return left, top, left + wide, top + high

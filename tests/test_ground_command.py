@@ -1,0 +1,144 @@
+"""`hooked-mm ground`: options make the files they describe; what is wrong is said in one line."""
+
+from __future__ import annotations
+
+import json
+import re
+import shlex
+import sys
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+from concept_dict.dictionary import ConceptDictionary
+from concept_dict.ground_command import build_parser, main
+from concept_dict.semi_nmf import SemiNMF
+from hooked_mm.errors import BadInputError
+from hooked_mm.extraction import Extractor
+from hooked_mm.extraction_job import extract
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.dataset import ScenesDataModule
+from hooked_mm.scenes.world import COLOURS
+from hooked_mm.selectors import TokenOfInterest
+from hooked_mm.store import ActivationStore
+
+HOOK = "blocks.4.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Two stores and a dictionary."""
+    folder = tmp_path_factory.mktemp("ground")
+    extractor = Extractor(llava, HOOK, TokenOfInterest(tuple(COLOURS)), answer="given")
+    fit = extract(extractor, ScenesDataModule(30, style="full"), folder / "fit")
+    extract(extractor, ScenesDataModule(30, seed=1, style="full"), folder / "held")
+    fitted = SemiNMF(3, max_iter=10, random_state=0).fit(fit.activations(HOOK))
+    ConceptDictionary(fitted, HOOK, fit.made_by).save(folder / "dictionary")
+    return folder
+
+
+def _options(made: Path, output: Path, *more: str) -> list[str]:
+    return [
+        *("--dictionary", str(made / "dictionary"), "--store", str(made / "fit"), "--model.id", "small:llava"),
+        *("--output", str(output), "--count", "2", *more),
+    ]
+
+
+def test_options_make_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """TensorBoard, page and JSON; facts scored on the held-out store; stopwords of one's own; then it is refused."""
+    (tmp_path / "mine.txt").write_text("red\nBlue green")
+    options = _options(
+        made, tmp_path / "out", "--held_out", str(made / "held"), "--stopwords", str(tmp_path / "mine.txt")
+    )
+    main(options)
+    assert {path.name for path in (tmp_path / "out").iterdir()} == {"tensorboard", "report.html", "report.json"}
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    assert len(content["concepts"]) == 3
+    assert all(len(card["samples"]) == 2 and card["fact"] for card in content["concepts"])
+    words = {word["text"] for card in content["concepts"] for word in card["words"]}
+    assert not {"red", "blue", "green"} & words
+    printed = capsys.readouterr().out
+    assert printed.count("concept ") >= 3
+    assert "held-out AUROC: " in printed
+    tags = EventAccumulator(str(tmp_path / "out" / "tensorboard")).Reload().Tags()
+    assert "metrics/held-out AUROC" in tags["scalars"]
+    with pytest.raises(BadInputError, match=r"already holds tensorboard, report.html, report.json"):
+        main(options)
+
+
+def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It gets the dictionary, the held-out samples and those that choose, words and model; its single numbers stand in
+    every file, its tables do not.
+    """
+    asked: dict[str, Any] = {}
+
+    def evaluate(dictionary: ConceptDictionary, evidence: Any, metrics: list[str]) -> dict[str, Any]:
+        asked.update(vars(evidence), k=len(dictionary.concepts), metrics=metrics)
+        return {"overlap/samples": 0.25, "overlap/all": np.zeros(3)}
+
+    def samples(store: ActivationStore, hook: str, images: Any = None) -> tuple[Path, str]:
+        return store.path, hook
+
+    def evidence(held_out: Any, **options: Any) -> SimpleNamespace:
+        return SimpleNamespace(held_out=held_out, **options)
+
+    fakes = {
+        "evaluation": SimpleNamespace(evaluate=evaluate),
+        "evidence": SimpleNamespace(Evidence=evidence, Samples=SimpleNamespace(of=samples)),
+        "answer_rows": SimpleNamespace(),
+    }
+    for name, module in fakes.items():
+        monkeypatch.setitem(sys.modules, f"concept_dict.{name}", module)
+    more = ("--held_out", str(made / "held"), "--where", "none", "--metrics", "[overlap]", "--clip", "my/clip")
+    main(_options(made, tmp_path / "out", *more))
+    assert (asked["metrics"], asked["k"], asked["clip"]) == (["overlap"], 3, Path("my/clip"))
+    assert (asked["held_out"], asked["fitted"]) == ((made / "held", HOOK), (made / "fit", HOOK))
+    assert [len(words) for words in asked["words"]] == [5, 5, 5]
+    assert isinstance(asked["model"], HookedMM)
+    metrics = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]
+    assert metrics["overlap/samples"] == 0.25
+    assert set(metrics) == {"overlap/samples", "held-out AUROC", "its chance"}
+    assert "overlap/samples" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_yaml(made: Path, tmp_path: Path) -> None:
+    """A file says the same as options."""
+    (tmp_path / "ground.yaml").write_text("count: 4\nwhere: positions\nmodel: {id: small:llava}\n")
+    chosen = build_parser().parse_args(["-c", str(tmp_path / "ground.yaml"), *_options(made, tmp_path / "o")[:-2]])
+    assert (chosen.count, chosen.where, chosen.model.id) == (4, "positions", "small:llava")
+
+
+def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Path) -> None:
+    """No dictionary, no list of words; nothing is written."""
+    with pytest.raises(BadInputError, match="holds no concept dictionary"):
+        main(["--dictionary", str(made), *_options(made, tmp_path / "out")[2:]])
+    with pytest.raises(BadInputError, match="no list of words"):
+        main(_options(made, tmp_path / "out", "--stopwords", "gone.txt"))
+    with pytest.raises(SystemExit):
+        main(_options(made, tmp_path / "out", "--where", "everywhere"))
+    assert not (tmp_path / "out").exists()
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
+
+
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its Python and its command in their order; shapes in comments are the real ones; its links lead somewhere."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for language, block in re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL):
+        if language == "python":
+            exec(block, names)
+        else:
+            (command,) = (line for line in block.splitlines() if line.startswith("hooked-mm ground "))
+            main(shlex.split(command)[2:])
+    assert {"report.html", "report.json", "tensorboard"} == {path.name for path in Path("runs/grounded").iterdir()}
+    assert names["strongest"].where[0].values.shape == (8, 8)
+    assert names["activations"].shape == (len(names["held_out"]), 12)
+    assert Path("runs/explained.png").is_file()
+    docs = Path(__file__).parents[1] / "docs"
+    assert not [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if not (docs / link).exists()]
