@@ -97,7 +97,7 @@ class Factorisation(Decomposition):
     random_state: int | None
 
     def begin(self, rows: Rows) -> None:
-        """Start from concepts, and the best activations for them."""
+        """Start from concepts, and good activations for them."""
         if isinstance(self.init, str):
             self._check_options(init=("kmeans", "svd"))
         self._check_at_least_one("max_iter")
@@ -106,7 +106,11 @@ class Factorisation(Decomposition):
         self._rows = self._centred(rows)
         self.penalty_ = self.alpha * (self._rows.size / self._rows.total) ** 0.5
         self.components_ = self._start(rows)
-        self._active = self._measure(self._rows)
+        self._active = torch.zeros(rows.count, self.n_components, device=rows.device)
+        gram = self.components_ @ self.components_.T
+        for part, chunk in self._rows.chunks():
+            wanted = chunk @ self.components_.T - self.penalty_
+            self._active[part] = hals_activations(wanted, gram, self._active[part], SWEEPS)
         self.objective_history_ = [self._objective(*self._sums())]
         self.converged_, self.n_iter_ = False, 0
 

@@ -20,9 +20,18 @@ from concept_dict.rows import Centred, Rows
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
 
 
-def squared_distances(rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"]) -> Float[Tensor, "n k"]:
-    """||z_i - m_k||^2, never below zero."""
-    return ((rows**2).sum(1, keepdim=True) - 2 * rows @ centres.T + (centres**2).sum(1)).clamp_min_(0)
+def squared_distances(
+    rows: Float[Tensor, "n d"], centres: Float[Tensor, "k d"], squares: Float[Tensor, " n"] | None = None
+) -> Float[Tensor, "n k"]:
+    """||z_i - m_k||^2, never below zero.
+
+    Args:
+        rows: z.
+        centres: m.
+        squares: ||z_i||^2, if they are known.
+    """
+    own = rows.square().sum(1) if squares is None else squares
+    return torch.addmm(own[:, None] + centres.square().sum(1), rows, centres.T, alpha=-2).clamp_min_(0)
 
 
 @dataclass
@@ -107,17 +116,22 @@ class KMeans(Decomposition):
         return centres
 
     def _distances(self, rows: Centred, centres: Tensor) -> Float[Tensor, "n m"]:
-        parts = [squared_distances(chunk, centres) for _, chunk in rows.chunks()]
+        parts = [squared_distances(chunk, centres, rows.squares[part]) for part, chunk in rows.chunks()]
         return torch.cat(parts) if parts else torch.zeros(0, len(centres), device=rows.device)
 
     def _assign(self, rows: Centred, centres: Tensor) -> tuple[Int[Tensor, " n"], Float[Tensor, " n"], float]:
         labels = torch.empty(rows.count, dtype=torch.long, device=rows.device)
         distances = torch.empty(rows.count, device=rows.device)
         for part, chunk in rows.chunks():
-            labels[part] = squared_distances(chunk, centres).argmin(dim=1)
-            # By subtraction: as the difference of large numbers little would be left of a small distance.
-            distances[part] = (chunk - centres[labels[part]]).square().sum(dim=1)
+            distances[part], labels[part] = squared_distances(chunk, centres, rows.squares[part]).min(dim=1)
         return labels, distances, float(rows.processes.sum(distances.double().sum()))
+
+    def _inertia(self, rows: Centred, start: _Start) -> float:
+        total = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for part, chunk in rows.chunks():
+            # By subtraction: as the difference of large numbers little would be left of a small distance.
+            total += (chunk - start.centres[start.labels[part]]).double().square().sum()
+        return float(rows.processes.sum(total))
 
     def step(self) -> bool:
         """One iteration of Lloyd's algorithm."""
@@ -143,6 +157,7 @@ class KMeans(Decomposition):
         settled = same or moved <= self.tol * rows.size / (rows.total * rows.width)
         if now.steps < self.max_iter and not (settled and bool((counts > 0).all())) and inertia > 0:
             return False
+        now.inertia = self._inertia(rows, now)
         if self._best is None or now.inertia < self._best.inertia:
             self._best = now
         if self._begun == self.n_init:

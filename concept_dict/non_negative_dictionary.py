@@ -35,7 +35,7 @@ class NonNegativeDictionary(Factorisation):
         init: Init | Tensor = "kmeans",
         center: bool = True,
         max_iter: int = 300,
-        tol: float = 1e-4,
+        tol: float = 1e-6,
         random_state: int | None = 0,
     ) -> None:
         self.n_components = n_components

@@ -166,7 +166,8 @@ class Centred:
 
     Attributes:
         mean: (d,); zeros where nothing is subtracted.
-        size: Sum of squares over all processes.
+        squares: (n,), each row's sum of squares.
+        size: Their sum over all processes.
         count: Rows of this process.
         total: Rows of all.
     """
@@ -185,9 +186,12 @@ class Centred:
         if rows.count * rows.width * 4 <= HELD_BYTES:
             whole = rows.read(slice(None))
             self._held = whole - self.mean if center else whole
+        self.squares: Float[Tensor, " n"] = torch.empty(rows.count, device=rows.device)
         size = torch.zeros((), dtype=torch.float64, device=rows.device)
-        for _, chunk in self.chunks():
-            size += chunk.double().square().sum()
+        for part, chunk in self.chunks():
+            wide = chunk.double().square().sum(dim=1)
+            self.squares[part] = wide.float()
+            size += wide.sum()
         self.size = float(rows.processes.sum(size))
 
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "m d"]]]:

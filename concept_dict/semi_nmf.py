@@ -39,7 +39,7 @@ class SemiNMF(Factorisation):
         init: Init | Tensor = "kmeans",
         center: bool = True,
         max_iter: int = 300,
-        tol: float = 1e-4,
+        tol: float = 1e-3,
         random_state: int | None = 0,
     ) -> None:
         self.n_components = n_components
