@@ -106,13 +106,20 @@ class Factorisation(Decomposition):
         self._rows = self._centred(rows)
         self.penalty_ = self.alpha * (self._rows.size / self._rows.total) ** 0.5
         self.components_ = self._start(rows)
-        self._active = torch.zeros(rows.count, self.n_components, device=rows.device)
+        self._active = self._first_activations()
+        self.objective_history_ = [self._objective(*self._sums())]
+        self.converged_, self.n_iter_ = False, 0
+
+    def _first_activations(self) -> Float[Tensor, "n k"]:
+        if isinstance(self.init, Tensor):
+            # Concepts at hand may be those of an earlier fit, whose end is not to be left again.
+            return self._measure(self._rows)
+        active = torch.zeros(self._rows.count, self.n_components, device=self._rows.device)
         gram = self.components_ @ self.components_.T
         for part, chunk in self._rows.chunks():
             wanted = chunk @ self.components_.T - self.penalty_
-            self._active[part] = hals_activations(wanted, gram, self._active[part], SWEEPS)
-        self.objective_history_ = [self._objective(*self._sums())]
-        self.converged_, self.n_iter_ = False, 0
+            active[part] = hals_activations(wanted, gram, active[part], SWEEPS)
+        return active
 
     def _start(self, rows: Rows) -> Float[Tensor, "k d"]:
         k, width = self.n_components, rows.width

@@ -1,0 +1,49 @@
+"""`hooked-mm learn`: options and YAML make the run they describe."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from concept_dict.dictionary import ConceptDictionary
+from concept_dict.learn_command import build_parser, main
+from hooked_mm.store import ActivationStore
+
+
+@pytest.fixture
+def options(tmp_path: Path) -> list[str]:
+    """A store of forty rows, and what every run needs."""
+    rows = torch.randn(40, 6, generator=torch.Generator().manual_seed(0))
+    samples = [{"sample": f"s{n}", "sample_number": n, "place": ("sea", "snow")[n % 2]} for n in range(40)]
+    ActivationStore.from_arrays(tmp_path / "s", {"h": rows}, [{"sample": f"s{n}"} for n in range(40)], samples, {})
+    return ["--store", str(tmp_path / "s"), "--hook", "h", "--output", str(tmp_path / "d"), "--trainer.accelerator=cpu"]
+
+
+def test_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Several k and seeds of a method with settings, on part of the rows; a table; scalars; then nothing is left."""
+    chosen = ["--method", "KMeans", "--method.n_init", "2", "--k", "[2, 3]", "--seeds", "[0, 1]"]
+    main([*options, *chosen, "--where", "{place: sea}"])
+    printed = capsys.readouterr().out
+    assert "KMeans-k2-seed1" in printed
+    made = ConceptDictionary.load(tmp_path / "d" / "KMeans-k3-seed1").decomposition
+    assert (made.n_components, made.get_params()["n_init"], made.get_params()["random_state"]) == (3, 2, 1)
+    rows = ActivationStore.open(tmp_path / "s").activations("h")[::2]
+    torch.testing.assert_close(made.mean_, rows.mean(0))
+    assert list((tmp_path / "d" / "log").glob("events*"))
+    main([*options, *chosen])
+    assert "already" in capsys.readouterr().out
+
+
+def test_yaml(options: list[str], tmp_path: Path) -> None:
+    """A file says the same."""
+    (tmp_path / "learn.yaml").write_text("method: {class_path: PCA, init_args: {center: false}}\nk: [2]\n")
+    main(["-c", str(tmp_path / "learn.yaml"), *options])
+    assert not ConceptDictionary.load(tmp_path / "d" / "PCA-k2").decomposition.mean_.any()
+
+
+def test_every_method_is_offered(options: list[str]) -> None:
+    """By its name."""
+    for name in ("SemiNMF", "NonNegativeDictionary", "KMeans", "PCA", "TopNorm", "TopKSAE"):
+        assert build_parser().parse_args([*options, "--method", name]).method.class_path.endswith(name)
