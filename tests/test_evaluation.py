@@ -17,7 +17,7 @@ from concept_dict.evaluation import METRICS, NEEDS, available, evaluate
 from concept_dict.evidence import Evidence, Samples
 from concept_dict.grounding import top_words
 from concept_dict.metrics import pool_samples
-from concept_dict.semi_nmf import SemiNMF
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
@@ -35,7 +35,7 @@ def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> tuple[Con
     """A small dictionary of the small LLaVA with all evidence but CLIP and BERT."""
     path, extractor = tmp_path_factory.mktemp("e"), Extractor(llava, HOOK, TokenOfInterest(WORDS), answer="given")
     stores = [extract(extractor, ScenesDataModule(70, seed=seed, style="full"), path / str(seed)) for seed in (0, 1)]
-    fits = [SemiNMF(16, random_state=seed).fit(stores[0].activations(HOOK)) for seed in (0, 1)]
+    fits = [NonNegativeDictionary(16, random_state=seed).fit(stores[0].activations(HOOK)) for seed in (0, 1)]
     data = SceneDataset(70, seed=1, style="full")
     rows = list(stored_rows(llava, stores[1], lambda number: data[number].images, samples=8))
     held = Samples.of(stores[1], HOOK, images=[data[number].images for number in range(70)])  # type: ignore[misc]
@@ -192,7 +192,7 @@ def test_every_need_is_one_of_the_table() -> None:
 def test_signed_activations_want_words_for_both_ends(made: Any) -> None:
     """A signed dictionary is scored with 2k concepts, and says so where words are too few."""
 
-    class Signed(SemiNMF):
+    class Signed(NonNegativeDictionary):
         def transform(self, X: Any) -> torch.Tensor:
             return (X.float() - self.mean_) @ self.components_.T
 
