@@ -210,7 +210,7 @@ def test_broken_json_is_refused(tmp_path: Path) -> None:
 def test_signed_methods_are_told_by_their_activations() -> None:
     """Non-negative methods have one end, signed ones two; cosines are signed."""
     signed = {name for name, method in METHODS.items() if ConceptDictionary(clone(method).fit(ROWS), HOOK).signed}
-    assert signed == {"cosine"}
+    assert signed == {"cosine", "principal components"}
     assert dictionary(HOOK, np.eye(4), mean=np.ones(4), signed=True).signed
     assert not dictionary(HOOK, np.eye(4), mean=np.ones(4)).signed
 
