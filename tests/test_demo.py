@@ -50,7 +50,7 @@ def test_concepts_match_the_truth_and_chance_does_not(made: Path) -> None:
     assert len({card["fact"] for card in concepts}) >= 12
     # The first word of a colour's or shape's concept is that colour or shape, in most cases.
     named = [
-        card for card in concepts if card["fact"].split("=")[0] in ("colour", "shape") and card["held_out_auroc"] > 0.98
+        card for card in concepts if card["fact"].split("=")[0] in ("colour", "shape") and card["held_out_auroc"] > 0.9
     ]
     assert len(named) >= 5
     assert np.mean([card["words"][0]["text"] == card["fact"].split("=")[1] for card in named]) > 0.7
