@@ -224,7 +224,7 @@ def table(times: dict[str, np.ndarray], samples: int) -> str:
 
 
 def peak_memory(samples: int) -> float:
-    """Peak resident memory in MB of a process that extracts so many samples, in shards of 8 MB."""
+    """Peak resident memory in MB of a process that extracts so many samples, in shards of 0.2 MB."""
     command = [sys.executable, "-m", "benchmarks.extraction", "--peak", str(samples)]
     done = subprocess.run(command, capture_output=True, text=True, check=True)
     return float(json.loads(done.stdout.splitlines()[-1])["peak"])

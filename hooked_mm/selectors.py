@@ -16,7 +16,7 @@ from torch import Tensor
 
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
-from hooked_mm.word_classes import words_of
+from hooked_mm.word_classes import wanted
 from hooked_mm.words import can_make, check_words, find_words
 
 
@@ -60,22 +60,16 @@ class TokenOfInterest(Selector):
     word_class: str | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.words, str):
-            raise BadInputError(f"words={self.words!r} is one text; write [{self.words!r}]")
+        if not wanted(self.words, self.word_class):
+            raise BadInputError("no words of interest; give words, or word_class")
         if self.where not in ("predicts", "at"):
             raise BadInputError(f"where={self.where!r}; it must be 'predicts' or 'at'")
         if self.occurrences not in ("all", "first"):
             raise BadInputError(f"occurrences={self.occurrences!r}; it must be 'all' or 'first'")
-        if self.word_class is not None:
-            words_of(self.word_class)
-        if not self.words and self.word_class is None:
-            raise BadInputError("no words of interest; give words, or word_class")
 
     def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
         check_words(tokenizer, self.words)
-        words = list(self.words)
-        if self.word_class is not None:
-            words += [word for word in words_of(self.word_class) if can_make(tokenizer, word) and word not in words]
+        words = [word for word in wanted(self.words, self.word_class) if can_make(tokenizer, word)]
         if not words:
             raise BadInputError(f"the tokenizer can't make any of the {self.word_class}; give words of its vocabulary")
         picks = []

@@ -5,7 +5,9 @@ To add one: a line here.
 
 from __future__ import annotations
 
-from hooked_mm.errors import unknown
+from collections.abc import Sequence
+
+from hooked_mm.errors import BadInputError, unknown
 
 WORD_CLASSES: dict[str, tuple[str, ...]] = {
     name: tuple(words.split())
@@ -41,3 +43,14 @@ def words_of(name: str) -> tuple[str, ...]:
     if name not in WORD_CLASSES:
         raise unknown("word class", name, WORD_CLASSES)
     return WORD_CLASSES[name]
+
+
+def wanted(words: Sequence[str], word_class: str | None) -> list[str]:
+    """The words asked for, those of a class behind them, each once.
+
+    Raises:
+        BadInputError: If `words` is one text, or there is no such class.
+    """
+    if isinstance(words, str):
+        raise BadInputError(f"words={words!r} is one text; write [{words!r}]")
+    return list(dict.fromkeys([*words, *(() if word_class is None else words_of(word_class))]))

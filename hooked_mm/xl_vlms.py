@@ -63,20 +63,12 @@ def import_features(
     states = data["hidden_states"]
     modules = sorted(states[0])
     hooks = {module: (names or {}).get(module) or hook_name(module) for module in modules}
-    writer = StoreWriter(
-        output,
-        {
-            "model": None,
-            "imported": {"format": "XL-VLMs", "file": str(source)},
-            "hooks": [hooks[module] for module in modules],
-            **(made_by or {}),
-        },
-    )
+    parts: list[tuple[dict[str, torch.Tensor], list[Any], list[Any], list[Any]]] = []
     for number, state in enumerate(states):
         name = str(number)
         mask = data.get("token_of_interest_mask")
         if mask is not None and not bool(torch.as_tensor(mask[number]).all()):
-            writer.add({}, [], [], [{"sample": name, "reason": "the token of interest was not found in it"}])
+            parts.append(({}, [], [], [{"sample": name, "reason": "the token of interest was not found in it"}]))
             continue
         values = {hooks[module]: _positions(state, module, number, str(source)) for module in modules}
         counts = {hook: len(value) for hook, value in values.items()}
@@ -89,7 +81,19 @@ def import_features(
             "text": _only(data.get("model_predictions"), number),
         }
         rows = [{"sample": name, "selector": "XL-VLMs"}] * next(iter(counts.values()))
-        writer.add(values, rows, [sample])
+        parts.append((values, rows, [sample], []))
+    # Only now, so that a file that is refused leaves nothing behind.
+    writer = StoreWriter(
+        output,
+        {
+            "model": None,
+            "imported": {"format": "XL-VLMs", "file": str(source)},
+            "hooks": [hooks[module] for module in modules],
+            **(made_by or {}),
+        },
+    )
+    for part in parts:
+        writer.add(*part)
     writer.close()
     return ActivationStore.open(output)
 

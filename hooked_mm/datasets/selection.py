@@ -15,7 +15,7 @@ import pyarrow.compute as pc
 
 from hooked_mm.datasets.annotations import digest_of, read_bytes
 from hooked_mm.errors import BadInputError, nearest, unknown
-from hooked_mm.word_classes import words_of
+from hooked_mm.word_classes import wanted
 from hooked_mm.words import word_pattern
 
 
@@ -45,8 +45,6 @@ class Selection:
     seed: int | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.words, str):
-            raise BadInputError(f"words={self.words!r} is one text; write [{self.words!r}]")
         if self.wanted_words():
             word_pattern(self.wanted_words())
         if self.limit is not None and self.limit < 1:
@@ -56,7 +54,7 @@ class Selection:
 
     def wanted_words(self) -> list[str]:
         """The words of which one must occur."""
-        return [*self.words, *(words_of(self.word_class) if self.word_class else ())]
+        return wanted(self.words, self.word_class)
 
     def wanted_ids(self) -> list[str] | None:
         """The ids asked for, read from their file if need be.

@@ -160,7 +160,6 @@ class TableDataModule(SampleDataModule):
             )
         words = None if template is None else resolve(template, asks=asks)
         self.made_of = {**table.made_of, "where": where.describe(), "template": words}
-        self._pictures = table.pictures
         super().__init__(Rows(table, where, words), batch_size, num_workers)
 
     def check(self) -> None:
@@ -169,8 +168,10 @@ class TableDataModule(SampleDataModule):
         Raises:
             BadInputError: It names the folder.
         """
-        if isinstance(self._pictures, InFolder) and not self._pictures.folder.is_dir():
-            raise BadInputError(f"there is no folder of pictures {str(self._pictures.folder)!r}; check the path")
+        assert isinstance(self.dataset, Rows)
+        pictures = self.dataset.pictures
+        if isinstance(pictures, InFolder) and not pictures.folder.is_dir():
+            raise BadInputError(f"there is no folder of pictures {str(pictures.folder)!r}; check the path")
 
     def describe(self) -> dict[str, Any]:
         """What decides the content: files with digests, options, selection and template."""
