@@ -32,14 +32,18 @@ class Decomposition(TransformerMixin, BaseEstimator):
         mean_: (d,), subtracted from the rows first; zeros where `center` is off.
         reconstruction_err_: ||Z - mean - A C||_F, over the rows of all processes.
         n_iter_: Steps made.
+        whitening_, directions_, sizes_: Of a fit with `whiten`: W (d, d), concepts (k, d) of norm 1 of the rows
+            (Z - mean) W, and the norms that these have without W, (k,).
     """
 
     n_components: int
     center: bool
+    whiten: float = 0.0
     components_: Float[Tensor, "k d"]
     mean_: Float[Tensor, " d"]
     reconstruction_err_: float
     n_iter_: int
+    _rows: Centred
     SIGNED = False
     """Whether activations have signs, so that both ends of a concept mean something."""
 
@@ -70,11 +74,45 @@ class Decomposition(TransformerMixin, BaseEstimator):
 
     def end(self) -> Float[Tensor, "n k"]:
         """Set the fitted attributes; the activations of this process's rows."""
+        active = self._end()
+        rows = self._rows
+        del self._rows
+        return active if rows.whitening is None else self._to_the_rows_space(rows, rows.whitening, active)
+
+    def _end(self) -> Float[Tensor, "n k"]:
+        """The same in the space of the fit: of rows that are whitened, if they are."""
         raise NotImplementedError
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
-        """Activations of rows from which the mean is already subtracted."""
+        """Activations of rows in the space of the fit: without the mean, and whitened, if they are."""
         raise NotImplementedError
+
+    @property
+    def _axes(self) -> Float[Tensor, "k d"]:
+        """Concepts in the space of the fit."""
+        return getattr(self, "directions_", self.components_)
+
+    def _to_the_rows_space(self, rows: Centred, whitening: Tensor, active: Tensor) -> Float[Tensor, "n k"]:
+        """Concepts that add up to rows, not to whitened ones; their activations, and what these leave over."""
+        self.whitening_, self.directions_ = whitening, self.components_
+        wide = torch.linalg.solve(whitening.double(), self.directions_.double(), left=False)
+        norms = wide.norm(dim=1)
+        self.components_ = unit(wide.float())
+        self.sizes_ = norms.float()
+        active = self._sized(active)
+        error = torch.zeros((), dtype=torch.float64, device=rows.device)
+        for part, chunk in rows.rows.chunks():
+            error += (chunk - self.mean_ - self._approximation(part, active)).double().square().sum()
+        self.reconstruction_err_ = float(rows.processes.sum(error)) ** 0.5
+        return active
+
+    def _approximation(self, part: slice, active: Float[Tensor, "n k"]) -> Float[Tensor, "m d"]:
+        """Some of this process's rows as their activations give them back, without the mean."""
+        return active[part] @ self.components_
+
+    def _sized(self, active: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        """Coordinates along directions as coordinates along components."""
+        return active * self.sizes_
 
     def progress(self) -> dict[str, float]:
         """What there is to say after a step, by name."""
@@ -88,8 +126,13 @@ class Decomposition(TransformerMixin, BaseEstimator):
             raise BadInputError(
                 f"rows have width {rows.width}, the concepts {self.components_.shape[1]}; they must agree"
             )
-        parts = [self.activations(chunk - self.mean_ if self.center else chunk) for _, chunk in rows.chunks()]
+        parts = [self._of_rows(chunk - self.mean_ if self.center else chunk) for _, chunk in rows.chunks()]
         return torch.cat(parts) if parts else torch.zeros(0, len(self.components_), device=rows.device)
+
+    def _of_rows(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
+        if not hasattr(self, "whitening_"):
+            return self.activations(chunk)
+        return self._sized(self.activations(chunk @ self.whitening_))
 
     def inverse_transform(self, activations: Float[Tensor, "n k"]) -> Float[Tensor, "n d"]:
         """Rows from activations: A C + mean."""
@@ -107,7 +150,12 @@ class Decomposition(TransformerMixin, BaseEstimator):
             raise BadInputError(
                 f"n_components={self.n_components} needs to be between 1 and the number of rows, {rows.total}"
             )
-        centred = rows.centred(self.center)
+        if not 0 <= self.whiten <= 1:
+            raise BadInputError(f"whiten={self.whiten}; it must be between 0 (rows as they are) and 1 (fully whitened)")
+        for name in ("whitening_", "directions_", "sizes_"):
+            if hasattr(self, name):
+                delattr(self, name)
+        centred = rows.centred(self.center, self.whiten)
         self.mean_ = centred.mean
         return centred
 

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float
 from torch import Tensor
 
-from concept_dict.decomposition import Decomposition
+from concept_dict.decomposition import Decomposition, unit
 from concept_dict.kmeans import KMeans
 from concept_dict.nnls import nonnegative_least_squares
 from concept_dict.pca import principal_directions
@@ -127,10 +127,12 @@ class Factorisation(Decomposition):
             if self.init.shape != (k, width):
                 raise BadInputError(f"init has shape {tuple(self.init.shape)}, the concepts need {(k, width)}")
             start = self.init.to(rows.device, torch.float32)
-            return start / start.norm(dim=1, keepdim=True)
+            return unit(start if self._rows.whitening is None else start @ self._rows.whitening)
         if self.init == "kmeans":
-            start = KMeans(k, center=self.center, n_init=1, max_iter=30, random_state=self.random_state)
-            return start.fit(rows).components_
+            start = KMeans(
+                k, center=self.center, whiten=self.whiten, n_init=1, max_iter=30, random_state=self.random_state
+            )
+            return start.fit(rows)._axes
         # Each direction with either sign: no more than 2 d concepts can be had.
         if k > 2 * width:
             raise BadInputError(f"init='svd' gives at most {2 * width} concepts for rows of this width; use 'kmeans'")
@@ -167,20 +169,20 @@ class Factorisation(Decomposition):
         """The objective."""
         return {"objective": self.objective_history_[-1]}
 
-    def end(self) -> Float[Tensor, "n k"]:
+    def _end(self) -> Float[Tensor, "n k"]:
         """The last activations are those of `transform`: the exact optimum for the final concepts."""
         rows = self._rows
         active = self._active = self._measure(rows)
         self.objective_history_.append(self._objective(*self._sums()))
         used = rows.processes.sum((active > 0).sum(dim=0))
         self.n_dead_ = int((used == 0).sum())
-        del self._rows, self._active
+        del self._active
         return active
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """The exact optimum of the objective for these concepts."""
         # In float64: where concepts nearly cancel, rounding of the products would be magnified in the activations.
-        wide = self.components_.double()
+        wide = self._axes.double()
         return nonnegative_least_squares(chunk.double() @ wide.T - self.penalty_, wide @ wide.T)
 
     def _no_sums(self) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:

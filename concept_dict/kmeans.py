@@ -55,6 +55,8 @@ class KMeans(Decomposition):
             `inverse_transform` gives the centre), `"inverse_distance"` (1 / (1 + distance), as XL-VLMs), or
             `"cosine"` of the centred row with the concept.
         center: Subtract the mean first. Clusters are the same; concepts become directions from the mean.
+        whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
+            directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
         n_init: Starts; the best is kept.
         max_iter: Lloyd iterations per start.
         tol: A start ends when centres move by less than this share of the rows' variance (as scikit-learn), or when no
@@ -62,9 +64,9 @@ class KMeans(Decomposition):
         random_state: Seed.
 
     Attributes (after `fit`), besides those of `Decomposition`:
-        cluster_centers_: (k, d), in the space of the rows.
+        norms_: (k,), of the centres in the space of the fit.
         labels_: (n,), the cluster of each of this process's rows.
-        inertia_: The objective.
+        inertia_: The objective, in the space of the fit.
         n_empty_: How often an empty cluster had to be moved, in the start that was kept.
     """
 
@@ -74,6 +76,7 @@ class KMeans(Decomposition):
         *,
         activation: Activation = "one_hot",
         center: bool = True,
+        whiten: float = 0.0,
         n_init: int = 4,
         max_iter: int = 100,
         tol: float = 1e-4,
@@ -82,6 +85,7 @@ class KMeans(Decomposition):
         self.n_components = n_components
         self.activation = activation
         self.center = center
+        self.whiten = whiten
         self.n_init = n_init
         self.max_iter = max_iter
         self.tol = tol
@@ -169,25 +173,37 @@ class KMeans(Decomposition):
         """The objective of the start that is being improved."""
         return {"objective": self._now.inertia}
 
-    def end(self) -> Float[Tensor, "n k"]:
+    def _end(self) -> Float[Tensor, "n k"]:
         """Keep the best start."""
         best, rows = self._best, self._rows
         assert best is not None
         self.labels_, self.n_iter_, self.n_empty_ = best.labels, best.steps, best.empty
         self.inertia_, self.reconstruction_err_ = best.inertia, best.inertia**0.5
-        self.cluster_centers_ = best.centres + self.mean_
-        self.components_ = unit(best.centres)
-        del self._rows, self._random, self._best, self._now
+        self.components_, self.norms_ = unit(best.centres), best.centres.norm(dim=1)
+        del self._random, self._best, self._now
         parts = [self.activations(chunk) for _, chunk in rows.chunks()]
         return torch.cat(parts) if parts else torch.zeros(0, self.n_components, device=rows.device)
+
+    @property
+    def cluster_centers_(self) -> Float[Tensor, "k d"]:
+        """(k, d), in the space of the rows."""
+        norms = self.norms_ * getattr(self, "sizes_", 1)
+        return self.components_ * norms[:, None] + self.mean_
+
+    def _approximation(self, part: slice, active: Float[Tensor, "n k"]) -> Float[Tensor, "m d"]:
+        # Whatever activations are.
+        return (self.cluster_centers_ - self.mean_)[self.labels_[part]]
+
+    def _sized(self, active: Float[Tensor, "m k"]) -> Float[Tensor, "m k"]:
+        return super()._sized(active) if self.activation == "one_hot" else active
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """As `activation` says."""
         if self.activation == "cosine":
-            return torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
-        centred = self.cluster_centers_ - self.mean_
-        distances = squared_distances(chunk.double(), centred.double()).float()
+            return torch.nn.functional.normalize(chunk, dim=1) @ self._axes.T
+        centres = self._axes * self.norms_[:, None]
+        distances = squared_distances(chunk.double(), centres.double()).float()
         if self.activation == "inverse_distance":
             return 1 / (1 + distances.sqrt())
         label = distances.argmin(dim=1, keepdim=True)
-        return torch.zeros_like(distances).scatter(1, label, centred.norm(dim=1)[label])
+        return torch.zeros_like(distances).scatter(1, label, self.norms_[label])

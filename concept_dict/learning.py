@@ -117,7 +117,7 @@ class Learning(lightning.LightningModule):
     def _keep(self, job: Decomposition) -> None:
         active = job.end()
         self.bar.close()
-        centred, processes = self.rows.centred(job.center), self.rows.processes
+        size, processes = self.rows.moments(job.center)[1], self.rows.processes
         counts = processes.sum((active != 0).sum(dim=0))
         folder = self.output / self.name
         if not processes.rank:
@@ -130,7 +130,7 @@ class Learning(lightning.LightningModule):
                 job.get_params().get("random_state"),
                 self.steps,
                 time.monotonic() - self.started,
-                job.reconstruction_err_ / max(centred.size, 1e-300) ** 0.5,
+                job.reconstruction_err_ / max(size, 1e-300) ** 0.5,
                 float(counts.sum()) / self.rows.total,
                 int((counts == 0).sum()),
             )

@@ -22,6 +22,8 @@ class NonNegativeDictionary(Factorisation):
         init: Where concepts start: `"kmeans"` centres, `"svd"`, both signs of leading singular vectors, or concepts
             (k, d) at hand.
         center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
+        whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
+            directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
         max_iter: Alternations at most.
         tol: Stop when the objective falls by less than this share of itself over one alternation.
         random_state: Seed of the k-means start.
@@ -34,6 +36,7 @@ class NonNegativeDictionary(Factorisation):
         alpha: float = 0.01,
         init: Init | Tensor = "kmeans",
         center: bool = True,
+        whiten: float = 0.0,
         max_iter: int = 300,
         tol: float = 1e-6,
         random_state: int | None = 0,
@@ -42,6 +45,7 @@ class NonNegativeDictionary(Factorisation):
         self.alpha = alpha
         self.init = init
         self.center = center
+        self.whiten = whiten
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state

@@ -10,17 +10,13 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
-from concept_dict.rows import Centred, Rows
+from concept_dict.rows import Centred, Rows, second_moments
 from hooked_mm.errors import BadInputError
 
 
 def principal_directions(rows: Centred, count: int) -> tuple[Float[Tensor, "count d"], Float[Tensor, " count"]]:
     """Leading eigenvectors of Z^T Z and their eigenvalues, largest first, each with its largest entry positive."""
-    gram = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
-    for _, chunk in rows.chunks():
-        wide = chunk.double()
-        gram += wide.T @ wide
-    values, vectors = torch.linalg.eigh(rows.processes.sum(gram))
+    values, vectors = torch.linalg.eigh(second_moments(rows))
     directions = vectors.T.flip(0)[:count]
     # An eigenvector has no sign; this one does not depend on the machine.
     largest = directions.abs().argmax(dim=1, keepdim=True)
@@ -58,11 +54,9 @@ class PCA(Decomposition):
         self.n_iter_ = 1
         return True
 
-    def end(self) -> Float[Tensor, "n k"]:
+    def _end(self) -> Float[Tensor, "n k"]:
         """Measure the error."""
-        rows = self._rows
-        del self._rows
-        return self._measure(rows)
+        return self._measure(self._rows)
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """Coordinates along the concepts."""

@@ -17,6 +17,7 @@ import torch.distributed as dist
 from jaxtyping import Float, Float64
 from torch import Tensor
 
+from concept_dict.whitening import whitening
 from hooked_mm.errors import BadInputError
 from hooked_mm.store import ActivationStore
 
@@ -102,7 +103,8 @@ class Rows:
         self._read, self.count, self.width = read, count, width
         self.device, self.processes = torch.device(device), processes or Processes()
         self.total = sum(self.processes.gather(count))
-        self._centred: dict[bool, Centred] = {}
+        self._moments: dict[bool, tuple[Tensor, float]] = {}
+        self._centred: dict[tuple[bool, float], Centred] = {}
 
     @classmethod
     def of(cls, values: Tensor | np.ndarray | Rows) -> Rows:
@@ -154,38 +156,50 @@ class Rows:
             part = slice(start, min(start + step, self.count))
             yield part, self.read(part)
 
-    def centred(self, center: bool) -> Centred:
-        """The same minus their mean, or as they are; made once."""
-        if center not in self._centred:
-            self._centred[center] = Centred(self, center)
-        return self._centred[center]
+    def moments(self, center: bool) -> tuple[Float[Tensor, " d"], float]:
+        """What is subtracted (the mean over all processes, or zeros), and the sum of squares of what is left."""
+        if center not in self._moments:
+            mean = torch.zeros(self.width, dtype=torch.float64, device=self.device)
+            if center:
+                for _, chunk in self.chunks():
+                    mean += chunk.double().sum(0)
+                mean = self.processes.sum(mean) / self.total
+            size = torch.zeros((), dtype=torch.float64, device=self.device)
+            for _, chunk in self.chunks():
+                size += (chunk - mean.float()).double().square().sum()
+            self._moments[center] = mean.float(), float(self.processes.sum(size))
+        return self._moments[center]
+
+    def centred(self, center: bool, whiten: float = 0.0) -> Centred:
+        """The same minus their mean, or as they are, and whitened; made once."""
+        if (center, whiten) not in self._centred:
+            self._centred[center, whiten] = Centred(self, center, whiten)
+        return self._centred[center, whiten]
 
 
 class Centred:
-    """Rows minus their mean over all processes.
+    """Rows minus their mean over all processes, whitened if asked for.
 
     Attributes:
         mean: (d,); zeros where nothing is subtracted.
+        whitening: (d, d), by which they are multiplied then (see `whitening`); None where they are not.
         squares: (n,), each row's sum of squares.
         size: Their sum over all processes.
         count: Rows of this process.
         total: Rows of all.
     """
 
-    def __init__(self, rows: Rows, center: bool) -> None:
+    def __init__(self, rows: Rows, center: bool, whiten: float = 0.0) -> None:
         self.rows, self.center = rows, center
         self.count, self.total, self.width = rows.count, rows.total, rows.width
         self.device, self.processes = rows.device, rows.processes
-        mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
-        if center:
-            for _, chunk in rows.chunks():
-                mean += chunk.double().sum(0)
-            mean = rows.processes.sum(mean) / rows.total
-        self.mean: Float[Tensor, " d"] = mean.float()
+        self.mean, self.size = rows.moments(center)
+        self.whitening: Float[Tensor, "d d"] | None = None
         self._held: Tensor | None = None
+        if whiten:
+            self.whitening = whitening(second_moments(self), whiten)
         if rows.count * rows.width * 4 <= HELD_BYTES:
-            whole = rows.read(slice(None))
-            self._held = whole - self.mean if center else whole
+            self._held = self._made(rows.read(slice(None)))
         self.squares: Float[Tensor, " n"] = torch.empty(rows.count, device=rows.device)
         size = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in self.chunks():
@@ -194,11 +208,15 @@ class Centred:
             size += wide.sum()
         self.size = float(rows.processes.sum(size))
 
+    def _made(self, chunk: Tensor) -> Tensor:
+        chunk = chunk - self.mean if self.center else chunk
+        return chunk if self.whitening is None else chunk @ self.whitening
+
     def chunks(self) -> Iterator[tuple[slice, Float[Tensor, "m d"]]]:
         """This process's rows, a chunk at a time; not to be changed."""
         if self._held is None:
             for part, chunk in self.rows.chunks():
-                yield part, chunk - self.mean if self.center else chunk
+                yield part, self._made(chunk)
             return
         step = max(1, min(CHUNK, CHUNK_NUMBERS // max(1, self.width)))
         for start in range(0, self.count, step):
@@ -207,7 +225,7 @@ class Centred:
 
     def take(self, index: Tensor) -> Float[Tensor, "m d"]:
         """Some of this process's rows."""
-        return self._held[index] if self._held is not None else self.rows.read(index) - self.mean
+        return self._held[index] if self._held is not None else self._made(self.rows.read(index))
 
     def draw(self, weights: Float[Tensor, " n"], points: Float64[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Rows of any process, each as probable as its weight, by numbers drawn from 0 to 1; the same in all processes.
@@ -246,3 +264,12 @@ class Centred:
         if found.rank == self.processes.rank:
             value = self.take(torch.tensor([found.index], device=self.device))[0]
         return self.processes.sum(value)
+
+
+def second_moments(rows: Centred) -> Float64[Tensor, "d d"]:
+    """Z^T Z over all processes."""
+    total = torch.zeros(rows.width, rows.width, dtype=torch.float64, device=rows.device)
+    for _, chunk in rows.chunks():
+        wide = chunk.double()
+        total += wide.T @ wide
+    return rows.processes.sum(total)

@@ -25,6 +25,8 @@ class SemiNMF(Factorisation):
         init: Where concepts start: `"kmeans"` centres (as Ding), `"svd"`, both signs of leading singular vectors, or
             concepts (k, d) at hand.
         center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
+        whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
+            directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
         max_iter: Alternations at most.
         tol: Stop when the objective falls by less than this share of itself over one alternation.
         random_state: Seed of the k-means start.
@@ -38,6 +40,7 @@ class SemiNMF(Factorisation):
         *,
         init: Init | Tensor = "kmeans",
         center: bool = True,
+        whiten: float = 0.0,
         max_iter: int = 300,
         tol: float = 1e-3,
         random_state: int | None = 0,
@@ -45,6 +48,7 @@ class SemiNMF(Factorisation):
         self.n_components = n_components
         self.init = init
         self.center = center
+        self.whiten = whiten
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state

@@ -28,6 +28,8 @@ class TopKSAE(Decomposition):
         n_components: Number of concepts k.
         active: Concepts that a row may activate.
         center: Subtract the mean first.
+        whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
+            directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
         max_iter: Epochs at most.
         batch_size: Rows per step, over all processes.
         learning_rate: Of Adam; it falls to a tenth over the epochs.
@@ -48,6 +50,7 @@ class TopKSAE(Decomposition):
         *,
         active: int = 8,
         center: bool = True,
+        whiten: float = 0.0,
         max_iter: int = 100,
         batch_size: int = 1024,
         learning_rate: float = 3e-3,
@@ -57,6 +60,7 @@ class TopKSAE(Decomposition):
         self.n_components = n_components
         self.active = active
         self.center = center
+        self.whiten = whiten
         self.max_iter = max_iter
         self.batch_size = batch_size
         self.learning_rate = learning_rate
@@ -136,13 +140,13 @@ class TopKSAE(Decomposition):
         return {"loss": self.loss_history_[-1], "revived": float(self.n_revived_)}
 
     @torch.no_grad()
-    def end(self) -> Float[Tensor, "n k"]:
+    def _end(self) -> Float[Tensor, "n k"]:
         """Back to the rows' scale: activations carry it."""
         encoder, bias, concepts = self._parameters
         self.encoder_, self.components_ = encoder.detach(), concepts.detach().clone()
         self.bias_ = bias.detach() * self._scale
         rows = self._rows
-        del self._rows, self._parameters, self._adam, self._order
+        del self._parameters, self._adam, self._order
         active = self._measure(rows)
         used = rows.processes.sum((active > 0).sum(dim=0))
         self.n_dead_ = int((used == 0).sum())

@@ -20,11 +20,14 @@ class TopNorm(Decomposition):
     Args:
         n_components: Number of concepts k.
         center: Subtract the mean first.
+        whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
+            directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
     """
 
-    def __init__(self, n_components: int = 20, *, center: bool = True) -> None:
+    def __init__(self, n_components: int = 20, *, center: bool = True, whiten: float = 0.0) -> None:
         self.n_components = n_components
         self.center = center
+        self.whiten = whiten
 
     def begin(self, rows: Rows) -> None:
         """Take the rows."""
@@ -40,13 +43,11 @@ class TopNorm(Decomposition):
         self.n_iter_ = 1
         return True
 
-    def end(self) -> Float[Tensor, "n k"]:
+    def _end(self) -> Float[Tensor, "n k"]:
         """Measure the error."""
-        rows = self._rows
-        del self._rows
-        return self._measure(rows)
+        return self._measure(self._rows)
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """The non-negative least-squares optimum."""
-        wide = self.components_.double()
+        wide = self._axes.double()
         return nonnegative_least_squares(chunk.double() @ wide.T, wide @ wide.T)
