@@ -70,7 +70,7 @@ def test_flat_directions_are_not_blown_up() -> None:
 
 @pytest.mark.parametrize("method", METHODS)
 def test_a_fit_is_one_of_rows_whitened_by_hand(method: type[Decomposition]) -> None:
-    """Its concepts, put through the matrix, are those of whitened rows, and so are its activations, up to their size."""
+    """Its concepts, put through the matrix, are those of whitened rows, and so are its activations, but for size."""
     rows = stretched()
     whole = by_hand(rows, 0.5)
     hand = method(4, center=False).fit((rows - rows.mean(0)) @ whole)
