@@ -1,9 +1,10 @@
-"""Positions that predict a token of an answer: batches of prompts with the answers that a store holds behind them."""
+"""A store's samples as batches again, with the answers that it holds behind them, and what is predicted at its rows."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 import torch
@@ -18,7 +19,7 @@ from hooked_mm.store import ActivationStore
 
 
 @dataclass(frozen=True)
-class Rows:
+class AnswerRows:
     """Positions at which a token of the answer is predicted.
 
     Attributes:
@@ -34,7 +35,7 @@ class Rows:
 
 @dataclass(frozen=True)
 class Asked:
-    """Rows by their columns in the batch, with the token that each predicts."""
+    """AnswerRows by their columns in the batch, with the token that each predicts."""
 
     batch: Batch
     sample: Int[Tensor, " r"]
@@ -42,7 +43,7 @@ class Asked:
     token: Int[Tensor, " r"]
 
 
-def asked(rows: Rows) -> Asked:
+def asked(rows: AnswerRows) -> Asked:
     """Columns and tokens of rows; refuses positions that there are not or that predict nothing."""
     said = rows.batch if rows.batch.decoder is None else rows.batch.decoder
     real = said.inputs["attention_mask"].bool().cpu()
@@ -62,60 +63,39 @@ def asked(rows: Rows) -> Asked:
     return Asked(rows.batch, torch.as_tensor(rows.sample).long(), torch.tensor(columns), torch.tensor(tokens))
 
 
-def stored_rows(
+Answers = Literal["read", "all", "none"]
+
+
+def sample_batch(
     model: HookedMM,
     store: ActivationStore,
     images: Callable[[int], SampleImages],
-    *,
-    samples: int | None = None,
-    per_sample: int = 1,
-    batch_size: int = 32,
-    seed: int = 0,
-) -> Iterator[Rows]:
-    """The rows of a store as batches of prompts with the answers that it holds, generated or given.
+    samples: Sequence[int],
+    answers: Answers = "read",
+) -> Batch:
+    """The batch that a store's samples were read from, made again: prompts, pictures, and what was said.
 
     Args:
         model: The model that the store is of.
-        store: With rows at single positions.
-        images: The pictures of a sample by its `sample_number`, its index in the data set.
-        samples: Only the first so many samples.
-        per_sample: At most so many rows of each, drawn at random.
-        batch_size: Samples per batch.
-        seed: Of the draw.
+        store: Its samples have prompts.
+        images: The pictures of a sample by its index in the store (see `pictures.store_pictures`).
+        samples: Which ones, by index.
+        answers: `"read"`: behind a prompt stands what stood there when it was read; `"all"`: also an answer that the
+            store holds though the prompt alone was read; `"none"`: nothing. Where answers were generated they are put
+            there token for token.
 
     Raises:
-        BadInputError: If the store holds no answers, or its rows are means over several positions.
+        BadInputError: If an answer is wanted and the store does not hold it.
     """
-    table = store.samples.slice(0, samples).to_pylist()
-    positions, owners = store.rows.column("position").to_pylist(), store.row_samples()
-    if any(position is None for position in positions):
-        raise BadInputError(
-            "the store has rows that are means over several positions, where no one token is predicted; take the part "
-            "of another selector: store.where(selector=...)"
-        )
-    rng, prefix = np.random.default_rng(seed), store.made_by.get("answer_prefix")
-    rows_of: list[list[int]] = [[] for _ in range(store.samples.num_rows)]
-    for row, owner in enumerate(owners.tolist()):
-        rows_of[owner].append(row)
-    for start in range(0, len(table), batch_size):
-        part = table[start : start + batch_size]
-        pictures = [images(entry["sample_number"]) for entry in part]
-        drawn = [sorted(rng.permutation(rows_of[start + number]).tolist()[:per_sample]) for number in range(len(part))]
-        yield Rows(
-            _with_answers(model, pictures, part, prefix),
-            np.array([number for number, rows in enumerate(drawn) for _ in rows], int),
-            np.array([positions[row] for rows in drawn for row in rows], int),
-        )
-
-
-def _with_answers(
-    model: HookedMM, pictures: Sequence[SampleImages], samples: Sequence[dict], prefix: str | None
-) -> Batch:
-    """Prompts with their answers behind them, token for token where they were generated."""
-    prompts = [entry["prompt"] for entry in samples]
-    said = [entry.get("answer_tokens") for entry in samples]
+    names = [name for name in ("prompt", "answer", "answer_tokens") if name in store.samples.column_names]
+    table = store.samples.select(names).take(list(samples)).to_pylist()
+    pictures, prompts = [images(index) or None for index in samples], [entry["prompt"] for entry in table]
+    prefix, kind = store.made_by.get("answer_prefix"), store.made_by.get("answer") or "none"
+    if answers == "none" or (answers == "read" and kind == "none"):
+        return model.prepare(pictures, prompts, answer_prefix=prefix)
+    said = [entry.get("answer_tokens") for entry in table]
     if all(tokens is None for tokens in said):
-        given = [entry.get("answer") for entry in samples]
+        given = [entry.get("answer") for entry in table]
         if any(answer is None for answer in given):
             raise BadInputError("the store holds no answers, so no token is predicted; extract with answers")
         return model.prepare(pictures, prompts, answers=given, answer_prefix=prefix)
@@ -125,5 +105,49 @@ def _with_answers(
     filled = torch.tensor([row + [0] * (width - len(row)) for row in rows], device=model.device)
     lengths = torch.tensor([len(row) for row in rows], device=model.device)
     kept = torch.arange(width, device=model.device) < lengths[:, None]
-    names = [model.tokenizer.convert_ids_to_tokens(row) for row in filled.tolist()]
-    return batch.extend(filled, kept, names)
+    return batch.extend(filled, kept, [model.tokenizer.convert_ids_to_tokens(row) for row in filled.tolist()])
+
+
+def stored_rows(
+    model: HookedMM,
+    store: ActivationStore,
+    images: Callable[[int], SampleImages],
+    *,
+    samples: int | None = None,
+    per_sample: int = 1,
+    batch_size: int = 32,
+    seed: int = 0,
+) -> Iterator[AnswerRows]:
+    """The rows of a store as batches of prompts with the answers that it holds, generated or given.
+
+    Args:
+        model: The model that the store is of.
+        store: With rows at single positions.
+        images: The pictures of a sample by its index in the store (see `pictures.store_pictures`).
+        samples: Only the first so many of the samples that have rows.
+        per_sample: At most so many rows of each, drawn at random.
+        batch_size: Samples per batch.
+        seed: Of the draw.
+
+    Raises:
+        BadInputError: If the store holds no answers, or its rows are means over several positions.
+    """
+    positions, owners = store.rows.column("position").to_pylist(), store.row_samples()
+    if any(position is None for position in positions):
+        raise BadInputError(
+            "the store has rows that are means over several positions, where no one token is predicted; take the part "
+            "of another selector: store.where(selector=...)"
+        )
+    rng = np.random.default_rng(seed)
+    rows_of: dict[int, list[int]] = {}
+    for row, owner in enumerate(owners.tolist()):
+        rows_of.setdefault(owner, []).append(row)
+    chosen = sorted(rows_of)[:samples]
+    for start in range(0, len(chosen), batch_size):
+        part = chosen[start : start + batch_size]
+        drawn = [sorted(rng.permutation(rows_of[sample]).tolist()[:per_sample]) for sample in part]
+        yield AnswerRows(
+            sample_batch(model, store, images, part, "all"),
+            np.array([number for number, rows in enumerate(drawn) for _ in rows], int),
+            np.array([positions[row] for rows in drawn for row in rows], int),
+        )

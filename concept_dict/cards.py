@@ -48,34 +48,54 @@ class CardSample:
 
 
 @dataclass(frozen=True)
-class ConceptCard:
-    """One concept.
+class End:
+    """What a concept means: words, samples, and the fact that it tells best.
 
-    `fact`, `held_out` and `shuffled` are None where no truth is known; `activations` are those of all samples. Of a
-    signed method, `other_words` and `other_samples` are the words of -c_k and the samples of smallest activation.
+    Attributes:
+        words: Best first.
+        samples: Strongest first.
+        fact: None where no truth is known.
+        held_out: AUROC of that fact on held-out samples.
+        shuffled: The same with shuffled labels.
     """
 
-    index: int
     words: list[Word]
     samples: list[CardSample]
-    activations: Float[np.ndarray, " samples"]
     fact: str | None = None
     held_out: float | None = None
     shuffled: float | None = None
-    other_words: list[Word] = field(default_factory=list)
-    other_samples: list[CardSample] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class ConceptCard:
+    """One concept.
+
+    Attributes:
+        index: Which.
+        end: What it means; of a signed method, where activations are positive.
+        activations: Of all samples.
+        other: Of a signed method, what -c_k means, by the samples of smallest activation.
+    """
+
+    index: int
+    end: End
+    activations: Float[np.ndarray, " samples"]
+    other: End | None = None
 
     @property
     def title(self) -> str:
         """`concept 3: red, orange, purple`."""
-        return f"concept {self.index}: {', '.join(word.text for word in self.words[:3]) or '(no whole word)'}"
+        return f"concept {self.index}: {', '.join(word.text for word in self.end.words[:3]) or '(no whole word)'}"
 
     @property
-    def ends(self) -> list[tuple[str, list[Word], list[CardSample]]]:
-        """What to show: the one end, or both with their names."""
-        if not (self.other_words or self.other_samples):
-            return [("", self.words, self.samples)]
-        return [("positive end", self.words, self.samples), ("negative end", self.other_words, self.other_samples)]
+    def ends(self) -> list[tuple[str, str, End]]:
+        """What to show: the one end, or both; each with its concept's number for tables and with its name."""
+        if self.other is None:
+            return [(str(self.index), "", self.end)]
+        return [
+            (f"{self.index} +", "positive end", self.end),
+            (f"{self.index} \N{MINUS SIGN}", "negative end", self.other),
+        ]
 
 
 @dataclass(frozen=True)
@@ -113,32 +133,33 @@ def _number(value: float | None) -> str:
 def card_markdown(card: ConceptCard) -> str:
     """A card as Markdown: words with probabilities, score, the samples' texts."""
     parts = [f"### {_markdown(card.title)}"]
-    if card.fact is not None:
-        parts.append(
-            f"Best fact **{_markdown(card.fact)}**, held-out AUROC **{_number(card.held_out)}** "
-            f"(shuffled labels {_number(card.shuffled)})"
-        )
-    for name, found, samples in card.ends:
+    for _, name, end in card.ends:
         if name:
             parts.append(f"#### {name}")
-        words = "\n".join(f"| {_markdown(word.text)} | {word.probability:.3f} |" for word in found)
+        if end.fact is not None:
+            parts.append(
+                f"Best fact **{_markdown(end.fact)}**, held-out AUROC **{_number(end.held_out)}** "
+                f"(shuffled labels {_number(end.shuffled)})"
+            )
+        words = "\n".join(f"| {_markdown(word.text)} | {word.probability:.3f} |" for word in end.words)
         parts.append(f"| word | probability |\n|---|---|\n{words}")
-        lines = (f"{n}. ({s.activation:.2f}) {_markdown(s.text)}" for n, s in enumerate(samples, start=1))
+        lines = (f"{n}. ({s.activation:.2f}) {_markdown(s.text)}" for n, s in enumerate(end.samples, start=1))
         parts.append("Most activating:\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def overview_markdown(report: Report) -> str:
-    """Facts, scores and one line per concept."""
+    """Facts, scores and one line per concept, or per end of one."""
     facts = "\n".join(f"- {_markdown(name)}: {_markdown(value)}" for name, value in report.facts)
     parts = [f"# {_markdown(report.title)}", facts]
     if report.metrics:
         rows = "\n".join(f"| {_markdown(name)} | {value:.4g} |" for name, value in report.metrics.items())
         parts.append(f"| metric | value |\n|---|---|\n{rows}")
     rows = "\n".join(
-        f"| {card.index} | {_markdown(', '.join(w.text for w in card.words))} | {_markdown(card.fact or '')} | "
-        f"{_number(card.held_out)} | {_number(card.shuffled)} |"
+        f"| {label} | {_markdown(', '.join(w.text for w in end.words))} | {_markdown(end.fact or '')} | "
+        f"{_number(end.held_out)} | {_number(end.shuffled)} |"
         for card in report.cards
+        for label, _, end in card.ends
     )
     parts.append(f"| concept | words | best fact | held-out AUROC | shuffled |\n|---|---|---|---|---|\n{rows}\n")
     return "\n\n".join(parts)
@@ -154,29 +175,30 @@ def write_tensorboard(report: Report, folder: str | Path) -> Path:
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("overview", overview_markdown(report))
         for card in report.cards:
-            tag = f"concepts/{card.index:02d} {', '.join(word.text for word in card.words[:2])}"
+            tag = f"concepts/{card.index:02d} {', '.join(word.text for word in card.end.words[:2])}"
             writer.add_text(tag, card_markdown(card))
-            for name, _, samples in card.ends:
-                shown = [picture for sample in samples for picture in sample.pictures]
+            for _, name, end in card.ends:
+                shown = [picture for sample in end.samples for picture in sample.pictures]
                 if shown:
                     sheet = grid(shown, COLUMNS)
                     writer.add_image(f"{tag} {name}".rstrip(), np.asarray(sheet), dataformats="HWC")
+                if end.held_out is not None and end.shuffled is not None:
+                    of = f", {name}" if name else ""
+                    writer.add_scalar(f"AUROC by concept/held out{of}", end.held_out, card.index)
+                    writer.add_scalar(f"AUROC by concept/shuffled labels{of}", end.shuffled, card.index)
             writer.add_histogram(f"activations/{card.index:02d}", card.activations)
-            if card.held_out is not None and card.shuffled is not None:
-                writer.add_scalar("AUROC by concept/held out", card.held_out, card.index)
-                writer.add_scalar("AUROC by concept/shuffled labels", card.shuffled, card.index)
         _compare(writer, report)
         if report.concepts is not None:
             columns: dict[str, Sequence[str]] = {
                 "concept": [str(card.index) for card in report.cards],
-                "word": [card.words[0].text if card.words else "" for card in report.cards],
-                "words": [", ".join(word.text for word in card.words) for card in report.cards],
+                "word": [card.end.words[0].text if card.end.words else "" for card in report.cards],
+                "words": [", ".join(word.text for word in card.end.words) for card in report.cards],
             }
-            if any(card.fact for card in report.cards):
-                columns["fact"] = [card.fact or "" for card in report.cards]
-                columns["attribute"] = [(card.fact or "").split("=")[0] for card in report.cards]
+            if any(card.end.fact for card in report.cards):
+                columns["fact"] = [card.end.fact or "" for card in report.cards]
+                columns["attribute"] = [(card.end.fact or "").split("=")[0] for card in report.cards]
             # The strongest alone: a mean over scenes with other things in them shows nothing.
-            pictures = [[s.image for s in card.samples[:1] if s.image is not None] for card in report.cards]
+            pictures = [[s.image for s in card.end.samples[:1] if s.image is not None] for card in report.cards]
             add_concepts(writer, report.concepts, columns, pictures)
     return Path(folder)
 
@@ -196,7 +218,7 @@ def write_html(report: Report, path: str | Path) -> Path:
     environment = Environment(loader=PackageLoader("concept_dict"), autoescape=True)
     page = environment.get_template("report.html").render(
         report=report,
-        facts_known=any(card.fact for card in report.cards),
+        facts_known=any(card.end.fact for card in report.cards),
         picture=lambda image: data_uri(enlarge(image, 128)),
         bars=_bars,
     )
@@ -219,15 +241,9 @@ def write_json(report: Report, path: str | Path) -> Path:
     """The report as JSON, without the pictures."""
     cards = []
     for card in report.cards:
-        content: dict[str, Any] = {
-            "concept": card.index,
-            **_end(card.words, card.samples),
-            "fact": card.fact,
-            "held_out_auroc": _finite(card.held_out),
-            "shuffled_auroc": _finite(card.shuffled),
-        }
-        if len(card.ends) > 1:
-            content["negative_end"] = _end(card.other_words, card.other_samples)
+        content: dict[str, Any] = {"concept": card.index, **_end(card.end)}
+        if card.other is not None:
+            content["negative_end"] = _end(card.other)
         cards.append(content)
     whole = {
         "title": report.title,
@@ -240,8 +256,11 @@ def write_json(report: Report, path: str | Path) -> Path:
     return Path(path)
 
 
-def _end(words: list[Word], samples: list[CardSample]) -> dict[str, Any]:
+def _end(end: End) -> dict[str, Any]:
     return {
-        "words": [{"text": word.text, "probability": word.probability} for word in words],
-        "samples": [{"text": sample.text, "activation": sample.activation} for sample in samples],
+        "words": [{"text": word.text, "probability": word.probability} for word in end.words],
+        "samples": [{"text": sample.text, "activation": sample.activation} for sample in end.samples],
+        "fact": end.fact,
+        "held_out_auroc": _finite(end.held_out),
+        "shuffled_auroc": _finite(end.shuffled),
     }

@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
-import numpy as np
 from jsonargparse import auto_cli
 
 from concept_dict.cards import ConceptCard
 from concept_dict.dictionary import ConceptDictionary
+from concept_dict.evaluation import evaluate
+from concept_dict.evidence import Evidence, Samples
 from concept_dict.ground_command import write_all
-from concept_dict.metrics import Match, fact_table, match_facts, pool_samples, random_concepts
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.report import ground
 from hooked_mm.errors import BadInputError
@@ -26,10 +27,8 @@ from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
-from hooked_mm.scenes.world import all_facts
 from hooked_mm.selectors import TokenOfInterest
 from hooked_mm.small import SMALL_MODELS
-from hooked_mm.store import ActivationStore
 
 STYLE = "full"
 """Attributes after the noun: where one is predicted, no earlier word of the caption gives it away."""
@@ -46,34 +45,22 @@ def _clear(folder: Path) -> None:
             target.unlink()
 
 
-def random_match(dictionary: ConceptDictionary, fitted: ActivationStore, held: ActivationStore, seed: int) -> Match:
-    """How well random directions match the scenes' facts, in the place of the concepts."""
-    directions = random_concepts(len(dictionary.concepts), dictionary.concepts.shape[1], seed)
-    mean, scores, truth = dictionary.decomposition.mean_, [], []
-    for store in (fitted, held):
-        rows = store.activations(dictionary.hook).float() - mean
-        scores.append(pool_samples((rows @ directions.T).clamp_min(0), store.row_samples(), store.samples.num_rows))
-        truth.append(fact_table(store.samples.column("facts").to_pylist(), all_facts()))
-    return match_facts(scores[0], truth[0], scores[1], truth[1], seed=seed)
-
-
-def print_table(cards: Sequence[ConceptCard], random: Match) -> None:
-    """Concept, words, best fact, held-out AUROC, shuffled labels; then the means beside a random dictionary."""
-    words = [", ".join(word.text for word in card.words[:4]) for card in cards]
+def print_table(cards: Sequence[ConceptCard], scores: Mapping[str, Any]) -> None:
+    """Concept, words, best fact, held-out AUROC, shuffled labels; then the means, and those of a random dictionary."""
+    ends = [card.end for card in cards]
+    words = [", ".join(word.text for word in end.words[:4]) for end in ends]
     width = max(map(len, words))
+
+    def line(name: Any, text: str, fact: str, held: str, shuffled: str) -> str:
+        return f"{name:>7}  {text:<{width}}  {fact:<22}  {held:>14}  {shuffled:>15}"
+
     print(f"\n{'concept':>7}  {'top words':<{width}}  {'best-matching fact':<22}  held-out AUROC  shuffled labels")
-    for card, text in zip(cards, words, strict=True):
-        print(
-            f"{card.index:>7}  {text:<{width}}  {card.fact or '':<22}  {card.held_out:>14.3f}  {card.shuffled:>15.3f}"
-        )
-    found = len({card.fact for card in cards})
-    held, shuffled = np.mean([card.held_out for card in cards]), np.mean([card.shuffled for card in cards])
-    print(f"{'mean':>7}  {'':<{width}}  {f'{found} different facts':<22}  {held:>14.3f}  {shuffled:>15.3f}")
-    found = len(set(random.fact.tolist()))
-    print(
-        f"{'random':>7}  {'(random directions instead)':<{width}}  {f'{found} different facts':<22}  "
-        f"{random.held_out.mean():>14.3f}  {random.shuffled.mean():>15.3f}"
-    )
+    for card, end, text in zip(cards, ends, words, strict=True):
+        print(line(card.index, text, end.fact or "", f"{end.held_out:.3f}", f"{end.shuffled:.3f}"))
+    for name, about, ending in (("mean", "", ""), ("random", "(random directions instead)", "_random")):
+        facts = f"{scores[f'concepts/different_facts{ending}']:.0f} different facts"
+        shuffled = "" if ending else f"{scores['concepts/auroc_shuffled']:.3f}"
+        print(line(name, about, facts, f"{scores[f'concepts/auroc{ending}']:.3f}", shuffled))
 
 
 def load(model: str) -> HookedMM:
@@ -129,6 +116,8 @@ def demo(
     dictionary = ConceptDictionary(decomposition, hook, fitted.made_by)
     dictionary.save(output / "dictionary")
     print("4. grounding: words, pictures, and the scenes' truth")
+    evidence = Evidence(Samples.of(held, hook), fitted=Samples.of(fitted, hook), seed=seed)
+    scores = evaluate(dictionary, evidence, ["concepts"])
     report, _ = ground(
         dictionary,
         fitted,
@@ -140,10 +129,11 @@ def demo(
             ("fit", f"{decomposition.n_iter_} iterations, {decomposition.n_dead_} dead concepts"),
             ("scenes", f"{samples} to learn and choose the best fact, {held_out} others for the AUROC"),
         ],
+        metrics={"AUROC of random directions": float(scores["concepts/auroc_random"])},
         seed=seed,
     )
     write_all(report, output)
-    print_table(report.cards, random_match(dictionary, fitted, held, seed))
+    print_table(report.cards, scores)
     print(
         f"\nDone in {time.monotonic() - started:.0f} s. Look at\n"
         f"  {output / 'report.html'}   (words, pictures and scores of every concept; open it in a browser)\n"

@@ -172,8 +172,12 @@ def _faithfulness(case: Case) -> Scores:
         signed=case.signed,
         seed=evidence.seed,
     )
-    curves = {f"{name}_curve": curve.mean for name, curve in found.items()}
-    return {**{name: curve.area for name, curve in found.items()}, **curves, "steps": found["delete"].steps}
+    return {
+        **{name: curve.area for name, curve in found.items()},
+        **{f"{name}_curve": curve.mean for name, curve in found.items()},
+        "steps": found["delete"].steps,
+        "positions": float(len(found["delete"].own)),
+    }
 
 
 @dataclass(frozen=True)

@@ -13,7 +13,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from concept_dict.answer_rows import Rows
+from concept_dict.answer_rows import AnswerRows
 from concept_dict.bert_score import BertScorer
 from concept_dict.clip_score import ClipEncoder
 from concept_dict.dictionary import ConceptDictionary
@@ -104,7 +104,7 @@ class Evidence:
     clip: ClipEncoder | str | Path | None = None
     bert: BertScorer | str | Path | None = None
     model: HookedMM | None = None
-    answers: Iterable[Rows] | None = None
+    answers: Iterable[AnswerRows] | None = None
     steps: Sequence[int] | None = None
     vocabulary: Sequence[str] | None = None
     seed: int = 0
@@ -130,8 +130,8 @@ class Case:
 
     @cached_property
     def signed(self) -> bool:
-        """Whether any activation is negative."""
-        return any(bool((values < 0).any()) for values in self._activations.values())
+        """Whether activations can be negative."""
+        return self.dictionary.signed
 
     @cached_property
     def random(self) -> RandomDictionary:

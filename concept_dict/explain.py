@@ -16,6 +16,7 @@ from PIL import Image
 
 import hooked_mm.selectors
 from concept_dict.grounding import Word, top_words
+from concept_dict.row_choice import learnt_where
 from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
 from hooked_mm.batch import Batch, Modality
 from hooked_mm.drawing import enlarge, grid, titled
@@ -95,7 +96,7 @@ class Explanation:
 
 
 def made_selectors(made_by: Mapping[str, Any]) -> dict[str, Selector]:
-    """The selectors that a store's or dictionary's `made_by` describes, by name.
+    """The selectors that a store's or dictionary's `made_by` describes, by name; those that its rows were chosen by.
 
     Raises:
         BadInputError: If it describes none, or one that is not ours.
@@ -108,7 +109,10 @@ def made_selectors(made_by: Mapping[str, Any]) -> dict[str, Selector]:
         )
     known = {kind.__name__: kind for kind in vars(hooked_mm.selectors).values() if _is_selector(kind)}
     found = {}
+    wanted = learnt_where(made_by).get("selector", list(described))
     for name, settings in described.items():
+        if name not in ([wanted] if isinstance(wanted, str) else wanted):
+            continue
         kind = settings["selector"]
         if kind not in known:
             raise BadInputError(f"{unknown('selector', kind, known)}; if it is your own, give it: selector=...")

@@ -24,7 +24,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from tqdm import tqdm
 
-from concept_dict.answer_rows import Asked, Rows, asked
+from concept_dict.answer_rows import AnswerRows, Asked, asked
 from concept_dict.quality import Fitted
 from concept_dict.random_dictionary import RandomDictionary
 from hooked_mm.errors import BadInputError
@@ -101,7 +101,7 @@ def _own(model: HookedMM, hook: str, places: Asked) -> tuple[Float[Tensor, "r d"
 
 
 def _waves(samples: Int[Tensor, " r"]) -> list[list[int]]:
-    """Rows in groups that hold every sample at most once."""
+    """AnswerRows in groups that hold every sample at most once."""
     waves: list[list[int]] = []
     turn: Counter[int] = Counter()
     for row, sample in enumerate(samples.tolist()):
@@ -153,7 +153,7 @@ def first_terms(
 def curve(
     model: HookedMM,
     hook: str,
-    rows: Rows,
+    rows: AnswerRows,
     activations: Float[Tensor, "r k"],
     dictionary: Fitted,
     order: Int[Tensor, "r k"],
@@ -192,7 +192,7 @@ def faithfulness(
     model: HookedMM,
     hook: str,
     dictionary: Fitted,
-    batches: Iterable[Rows],
+    batches: Iterable[AnswerRows],
     *,
     steps: Sequence[int] | None = None,
     signed: bool = False,
@@ -204,7 +204,7 @@ def faithfulness(
         model: The model whose representations the dictionary explains.
         hook: Where: a (batch, pos, d) point of the language model, the dictionary's.
         dictionary: Fitted.
-        batches: Rows to measure at, batch by batch; see `answer_rows.stored_rows`.
+        batches: AnswerRows to measure at, batch by batch; see `answer_rows.stored_rows`.
         steps: Numbers of concepts m; 0 to 10 (or to k, if there are fewer) unless given.
         signed: Whether the dictionary's activations can be negative; the random dictionary's then can, too.
         seed: Of random orders and the random dictionary.

@@ -22,6 +22,7 @@ from concept_dict.dictionary import ConceptDictionary
 from concept_dict.grounding import STOPWORDS, read_words, top_words
 from concept_dict.pictures import store_pictures
 from concept_dict.report import How, ground
+from concept_dict.row_choice import described, learnt_where
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import ModelSource
 from hooked_mm.hooked import HookedMM
@@ -37,17 +38,28 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--dictionary", type=str, required=True, help="the dictionary's folder, or its name on the hub")
     parser.add_argument("--store", type=Path, required=True, help="a store with the samples to show concepts by")
     parser.add_argument("--held_out", type=Path | None, help="a store of other samples, to score facts on")
+    parser.add_argument(
+        "--where",
+        type=dict[str, Any] | None,
+        help="conditions on rows: {word: [red, blue]}; unless given those that the dictionary was learnt with; {}: all",
+    )
     parser.add_class_arguments(ModelSource, "model")
     parser.add_argument("--output", type=Path, required=True, help="folder for TensorBoard, page and JSON")
     parser.add_argument("--title", type=str | None, help="of the report")
     parser.add_argument("--metrics", type=list[str], default=[], help="names of metrics to compute")
     parser.add_argument("--clip", type=Path | None, help="folder of a CLIP, for the metric clip_score")
     parser.add_argument("--bert", type=Path | None, help="folder of a BERT, for the metric bert_score")
+    parser.add_argument(
+        "--faithfulness_samples",
+        type=int,
+        default=64,
+        help="samples that the metric faithfulness is measured at, a position of each; it costs some 66 passes of them",
+    )
     parser.add_argument("--count", type=int, default=6, help="samples per concept")
     parser.add_argument("--words", type=int, default=5, help="words per concept")
     parser.add_argument("--stopwords", type=Path | None, help="a text file of words to leave out, for our own list")
     parser.add_argument("--vocabulary", type=Path | None, help="a text file of the only words to name concepts by")
-    parser.add_argument("--where", type=How, default="auto", help="how concepts are found in pictures")
+    parser.add_argument("--in_pictures", type=How, default="auto", help="how concepts are found in pictures")
     parser.add_argument("--device", type=str, default="cpu", help="where the model runs: cpu, cuda, cuda:1, ...")
     parser.add_argument("--seed", type=int, default=0, help="of shuffled labels")
     return parser
@@ -74,12 +86,18 @@ def scores(
     words: int = 5,
     clip: Path | None = None,
     bert: Path | None = None,
+    faithfulness_samples: int = 64,
     seed: int = 0,
 ) -> dict[str, float]:
     """The metrics asked for, by `concept_dict.evaluation`: its scores that are single numbers.
 
     Without held-out samples everything is scored on those of `store`, and what needs two sets is refused.
+
+    Raises:
+        BadInputError: As `evaluation.evaluate`; and for `faithfulness_samples` below 1.
     """
+    if faithfulness_samples < 1:
+        raise BadInputError(f"faithfulness_samples={faithfulness_samples}; it must be at least 1")
     if not names:
         return {}
     # Heavy, and needed only here.
@@ -92,8 +110,7 @@ def scores(
     found += top_words(model, -dictionary.concepts, words) if dictionary.signed else []
     rows = None
     if "faithfulness" in names and pictures is not None:
-        place = {number: index for index, number in enumerate(scored.samples.column("sample_number").to_pylist())}
-        rows = answers.stored_rows(model, scored, lambda number: pictures(place[number]), seed=seed)
+        rows = answers.stored_rows(model, scored, pictures, samples=faithfulness_samples, seed=seed)
     images = None
     if "clip_score" in names and pictures is not None:
         images = [pictures(index)[0] for index in range(scored.samples.num_rows)]
@@ -125,12 +142,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
     check_output(made.output)
     dictionary = ConceptDictionary.from_pretrained(made.dictionary)
-    store = ActivationStore.open(made.store)
-    held_out = None if made.held_out is None else ActivationStore.open(made.held_out)
+    where = learnt_where(dictionary.made_by) if made.where is None else made.where
+    store = ActivationStore.open(made.store).where(**where)
+    held_out = None if made.held_out is None else ActivationStore.open(made.held_out).where(**where)
     stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
     vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
     model = made.model.load(made.device)
-    own = {name: made[name] for name in ("words", "clip", "bert", "seed")}
+    own = {name: made[name] for name in ("words", "clip", "bert", "faithfulness_samples", "seed")}
     found = scores(made.metrics, dictionary, store, held_out, model, **own)
     report, _ = ground(
         dictionary,
@@ -138,18 +156,19 @@ def main(argv: Sequence[str] | None = None) -> None:
         model,
         held_out,
         title=made.title or f"Concepts of {made.dictionary}",
+        facts=[("rows", described(where, store))],
         metrics=found,
         count=made.count,
         words=made.words,
         stopwords=stopwords,
         vocabulary=vocabulary,
-        where=made.where,
+        where=made.in_pictures,
         seed=made.seed,
     )
     write_all(report, made.output)
     for card in report.cards:
-        fact = "" if card.fact is None else f"  ({card.fact}, {card.held_out:.3f})"
-        print(f"{card.title}{fact}")
+        facts = [f"{end.fact}, {end.held_out:.3f}" for _, _, end in card.ends if end.fact is not None]
+        print(f"{card.title}  ({'; '.join(facts)})" if facts else card.title)
     for name, value in report.metrics.items():
         print(f"{name}: {value:.4g}")
     print(f"{made.output / 'report.html'}\ntensorboard --logdir {made.output}")

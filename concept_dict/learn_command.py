@@ -15,11 +15,11 @@ from typing import Any
 
 import lightning
 from jsonargparse import ArgumentParser
-from lightning.pytorch.loggers import TensorBoardLogger
 
 import concept_dict.dictionary  # noqa: F401  (methods are offered by name)
 from concept_dict.decomposition import Decomposition
 from concept_dict.learning import learn, table
+from concept_dict.row_choice import described, selectors_of
 from hooked_mm.errors import HookedMMError
 from hooked_mm.extract_command import PLAIN
 from hooked_mm.extraction_job import quiet
@@ -36,8 +36,9 @@ def build_parser() -> ArgumentParser:
     parser.add_subclass_arguments(
         Decomposition, "method", skip={"n_components", "random_state"}, default="NonNegativeDictionary"
     )
-    parser.add_argument("--k", type=list[int], default=[20], help="numbers of concepts")
+    parser.add_argument("--k", type=list[int] | None, help="numbers of concepts; 20, or as many as the start has")
     parser.add_argument("--seeds", type=list[int], default=[0], help="seeds, for methods that start by chance")
+    parser.add_argument("--start", type=Path | None, help="the folder of a dictionary from whose concepts to start")
     parser.add_argument("--output", type=Path, required=True, help="a folder for the dictionaries")
     parser.add_class_arguments(lightning.Trainer, "trainer", skip={"logger", "callbacks", "max_epochs"})
     parser.set_defaults({"trainer.devices": 1, **{f"trainer.{name}": False for name in PLAIN}})
@@ -56,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> None:
             raise error.__cause__ from error
         raise
     store = ActivationStore.open(made.store)
-    if made.where:
-        store = store.where(**made.where)
-    made.trainer.loggers = [TensorBoardLogger(made.output, name="log", version="")]
+    chosen = store.where(**made.where)
+    if made.trainer.is_global_zero and len(selectors_of(chosen)) > 1:
+        print(f"rows: {described(made.where, chosen)}; one selector's alone are --where '{{selector: NAME}}'")
     made.trainer.fit_loop.max_epochs = -1
-    learnt = learn(store, made.hook, made.method, made.output, k=made.k, seeds=made.seeds, trainer=made.trainer)
+    options = {name: made[name] for name in ("k", "seeds", "where", "start", "trainer")}
+    learnt = learn(store, made.hook, made.method, made.output, **options)
     if made.trainer.is_global_zero:
         print(table(learnt) if learnt else f"all of these dictionaries are in {str(made.output)!r} already")

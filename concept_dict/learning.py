@@ -15,8 +15,12 @@ from typing import Any
 
 import lightning
 import torch
+from jaxtyping import Float
 from sklearn.base import clone
+from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
+from torch.utils.tensorboard import SummaryWriter
+from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from concept_dict.decomposition import Decomposition
@@ -45,18 +49,36 @@ class Learnt:
     dead: int
 
 
-def variants(method: Decomposition, ks: Sequence[int], seeds: Sequence[int]) -> Iterator[tuple[str, Decomposition]]:
+RESULTS = ("relative_error", "active", "dead", "steps", "seconds")
+"""What of a dictionary TensorBoard's table of runs shows."""
+
+
+def variants(
+    method: Decomposition, ks: Sequence[int], seeds: Sequence[int], start: Float[Tensor, "k d"] | None = None
+) -> Iterator[tuple[str, Decomposition]]:
     """The decompositions of a sweep by name; a method without chance has one seed.
 
+    Args:
+        method: With its settings.
+        ks: Numbers of concepts.
+        seeds: Seeds.
+        start: Concepts to start from.
+
     Raises:
-        BadInputError: If there is no k or no seed.
+        BadInputError: If there is no k or no seed, or the method can't start from these concepts.
     """
     if not ks or not seeds:
         raise BadInputError(f"k={list(ks)}, seeds={list(seeds)}: give at least one of each")
     chance = "random_state" in method.get_params()
+    if start is not None and "init" not in method.get_params():
+        raise BadInputError(f"{type(method).__name__} can't start from concepts at hand: it has no parameter init")
+    if start is not None and list(ks) != [len(start)]:
+        raise BadInputError(f"the start has {len(start)} concepts, but k={list(ks)}; give k=[{len(start)}]")
     for k in ks:
         for seed in seeds if chance else [None]:
             made = clone(method).set_params(n_components=k, **({"random_state": seed} if chance else {}))
+            if start is not None:
+                made.set_params(init=start)
             yield f"{type(method).__name__}-k{k}" + (f"-seed{seed}" if chance else ""), made
 
 
@@ -67,15 +89,24 @@ class Learning(lightning.LightningModule):
         store: Of the rows.
         hook: Which of its activations.
         jobs: Name -> unfitted decomposition.
-        output: A folder in which each gets one of its name; those that are there already are left.
+        output: A folder in which each gets one of its name; those that are there already are left. In `log` each has a
+            run of TensorBoard.
+        made_by: Where the rows come from, kept with each dictionary.
     """
 
-    def __init__(self, store: ActivationStore, hook: str, jobs: Mapping[str, Decomposition], output: Path) -> None:
+    def __init__(
+        self,
+        store: ActivationStore,
+        hook: str,
+        jobs: Mapping[str, Decomposition],
+        output: Path,
+        made_by: Mapping[str, Any],
+    ) -> None:
         super().__init__()
         self.automatic_optimization = False
         # A Trainer refuses a module without parameters. Concepts are none: no gradient is taken for them.
         self.idle = torch.nn.Parameter(torch.zeros(()))
-        self.store, self.hook, self.output = store, hook, output
+        self.store, self.hook, self.output, self.made_by = store, hook, output, made_by
         self.jobs = {name: job for name, job in jobs.items() if not (output / name / "dictionary.json").exists()}
         self.waiting = list(self.jobs)
         self.learnt: list[Learnt] = []
@@ -103,13 +134,18 @@ class Learning(lightning.LightningModule):
             self.bar = tqdm(desc=self.name, unit="step", disable=not self.trainer.is_global_zero, dynamic_ncols=True)
             self.job = self.jobs[self.name]
             self.job.begin(self.rows)
+            # A run of its own for each, so that their curves lie over each other; what one that was cut off left goes.
+            self.writer = (
+                SummaryWriter(self.output / "log" / self.name, purge_step=0) if self.trainer.is_global_zero else None
+            )
         done = self.job.step()
         self.steps += 1
         progress = self.job.progress()
         self.bar.set_postfix({key: f"{value:.5g}" for key, value in progress.items()}, refresh=False)
         self.bar.update()
-        if self.trainer.logger is not None:
-            self.trainer.logger.log_metrics({f"{self.name}/{k}": v for k, v in progress.items()}, self.steps)
+        if self.writer is not None:
+            for key, value in progress.items():
+                self.writer.add_scalar(key, value, self.steps)
         if done:
             self._keep(self.job)
             self.job = None
@@ -120,21 +156,31 @@ class Learning(lightning.LightningModule):
         size, processes = self.rows.moments(job.center)[1], self.rows.processes
         counts = processes.sum((active != 0).sum(dim=0))
         folder = self.output / self.name
-        if not processes.rank:
-            ConceptDictionary(job, self.hook, self.store.made_by).save(folder)
-        self.learnt.append(
-            Learnt(
-                self.name,
-                folder,
-                job.n_components,
-                job.get_params().get("random_state"),
-                self.steps,
-                time.monotonic() - self.started,
-                job.reconstruction_err_ / max(size, 1e-300) ** 0.5,
-                float(counts.sum()) / self.rows.total,
-                int((counts == 0).sum()),
-            )
+        learnt = Learnt(
+            self.name,
+            folder,
+            job.n_components,
+            job.get_params().get("random_state"),
+            self.steps,
+            time.monotonic() - self.started,
+            job.reconstruction_err_ / max(size, 1e-300) ** 0.5,
+            float(counts.sum()) / self.rows.total,
+            int((counts == 0).sum()),
         )
+        self.learnt.append(learnt)
+        if self.writer is not None:
+            ConceptDictionary(job, self.hook, self.made_by).save(folder)
+            self._compare(self.writer, job, learnt)
+            self.writer.close()
+
+    def _compare(self, writer: SummaryWriter, job: Decomposition, learnt: Learnt) -> None:
+        """What came of the settings, for TensorBoard's table of runs."""
+        found = {f"learnt/{name.replace('_', ' ')}": float(getattr(learnt, name)) for name in RESULTS}
+        for name, value in found.items():
+            writer.add_scalar(name, value, learnt.steps)
+        parameters = {n: v for n, v in job.get_params().items() if isinstance(v, str | bool | int | float)}
+        for summary in hparams({"method": type(job).__name__, "hook": self.hook, **parameters}, found):
+            writer._get_file_writer().add_summary(summary)
 
 
 def learn(
@@ -143,20 +189,24 @@ def learn(
     method: Decomposition,
     output: str | Path,
     *,
-    k: Sequence[int] = (20,),
+    k: Sequence[int] | None = None,
     seeds: Sequence[int] = (0,),
+    where: Mapping[str, Any] | None = None,
+    start: ConceptDictionary | str | Path | None = None,
     trainer: lightning.Trainer | None = None,
     **trainer_options: Any,
 ) -> list[Learnt]:
     """Fit a method to the rows of a store, once for every k and seed; in a run of many processes, all call this.
 
     Args:
-        store: Of the rows; a part of one (`where`) does as well.
+        store: Of the rows; a part of one (`store.where`) does as well.
         hook: Which of its activations.
         method: With its settings; `n_components` and `random_state` are set by `k` and `seeds`.
         output: A folder for the dictionaries, `METHOD-kK-seedS` each; those that are there are left as they are.
-        k: Numbers of concepts.
+        k: Numbers of concepts; 20, or as many as the start has, unless given.
         seeds: Seeds.
+        where: Conditions on rows, as `ActivationStore.where` takes them; kept with the dictionaries.
+        start: A dictionary of the same hook, or its folder, from whose concepts to start; for methods with an `init`.
         trainer: Runs it; one process on the CPU unless given here or by options.
         trainer_options: For `lightning.Trainer` (`accelerator`, `devices`, `strategy`, ...).
 
@@ -164,15 +214,34 @@ def learn(
         What was learnt in this run, in order.
 
     Raises:
-        BadInputError: If the rows can't be used, or do not allow a k.
+        BadInputError: If the rows can't be used, or do not allow a k or the start.
     """
-    module = Learning(store, hook, dict(variants(method, k, seeds)), Path(output))
+    store, made_by = store.where(**where or {}), dict(store.made_by)
+    if where:
+        made_by["where"] = dict(where)
+    concepts = None
+    if start is not None:
+        concepts = _start(start, store, hook).concepts
+        made_by["start"] = repr(start.decomposition) if isinstance(start, ConceptDictionary) else str(start)
+    ks = k if k is not None else ((20,) if concepts is None else (len(concepts),))
+    module = Learning(store, hook, dict(variants(method, ks, seeds, concepts)), Path(output), made_by)
     if trainer is None:
         trainer = quiet_trainer(
             **{"accelerator": "cpu", "devices": 1, "max_epochs": -1, "log_every_n_steps": 1, **trainer_options}
         )
     trainer.fit(module)
     return module.learnt
+
+
+def _start(start: ConceptDictionary | str | Path, store: ActivationStore, hook: str) -> ConceptDictionary:
+    """The dictionary to start from, if it is of such rows."""
+    found = start if isinstance(start, ConceptDictionary) else ConceptDictionary.load(start)
+    if found.hook != hook:
+        raise BadInputError(f"the start has concepts of {found.hook!r}, not of {hook!r}; give one of this hook")
+    width, own = store.activations(hook, slice(0, 0)).shape[1], found.concepts.shape[1]
+    if own != width:
+        raise BadInputError(f"the start's concepts have width {own}, the rows {width}; give a dictionary of this model")
+    return found
 
 
 def table(learnt: Sequence[Learnt]) -> str:

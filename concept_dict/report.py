@@ -10,13 +10,14 @@ import numpy as np
 import torch
 from jaxtyping import Bool, Float, Int
 
-from concept_dict.cards import CardSample, ConceptCard, Report, Setting
+from concept_dict.answer_rows import sample_batch
+from concept_dict.cards import CardSample, ConceptCard, End, Report, Setting
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import STOPWORDS, Word, top_samples, top_words
+from concept_dict.grounding import STOPWORDS, top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts
 from concept_dict.pictures import Pictures, store_pictures
 from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
-from hooked_mm.batch import Batch, count_positions
+from hooked_mm.batch import count_positions
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
 from hooked_mm.store import ActivationStore
@@ -37,6 +38,10 @@ class Pooled:
     low: Float[np.ndarray, "samples k"]
     high_row: Int[np.ndarray, "samples k"]
     low_row: Int[np.ndarray, "samples k"]
+
+    def scores(self, signed: bool) -> Float[np.ndarray, "samples e"]:
+        """What facts are matched with: activations, of signed ones both ends (2k, see `metrics.poles`)."""
+        return np.concatenate([self.high.clip(0), (-self.low).clip(0)], axis=1) if signed else self.high
 
 
 def pool_store(dictionary: ConceptDictionary, store: ActivationStore) -> Pooled:
@@ -88,31 +93,6 @@ def _chosen(pooled: Pooled, count: int, signed: bool) -> dict[tuple[int, bool], 
     return found
 
 
-def sample_batch(
-    model: HookedMM, store: ActivationStore, pictures: Pictures, samples: Sequence[int], answers: bool = True
-) -> Batch:
-    """The batch that a store's samples were read from, made again: prompts, pictures, and what was said.
-
-    Answers that were generated are put there token for token.
-    """
-    table = store.samples.select(
-        [name for name in ("prompt", "answer", "answer_tokens") if name in store.samples.column_names]
-    )
-    rows = [table.slice(index, 1).to_pylist()[0] for index in samples]
-    prefix, kind = store.made_by.get("answer_prefix"), store.made_by.get("answer")
-    images = [pictures(index) or None for index in samples]
-    texts = [row["prompt"] for row in rows]
-    said = [row.get("answer") for row in rows] if answers and kind == "given" else None
-    batch = model.prepare(images, texts, said, prefix)
-    if not answers or kind not in ("generated", "stored"):
-        return batch
-    tokens = [row.get("answer_tokens") or [] for row in rows]
-    width = max(map(len, tokens))
-    ids = torch.tensor([row + [0] * (width - len(row)) for row in tokens], device=model.device).view(len(tokens), width)
-    kept = torch.arange(width, device=model.device) < torch.tensor([[len(row)] for row in tokens], device=model.device)
-    return batch.extend(ids, kept, [model.tokenizer.convert_ids_to_tokens(row) for row in ids.tolist()])
-
-
 def find_where(
     dictionary: ConceptDictionary,
     model: HookedMM,
@@ -143,7 +123,7 @@ def find_where(
     samples = [sample for sample in wanted if pictures(sample)]
     for start in range(0, len(samples), BATCH):
         part = samples[start : start + BATCH]
-        batch = sample_batch(model, store, pictures, part, answers=how != "positions")
+        batch = sample_batch(model, store, pictures, part, "none" if how == "positions" else "read")
         if how == "auto":
             at_image = all(modality[item.row] == "image" for item in shown)
             how = best_way(batch, at_image)
@@ -210,7 +190,8 @@ def ground(
         seed: Of the shuffled labels.
 
     Returns:
-        The report, and the match with facts if these are known in both stores.
+        The report, and the match with facts if these are known in both stores: of every concept or, where activations
+        are signed, of every end, the negative ones behind the positive.
 
     Raises:
         UnknownHookError: If a store does not hold the dictionary's hook.
@@ -233,11 +214,11 @@ def ground(
     names: list[str] = []
     if held_out is not None and (known := known_facts([store, held_out])) is not None:
         names, (truth, held_truth) = known
-        match = match_facts(pooled.high, truth, pool_store(dictionary, held_out).high, held_truth, seed=seed)
+        held = pool_store(dictionary, held_out).scores(signed)
+        match = match_facts(pooled.scores(signed), truth, held, held_truth, seed=seed)
     found = top_words(model, dictionary.concepts, words, stopwords, vocabulary=vocabulary)
-    other: list[list[Word]] = [[] for _ in found]
     if signed:
-        other = top_words(model, -dictionary.concepts, words, stopwords, vocabulary=vocabulary)
+        found += top_words(model, -dictionary.concepts, words, stopwords, vocabulary=vocabulary)
     texts = store.samples.column("text").to_pylist() if "text" in store.samples.column_names else None
     ids = store.samples.column("sample").to_pylist()
 
@@ -253,21 +234,24 @@ def ground(
             made.append(CardSample(images[0] if images else None, text, item.activation, drawn))
         return made
 
+    def end(number: int, k: int, negative: bool) -> End:
+        scored = {}
+        if match:
+            own = (match.held_out[number], match.shuffled[number])
+            scored = {"fact": names[match.fact[number]], "held_out": float(own[0]), "shuffled": float(own[1])}
+        return End(found[number], cards_of(chosen[k, negative]), **scored)
+
+    size = len(dictionary.concepts)
     cards = [
         ConceptCard(
             k,
-            found[k],
-            cards_of(chosen[k, False]),
+            end(k, k, False),
             np.where(np.abs(pooled.low[:, k]) > np.abs(pooled.high[:, k]), pooled.low[:, k], pooled.high[:, k]),
-            names[match.fact[k]] if match else None,
-            float(match.held_out[k]) if match else None,
-            float(match.shuffled[k]) if match else None,
-            other[k],
-            cards_of(chosen[k, True]) if signed else [],
+            end(size + k, k, True) if signed else None,
         )
-        for k in range(len(found))
+        for k in range(size)
     ]
-    scores = {**(dict(metrics) if metrics else {})}
+    scores = dict(metrics or {})
     if match:
         scores = {"held-out AUROC": float(match.held_out.mean()), "its chance": float(match.shuffled.mean()), **scores}
     about = [

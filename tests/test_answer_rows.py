@@ -1,4 +1,4 @@
-"""Rows of a store as positions of batches: the token that each predicts is the first of its word."""
+"""AnswerRows of a store as positions of batches: the token that each predicts is the first of its word."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from concept_dict.answer_rows import Rows, asked, stored_rows
+from concept_dict.answer_rows import AnswerRows, asked, stored_rows
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
@@ -86,7 +86,7 @@ def test_what_has_no_token_is_refused(llava: HookedMM, tmp_path: Path) -> None:
     rows = next(stored_rows(llava, store, _images))
     length = int(rows.batch.inputs["attention_mask"][3].sum())
     for position in (length - 1, length + 4, -1):
-        wrong = Rows(rows.batch, np.array([3]), np.array([position]))
+        wrong = AnswerRows(rows.batch, np.array([3]), np.array([position]))
         with pytest.raises(BadInputError, match=f"sample 3: position {position} predicts nothing: there are {length}"):
             asked(wrong)
     asked(replace(rows, sample=np.array([3]), position=np.array([length - 2])))

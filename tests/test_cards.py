@@ -24,6 +24,7 @@ from tensorboard.plugins.hparams import plugin_data_pb2
 from concept_dict.cards import (
     CardSample,
     ConceptCard,
+    End,
     Report,
     card_markdown,
     write_html,
@@ -50,8 +51,8 @@ def _card(index: int = 3, text: str = "red", fact: str | None = "colour=red") ->
     """A card with the same text as word, fact and caption."""
     samples = [CardSample(Image.new("RGB", (12, 8), colour), text, 2.5 - n) for n, colour in enumerate(("red", "blue"))]
     scores = (None, None) if fact is None else (0.987, 0.512)
-    activations = np.array([0.0, 0.0, 1.5, 2.5, 2.5])
-    return ConceptCard(index, [Word(text, 0.75), Word("blue", 0.125)], samples, activations, fact, *scores)
+    end = End([Word(text, 0.75), Word("blue", 0.125)], samples, fact, *scores)
+    return ConceptCard(index, end, np.array([0.0, 0.0, 1.5, 2.5, 2.5]))
 
 
 def _report(*cards: ConceptCard, text: str = "model") -> Report:
@@ -152,7 +153,7 @@ def test_the_page_shows_every_concept(tmp_path: Path) -> None:
 
 def test_a_card_with_nothing_to_show(tmp_path: Path) -> None:
     """A dead concept without words, samples and activations is still a card everywhere."""
-    card = ConceptCard(0, [], [], np.zeros(5))
+    card = ConceptCard(0, End([], []), np.zeros(5))
     assert card.title == "concept 0: (no whole word)"
     report = Report("empty", [], [card])
     assert "(no whole word)" in write_html(report, tmp_path / "report.html").read_text("utf-8")
@@ -248,15 +249,14 @@ def test_json_round_trip(text: str, tmp_path: Path) -> None:
 
 
 def _both_ends() -> ConceptCard:
-    """A signed concept with a map beside each picture."""
-    card = _card(fact=None)
+    """A signed concept with a map beside each picture, and a fact at either end."""
+    card = _card()
     red, blue = (CardSample(Image.new("RGB", (8, 8), c), c, a) for c, a in (("red", 2.0), ("blue", -3.0)))
     green = Image.new("RGB", (8, 8), "lime")
     return replace(
         card,
-        samples=[replace(red, where=green)],
-        other_words=[Word("azure", 0.5)],
-        other_samples=[replace(blue, where=green)],
+        end=replace(card.end, samples=[replace(red, where=green)]),
+        other=End([Word("azure", 0.5)], [replace(blue, where=green)], "colour=blue", 0.875, 0.5),
     )
 
 
@@ -266,13 +266,29 @@ def test_both_ends_of_a_signed_concept(tmp_path: Path) -> None:
     text = card_markdown(card)
     assert text.index("#### positive end") < text.index("1. (2.00) red") < text.index("#### negative end")
     assert [row[0] for row in _rows(text)] == ["red", "blue", "azure"]
+    assert text.index("**0.987**") < text.index("#### negative end") < text.index("**colour=blue**") < len(text)
+    assert "held-out AUROC **0.875** (shuffled labels 0.500)" in text
     assert "1. (-3.00) blue" in text
     page = _Page(write_html(_report(card), tmp_path / "report.html").read_text("utf-8"))
     assert [data for tag, data in page.text if tag == "h3"] == ["positive end", "negative end"]
+    assert [data for tag, data in page.text if tag == "a"] == ["3 +", "3 \N{MINUS SIGN}"]
+    assert [data for _, data in page.text if data in ("0.987", "0.875")] == ["0.987", "0.875"]
+    assert [data for tag, data in page.text if tag == "b" and "=" in data] == ["colour=red", "colour=blue"]
     assert [image["alt"] for image in page.all("img")] == ["red", "red", "blue", "blue"]
-    tags = _read(write_tensorboard(_report(card), tmp_path / "board")).Tags()
+    events = _read(write_tensorboard(_report(card), tmp_path / "board"))
+    tags = events.Tags()
+    scores = {tag: events.Scalars(tag)[0].value for tag in tags["scalars"] if "held out" in tag}
+    assert scores == pytest.approx(
+        {"AUROC by concept/held out, positive end": 0.987, "AUROC by concept/held out, negative end": 0.875}
+    )
+    assert [row[:2] for row in _rows(_text(events, "overview/text_summary"))] == [
+        ["3 +", "red, blue"],
+        ["3 \N{MINUS SIGN}", "azure"],
+    ]
     assert [tag.rsplit(" ", 2)[1] for tag in tags["images"]] == ["positive", "negative"]
     (written,) = json.loads(write_json(_report(card), tmp_path / "report.json").read_text())["concepts"]
+    ends = [(end["fact"], end["held_out_auroc"]) for end in (written, written["negative_end"])]
+    assert ends == [("colour=red", 0.987), ("colour=blue", 0.875)]
     assert written["negative_end"]["words"] == [{"text": "azure", "probability": 0.5}]
     assert written["negative_end"]["samples"] == [{"text": "blue", "activation": -3.0}]
 
@@ -287,7 +303,7 @@ def test_the_map_stands_beside_the_picture(tmp_path: Path) -> None:
 
 def test_samples_without_pictures(tmp_path: Path) -> None:
     """Captions and activations are shown all the same."""
-    card = replace(_card(fact=None), samples=[CardSample(None, "a caption", 1.5)])
+    card = ConceptCard(3, End([Word("red", 0.75)], [CardSample(None, "a caption", 1.5)]), np.zeros(5))
     page = write_html(_report(card), tmp_path / "report.html").read_text("utf-8")
     assert "a caption" in page
     assert "<img" not in page

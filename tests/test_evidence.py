@@ -45,19 +45,22 @@ def test_a_store_tells_what_it_has(tmp_path: Path) -> None:
 
 
 class _Fixed:
-    """A dictionary whose activations are the rows themselves."""
+    """A dictionary whose activations are the rows themselves, or what of them is positive."""
 
     components_, mean_ = torch.eye(4), torch.zeros(4)
 
+    def __init__(self, signed: bool) -> None:
+        self.signed = signed
+
     def transform(self, X: torch.Tensor) -> torch.Tensor:
-        return X.float()
+        return X.float() if self.signed else X.float().clamp_min(0)
 
 
 @pytest.mark.parametrize("signed", [True, False])
 def test_both_ends_of_signed_activations(signed: bool) -> None:
     """Signed activations are 2k concepts, pooled each by itself, and the random dictionary is of the same kind."""
-    rows = ROWS if signed else ROWS.abs()
-    case = Case(ConceptDictionary(_Fixed(), "h"), Evidence(Samples(rows, np.arange(6) // 2, 3)))  # type: ignore[arg-type]
+    rows = ROWS
+    case = Case(ConceptDictionary(_Fixed(signed), "h"), Evidence(Samples(rows, np.arange(6) // 2, 3)))  # type: ignore[arg-type]
     assert case.signed == signed
     assert case.random.signed == signed
     expected = rows.reshape(3, 2, 4).amax(dim=1).clamp_min(0)

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from concept_dict.answer_rows import Rows, stored_rows
+from concept_dict.answer_rows import AnswerRows, stored_rows
 from concept_dict.faithfulness import Curve, curve, faithfulness, first_terms, random_order, strongest_first
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError, UnknownHookError
@@ -31,24 +31,24 @@ HOOK = "blocks.4.hook_resid_post"
 
 
 @pytest.fixture(scope="module")
-def rows(llava: HookedMM, images: list[Image.Image], scenes: list[Scene]) -> Rows:
+def rows(llava: HookedMM, images: list[Image.Image], scenes: list[Scene]) -> AnswerRows:
     """Five rows of three samples of different lengths, padded on the left; two samples have two rows."""
     answers = [right_captions(scene, "full")[0] for scene in scenes[:3]]
     batch = llava.prepare(images[:3], STYLES["full"].prompt, answers)
     lengths = batch.inputs["attention_mask"].sum(dim=1)
     assert len(set(lengths.tolist())) > 1, "the samples have to be padded"
     ends = lengths.numpy()
-    return Rows(batch, np.array([0, 2, 0, 1, 2]), np.array([ends[0] - 3, ends[2] - 2, ends[0] - 6, 70, 75]))
+    return AnswerRows(batch, np.array([0, 2, 0, 1, 2]), np.array([ends[0] - 3, ends[2] - 2, ends[0] - 6, 70, 75]))
 
 
-def _column(rows: Rows, row: int) -> tuple[int, int]:
+def _column(rows: AnswerRows, row: int) -> tuple[int, int]:
     """Sample and column of a row, by walking through the mask."""
     sample, mask = int(rows.sample[row]), rows.batch.inputs["attention_mask"][int(rows.sample[row])].tolist()
     real = [column for column, kept in enumerate(mask) if kept]
     return sample, real[int(rows.position[row])]
 
 
-def _by_hand(model: HookedMM, rows: Rows, row: int, change: Any) -> float:
+def _by_hand(model: HookedMM, rows: AnswerRows, row: int, change: Any) -> float:
     """The log-probability of a row's token, float64, while a plain PyTorch hook changes its vector."""
     sample, column = _column(rows, row)
 
@@ -68,7 +68,7 @@ def _dictionary(k: int, seed: int = 0) -> Any:
 
 
 @pytest.mark.parametrize("mode", ["delete", "insert"])
-def test_curves_equal_plain_hooks(llava: HookedMM, rows: Rows, mode: Any) -> None:
+def test_curves_equal_plain_hooks(llava: HookedMM, rows: AnswerRows, mode: Any) -> None:
     """Every row and number of concepts, by hooks and sums written out, one row at a time."""
     made, a = _dictionary(4), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     order = torch.stack([torch.randperm(4, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
@@ -86,7 +86,7 @@ def test_curves_equal_plain_hooks(llava: HookedMM, rows: Rows, mode: Any) -> Non
             assert found[row, place] == pytest.approx(_by_hand(llava, rows, row, change), abs=2e-4)
 
 
-def test_deleting_nothing_changes_nothing(llava: HookedMM, rows: Rows) -> None:
+def test_deleting_nothing_changes_nothing(llava: HookedMM, rows: AnswerRows) -> None:
     """m = 0 is the model's own log-probability, by a forward pass without any hook."""
     with torch.no_grad():
         logits = llava.hf_model(**rows.batch.inputs).logits.double().log_softmax(dim=-1)
@@ -102,7 +102,7 @@ def test_deleting_nothing_changes_nothing(llava: HookedMM, rows: Rows) -> None:
     assert np.abs(found["delete"].values[:, 1] - found["delete"].own).max() > 1e-3
 
 
-def test_inserting_all_of_an_exact_dictionary_gives_the_model_back(llava: HookedMM, rows: Rows) -> None:
+def test_inserting_all_of_an_exact_dictionary_gives_the_model_back(llava: HookedMM, rows: AnswerRows) -> None:
     """With an orthonormal basis as concepts nothing is left over; deleting all of it leaves the mean."""
     drawn = torch.Generator().manual_seed(2)
     basis, mean = torch.linalg.qr(torch.randn(128, 128, generator=drawn))[0], torch.randn(128, generator=drawn)
@@ -116,14 +116,14 @@ def test_inserting_all_of_an_exact_dictionary_gives_the_model_back(llava: Hooked
         np.testing.assert_allclose(found[name].values[:, -1], found["insert"].values[:, 0], atol=2e-4)
 
 
-def test_a_row_does_not_depend_on_its_companions(llava: HookedMM, rows: Rows) -> None:
-    """Rows one by one, and their random orders with them, give what they give together."""
+def test_a_row_does_not_depend_on_its_companions(llava: HookedMM, rows: AnswerRows) -> None:
+    """AnswerRows one by one, and their random orders with them, give what they give together."""
     made = SimpleNamespace(**vars(_dictionary(5)))
     made.transform = lambda z: (z @ made.components_.T / 128).relu()
     together = faithfulness(llava, HOOK, made, [rows], steps=[1])
     first, rest = slice(0, 1), slice(1, 5)
-    nothing = Rows(rows.batch, rows.sample[:0], rows.position[:0])
-    parts = [Rows(rows.batch, rows.sample[part], rows.position[part]) for part in (first, rest)]
+    nothing = AnswerRows(rows.batch, rows.sample[:0], rows.position[:0])
+    parts = [AnswerRows(rows.batch, rows.sample[part], rows.position[part]) for part in (first, rest)]
     alone = faithfulness(llava, HOOK, made, [parts[0], nothing, parts[1]], steps=[1])
     for name, found in together.items():
         np.testing.assert_allclose(alone[name].values, found.values, atol=1e-5)
@@ -164,7 +164,7 @@ def test_random_orders_are_even() -> None:
     torch.testing.assert_close(counts, torch.tensor([1 / 3, 0, 1 / 3, 1 / 3]), atol=0.03, rtol=0)
 
 
-def test_what_can_not_be_measured(llava: HookedMM, rows: Rows) -> None:
+def test_what_can_not_be_measured(llava: HookedMM, rows: AnswerRows) -> None:
     """Modes, numbers of concepts and rows that there are not."""
     made, a = _dictionary(3), torch.ones(5, 3)
     order = strongest_first(a)
@@ -178,7 +178,7 @@ def test_what_can_not_be_measured(llava: HookedMM, rows: Rows) -> None:
         faithfulness(llava, HOOK, made, [rows], steps=[])
 
 
-def test_xl_vlms_fault_a_layer_that_matches_nothing(llava: HookedMM, rows: Rows) -> None:
+def test_xl_vlms_fault_a_layer_that_matches_nothing(llava: HookedMM, rows: AnswerRows) -> None:
     """A hook point that the model does not have is refused, not silently left alone."""
     with pytest.raises(UnknownHookError, match=r"blocks\.9\.hook_resid_post.*nearest"):
         faithfulness(llava, "blocks.9.hook_resid_post", _dictionary(3), [rows])

@@ -16,14 +16,16 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.ground_command import build_parser, main
+from concept_dict.learn_command import main as learn
+from concept_dict.metrics import pool_samples
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
-from hooked_mm.scenes.dataset import ScenesDataModule
+from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
 from hooked_mm.scenes.world import COLOURS
-from hooked_mm.selectors import TokenOfInterest
+from hooked_mm.selectors import LastPrompt, TokenOfInterest
 from hooked_mm.store import ActivationStore
 
 HOOK = "blocks.4.hook_resid_post"
@@ -93,7 +95,7 @@ def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch
     }
     for name, module in fakes.items():
         monkeypatch.setitem(sys.modules, f"concept_dict.{name}", module)
-    more = ("--held_out", str(made / "held"), "--where", "none", "--metrics", "[overlap]", "--clip", "my/clip")
+    more = ("--held_out", str(made / "held"), "--in_pictures", "none", "--metrics", "[overlap]", "--clip", "my/clip")
     main(_options(made, tmp_path / "out", *more))
     assert (asked["metrics"], asked["k"], asked["clip"]) == (["overlap"], 3, Path("my/clip"))
     assert (asked["held_out"], asked["fitted"]) == ((made / "held", HOOK), (made / "fit", HOOK))
@@ -105,11 +107,75 @@ def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch
     assert "overlap/samples" in (tmp_path / "out" / "report.html").read_text()
 
 
+@pytest.fixture(scope="module")
+def mixed(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A store with the rows of two selectors, and a dictionary of those of one."""
+    folder = tmp_path_factory.mktemp("mixed")
+    selectors = {"colour": TokenOfInterest(tuple(COLOURS)), "last": LastPrompt()}
+    extract(Extractor(llava, HOOK, selectors, answer="given"), ScenesDataModule(16, style="full"), folder / "fit")
+    options = ["--store", str(folder / "fit"), "--hook", HOOK, "--method", "SemiNMF", "--k", "[2]"]
+    learn([*options, "--where", "{selector: colour}", "--output", str(folder), "--trainer.accelerator=cpu"])
+    (folder / "SemiNMF-k2-seed0").rename(folder / "dictionary")
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("more", "chosen", "said"),
+    [
+        ((), {"selector": "colour"}, "those whose selector is colour"),
+        (("--where", "{selector: last}"), {"selector": "last"}, "those whose selector is last"),
+        (("--where", "{}"), {}, "all (of the selectors colour, last)"),
+    ],
+)
+def test_rows_are_those_of_the_dictionary(
+    mixed: Path, tmp_path: Path, more: tuple[str, ...], chosen: dict[str, Any], said: str
+) -> None:
+    """A store of several selectors is shown by the rows that the dictionary was learnt from, unless others are asked
+    for; the report says which.
+    """
+    main(_options(mixed, tmp_path / "out", "--in_pictures", "none", *more))
+    content = json.loads((tmp_path / "out" / "report.json").read_text())
+    store = ActivationStore.open(mixed / "fit").where(**chosen)
+    assert content["facts"]["rows"] == said
+    assert content["settings"]["rows"] == len(store) > 0
+    made = ConceptDictionary.load(mixed / "dictionary")
+    for card in content["concepts"]:
+        pooled = pool_samples(made.transform(store.activations(HOOK)), store.row_samples(), 16)[:, card["concept"]]
+        best = np.sort(pooled)[::-1][:2]
+        np.testing.assert_allclose([sample["activation"] for sample in card["samples"]], best[best > 0], rtol=1e-5)
+
+
+def test_explain_looks_where_the_dictionary_does(mixed: Path, llava: HookedMM) -> None:
+    """At the positions of its own selector, not of all that wrote into the store."""
+    found = ConceptDictionary.load(mixed / "dictionary").explain(llava, *_sample(), how="none")
+    assert "TokenOfInterest" in found.selector
+    assert "LastPrompt" not in found.selector
+
+
+def _sample() -> tuple[Any, str, str]:
+    sample = SceneDataset(3, style="full")[1]
+    assert isinstance(sample.answer, str)
+    return sample.images, sample.text, sample.answer
+
+
+def test_faithfulness_is_bounded(mixed: Path, tmp_path: Path) -> None:
+    """One position of as many samples as asked for; deleting the main concepts hurts, and the figures are shown."""
+    output = tmp_path / "out"
+    more = ("--in_pictures", "none", "--metrics", "[faithfulness]", "--faithfulness_samples", "6")
+    main(_options(mixed, output, *more))
+    content = json.loads((output / "report.json").read_text())
+    assert content["metrics"]["faithfulness/positions"] == 6
+    assert content["metrics"]["faithfulness/delete"] < content["metrics"]["faithfulness/delete_random_dictionary"]
+    assert "faithfulness/positions" in (output / "report.html").read_text()
+    with pytest.raises(BadInputError, match="faithfulness_samples=0"):
+        main(_options(mixed, tmp_path / "none", "--metrics", "[faithfulness]", "--faithfulness_samples", "0"))
+
+
 def test_yaml(made: Path, tmp_path: Path) -> None:
     """A file says the same as options."""
-    (tmp_path / "ground.yaml").write_text("count: 4\nwhere: positions\nmodel: {id: small:llava}\n")
+    (tmp_path / "ground.yaml").write_text("count: 4\nin_pictures: positions\nmodel: {id: small:llava}\n")
     chosen = build_parser().parse_args(["-c", str(tmp_path / "ground.yaml"), *_options(made, tmp_path / "o")[:-2]])
-    assert (chosen.count, chosen.where, chosen.model.id) == (4, "positions", "small:llava")
+    assert (chosen.count, chosen.in_pictures, chosen.model.id) == (4, "positions", "small:llava")
 
 
 def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Path) -> None:
@@ -119,7 +185,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Pa
     with pytest.raises(BadInputError, match="no list of words"):
         main(_options(made, tmp_path / "out", "--stopwords", "gone.txt"))
     with pytest.raises(SystemExit):
-        main(_options(made, tmp_path / "out", "--where", "everywhere"))
+        main(_options(made, tmp_path / "out", "--in_pictures", "everywhere"))
     assert not (tmp_path / "out").exists()
 
 

@@ -31,9 +31,32 @@ def test_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
     assert (made.n_components, made.get_params()["n_init"], made.get_params()["random_state"]) == (3, 2, 1)
     rows = ActivationStore.open(tmp_path / "s").activations("h")[::2]
     torch.testing.assert_close(made.mean_, rows.mean(0))
-    assert list((tmp_path / "d" / "log").glob("events*"))
+    assert len(list((tmp_path / "d" / "log").glob("*/events*"))) == 4
     main([*options, *chosen])
     assert "already" in capsys.readouterr().out
+
+
+def test_a_start(options: list[str], tmp_path: Path) -> None:
+    """As many concepts as the start has, unless told."""
+    main([*options, "--method", "SemiNMF", "--k", "[3]"])
+    start = tmp_path / "d" / "SemiNMF-k3-seed0"
+    main([*options[:4], "--output", str(tmp_path / "again"), "--method", "SemiNMF", "--start", str(start), options[-1]])
+    assert ConceptDictionary.load(tmp_path / "again" / "SemiNMF-k3-seed0").made_by["start"] == str(start)
+
+
+def test_rows_of_several_selectors(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """It is said that they are mixed, and how not to."""
+    values, samples = torch.randn(8, 4), [{"sample": f"s{n}", "sample_number": n} for n in range(4)]
+    rows = [{"sample": f"s{n // 2}", "selector": ("last", "word")[n % 2]} for n in range(8)]
+    ActivationStore.from_arrays(tmp_path / "s", {"h": values}, rows, samples, {})
+    made = ["--store", str(tmp_path / "s"), "--hook", "h", "--trainer.accelerator=cpu", "--method", "PCA", "--k", "[2]"]
+    main([*made, "--output", str(tmp_path / "mixed")])
+    assert "rows: all (of the selectors last, word); one selector's alone" in capsys.readouterr().out
+    main([*made, "--output", str(tmp_path / "one"), "--where", "{selector: word}"])
+    assert "selectors" not in capsys.readouterr().out
+    found = ConceptDictionary.load(tmp_path / "one" / "PCA-k2")
+    torch.testing.assert_close(found.decomposition.mean_, values[1::2].mean(0))
+    assert found.made_by["where"] == {"selector": "word"}
 
 
 def test_yaml(options: list[str], tmp_path: Path) -> None:

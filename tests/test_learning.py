@@ -11,6 +11,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
@@ -18,6 +19,7 @@ from concept_dict.kmeans import KMeans
 from concept_dict.learning import learn, table, variants
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
+from concept_dict.semi_nmf import SemiNMF
 from concept_dict.top_k_sae import TopKSAE
 from hooked_mm.errors import BadInputError
 from hooked_mm.store import ActivationStore
@@ -37,7 +39,9 @@ def store(tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     return ActivationStore.from_arrays(path, {"h": torch.as_tensor(rows).half()}, table, samples, {"model": "none"})
 
 
-@pytest.mark.parametrize("method", [NonNegativeDictionary(), KMeans(), PCA(), TopKSAE(max_iter=3, active=2)])
+@pytest.mark.parametrize(
+    "method", [NonNegativeDictionary(max_iter=20), KMeans(n_init=2), PCA(), TopKSAE(max_iter=3, active=2)]
+)
 def test_learns_what_a_fit_gives(store: ActivationStore, tmp_path: Path, method: Decomposition) -> None:
     """For every k and seed, saved with where the rows came from; figures are those of the rows."""
     learnt = learn(store, "h", method, tmp_path, k=[3, 5], seeds=[0, 1])
@@ -74,6 +78,63 @@ def test_part_of_a_store(store: ActivationStore, tmp_path: Path) -> None:
     learn(part, "h", PCA(), tmp_path, k=[2])
     expected = PCA(2).fit(store.activations("h")[::2]).components_
     torch.testing.assert_close(ConceptDictionary.load(tmp_path / "PCA-k2").concepts, expected)
+
+
+@pytest.mark.parametrize("method", [SemiNMF(), NonNegativeDictionary(tol=1e-4)])
+def test_a_start_saves_steps(store: ActivationStore, tmp_path: Path, method: Decomposition) -> None:
+    """From the concepts of an earlier run, by folder or at hand, the end is as good or better after fewer steps."""
+    (cold,) = learn(store, "h", method, tmp_path / "cold", k=[4])
+    for start in (cold.folder, ConceptDictionary.load(cold.folder)):
+        (warm,) = learn(store, "h", method, tmp_path / f"warm-{type(start).__name__}", start=start)
+        assert (warm.k, warm.name) == (4, cold.name)
+        assert warm.steps < cold.steps
+        histories = [
+            ConceptDictionary.load(one.folder).decomposition.objective_history_  # type: ignore[attr-defined]
+            for one in (cold, warm)
+        ]
+        assert histories[1][-1] <= histories[0][-1] * (1 + 1e-9)
+        assert "start" in ConceptDictionary.load(warm.folder).made_by
+
+
+def test_a_start_that_can_not_be(store: ActivationStore, tmp_path: Path) -> None:
+    """Another hook, another width, another k, a method that takes none; nothing is learnt."""
+    fitted = SemiNMF(4).fit(store.activations("h"))
+    narrow = SemiNMF(4).fit(store.activations("h")[:, :7])
+    for start, method, k, said in [
+        (ConceptDictionary(fitted, "g"), SemiNMF(), [4], "concepts of 'g', not of 'h'"),
+        (ConceptDictionary(narrow, "h"), SemiNMF(), [4], "width 7, the rows 12"),
+        (ConceptDictionary(fitted, "h"), SemiNMF(), [4, 5], r"has 4 concepts, but k=\[4, 5\]; give k=\[4\]"),
+        (ConceptDictionary(fitted, "h"), PCA(), [4], "PCA can't start from concepts at hand"),
+    ]:
+        with pytest.raises(BadInputError, match=said):
+            learn(store, "h", method, tmp_path / "new", k=k, start=start)
+    assert not (tmp_path / "new").exists()
+
+
+def test_conditions_are_kept(store: ActivationStore, tmp_path: Path) -> None:
+    """A dictionary tells which rows it is of."""
+    learn(store, "h", PCA(), tmp_path, k=[2], where={"word": "red"})
+    made = ConceptDictionary.load(tmp_path / "PCA-k2")
+    assert made.made_by["where"] == {"word": "red"}
+    torch.testing.assert_close(made.concepts, PCA(2).fit(store.activations("h")[::2]).components_)
+
+
+def test_curves_lie_over_each_other(store: ActivationStore, tmp_path: Path) -> None:
+    """Every dictionary is a run with the same names: the objective step by step, and what came of its settings."""
+    learnt = learn(store, "h", SemiNMF(max_iter=5), tmp_path, k=[2, 3])
+    # As if the first had been cut off and begun anew.
+    (learnt[0].folder / "dictionary.json").unlink()
+    learn(store, "h", SemiNMF(max_iter=5), tmp_path, k=[2, 3])
+    assert {path.name for path in (tmp_path / "log").iterdir()} == {one.name for one in learnt}
+    for one in learnt:
+        events = EventAccumulator(str(tmp_path / "log" / one.name)).Reload()
+        objective = events.Scalars("objective")
+        assert [event.step for event in objective] == list(range(1, one.steps + 1))
+        made = ConceptDictionary.load(one.folder).decomposition
+        expected = made.objective_history_[1:-1]  # type: ignore[attr-defined]
+        np.testing.assert_allclose([event.value for event in objective], expected, rtol=1e-6)
+        assert events.Scalars("learnt/relative error")[0].value == pytest.approx(one.relative_error)
+        assert "_hparams_/session_start_info" in events.summary_metadata
 
 
 def test_refusals(store: ActivationStore, tmp_path: Path) -> None:

@@ -9,9 +9,13 @@ import pytest
 import torch
 from sklearn.metrics import roc_auc_score
 
+from concept_dict.answer_rows import sample_batch
 from concept_dict.dictionary import ConceptDictionary
+from concept_dict.evaluation import evaluate
+from concept_dict.evidence import Evidence, Samples
+from concept_dict.metrics import pool_samples
 from concept_dict.pictures import store_pictures
-from concept_dict.report import ground, known_facts, pool_store, sample_batch, settings_of
+from concept_dict.report import ground, known_facts, pool_store, settings_of
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import Extractor
@@ -71,16 +75,18 @@ def test_cards_are_those_of_the_store(
         pooled = [max(activations[owner == s, card.index], default=0) for s in range(40)]
         np.testing.assert_allclose(card.activations, pooled, rtol=1e-6)
         order = np.argsort(-np.array(pooled), kind="stable")[:3]
-        assert [sample.text for sample in card.samples] == [texts[s] for s in order]
-        np.testing.assert_allclose([sample.activation for sample in card.samples], np.array(pooled)[order], rtol=1e-6)
-        assert all(sample.image is not None and sample.where is None for sample in card.samples)
+        assert [sample.text for sample in card.end.samples] == [texts[s] for s in order]
+        np.testing.assert_allclose(
+            [sample.activation for sample in card.end.samples], np.array(pooled)[order], rtol=1e-6
+        )
+        assert all(sample.image is not None and sample.where is None for sample in card.end.samples)
         held = fitted.transform(stores[1].activations(HOOK)).numpy()[:, card.index]
         rows, facts = stores[1].row_samples(), stores[1].samples.column("facts").to_pylist()
         scores = [max(held[rows == s], default=0) for s in range(30)]
-        assert card.held_out == pytest.approx(roc_auc_score([card.fact in found for found in facts], scores))
-        assert card.other_words == []
+        assert card.end.held_out == pytest.approx(roc_auc_score([card.end.fact in found for found in facts], scores))
+        assert card.other is None
     assert report.metrics["mine"] == 0.5
-    assert report.metrics["held-out AUROC"] == pytest.approx(np.mean([card.held_out for card in report.cards]))
+    assert report.metrics["held-out AUROC"] == pytest.approx(np.mean([card.end.held_out for card in report.cards]))
     assert dict(report.facts)["pictures"] == "scenes, made again"
 
 
@@ -108,10 +114,10 @@ def test_maps_are_drawn(llava: HookedMM, stores: list[ActivationStore], fitted: 
     """Every sample has its map beside it; rows of text by gradients, unless the positions are asked for."""
     report, _ = ground(fitted, stores[0], llava, count=2)
     assert "depends on every patch" in dict(report.facts)["in the pictures"]
-    assert all(sample.where is not None for card in report.cards for sample in card.samples)
+    assert all(sample.where is not None for card in report.cards for sample in card.end.samples)
     asked, _ = ground(fitted, stores[0], llava, count=2, where="positions")
     assert "every image position" in dict(asked.facts)["in the pictures"]
-    one, other = (r.cards[0].samples[0].where for r in (report, asked))
+    one, other = (r.cards[0].end.samples[0].where for r in (report, asked))
     assert one is not None
     assert other is not None
     assert np.abs(np.asarray(one).astype(int) - np.asarray(other)).max() > 20
@@ -125,25 +131,34 @@ def test_rows_of_image_positions_are_shown_by_positions(llava: HookedMM, tmp_pat
     report, match = ground(made, store, llava, count=2)
     assert match is None
     assert "every image position" in dict(report.facts)["in the pictures"]
-    assert report.cards[0].fact is None
+    assert report.cards[0].end.fact is None
 
 
 def test_signed_concepts_have_two_ends(llava: HookedMM, stores: list[ActivationStore]) -> None:
-    """Words of -c_k, and the samples of smallest activation with their negative numbers, most negative first."""
+    """Words of -c_k, the samples of smallest activation with their negative numbers, most negative first; a fact."""
     rows = stores[0].activations(HOOK)
     directions = np.random.default_rng(0).standard_normal((2, 128))
     made = dictionary(HOOK, directions, mean=rows.mean(0).numpy(), signed=True, **stores[0].made_by)
     assert made.signed
-    report, _ = ground(made, stores[0], llava, count=4, where="none")
+    report, match = ground(made, stores[0], llava, stores[1], count=4, where="none")
     turned = dictionary(HOOK, -directions, mean=rows.mean(0).numpy(), signed=True, **stores[0].made_by)
-    opposite, _ = ground(turned, stores[0], llava, count=4, where="none")
+    opposite, _ = ground(turned, stores[0], llava, stores[1], count=4, where="none")
+    evidence = Evidence(Samples.of(stores[1], HOOK), fitted=Samples.of(stores[0], HOOK))
+    np.testing.assert_array_equal(match.held_out, evaluate(made, evidence, ["concepts"])["concepts/auroc_of_concepts"])
+    rows, facts = made.transform(stores[1].activations(HOOK)), stores[1].samples.column("facts").to_pylist()
+    for card in report.cards:
+        pooled = pool_samples(-rows, stores[1].row_samples(), len(facts))[:, card.index].clip(0)
+        assert card.other.held_out == pytest.approx(roc_auc_score([card.other.fact in f for f in facts], pooled))
     for card, mirrored in zip(report.cards, opposite.cards, strict=True):
-        assert [word.text for word in card.other_words] == [word.text for word in mirrored.words]
-        assert [sample.text for sample in card.other_samples] == [sample.text for sample in mirrored.samples]
-        numbers = [sample.activation for sample in card.other_samples]
+        assert card.other is not None
+        assert (card.other.fact, card.other.held_out) == (mirrored.end.fact, mirrored.end.held_out)
+        assert (card.end.fact, card.end.held_out) == (mirrored.other.fact, mirrored.other.held_out)
+        assert [word.text for word in card.other.words] == [word.text for word in mirrored.end.words]
+        assert [sample.text for sample in card.other.samples] == [sample.text for sample in mirrored.end.samples]
+        numbers = [sample.activation for sample in card.other.samples]
         assert numbers == sorted(numbers)
         assert numbers[0] < 0
-        assert numbers == [-sample.activation for sample in mirrored.samples]
+        assert numbers == [-sample.activation for sample in mirrored.end.samples]
 
 
 def test_without_pictures_there_are_none(llava: HookedMM, stores: list[ActivationStore], tmp_path: Path) -> None:
@@ -153,7 +168,7 @@ def test_without_pictures_there_are_none(llava: HookedMM, stores: list[Activatio
     store = ActivationStore.from_arrays(tmp_path / "s", values, rows, rows, {})
     made = dictionary(HOOK, np.random.default_rng(0).standard_normal((2, 128)))
     report, _ = ground(made, store, llava, count=9)
-    shown = [sample for card in report.cards for sample in card.samples]
+    shown = [sample for card in report.cards for sample in card.end.samples]
     assert shown
     assert all(sample.image is None and sample.where is None for sample in shown)
     assert {sample.text for sample in shown} <= {f"s{n}" for n in range(9)}

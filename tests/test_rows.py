@@ -2,26 +2,23 @@
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
-import textwrap
+import multiprocessing
 from pathlib import Path
 from unittest import mock
 
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from hypothesis import given
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
 from concept_dict import rows as rows_module
+from concept_dict.dictionary import METHODS
 from concept_dict.rows import Found, Rows
 from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.store import ActivationStore
-
-ROOT = Path(__file__).parents[1]
 
 
 def values(n: int = 40, d: int = 6, seed: int = 0) -> torch.Tensor:
@@ -96,57 +93,48 @@ def test_largest() -> None:
     assert torch.equal(rows.row(Found(5.0, 0, 3)), rows.take(torch.tensor([3]))[0])
 
 
-SCRIPT = """
-    import sys
-    sys.path.insert(0, {root!r})
-    import torch
-    import torch.distributed as dist
-    import torch.multiprocessing as mp
-    from concept_dict.dictionary import METHODS
-    from concept_dict.rows import Rows
+SHARES = {1: [0, 300], 2: [0, 90, 300], 3: [0, 170, 170, 300]}
+"""Where each process's rows end, by how many there are: shares of different sizes, one of three empty."""
 
-    def work(rank, size, port, rows, folder):
-        torch.set_num_threads(1)
-        if size > 1:
-            dist.init_process_group("gloo", init_method=f"tcp://localhost:{{port}}", rank=rank, world_size=size)
-        # Shares of different sizes, one of them empty where there are three.
-        ends = {{1: [0, 300], 2: [0, 90, 300], 3: [0, 170, 170, 300]}}[size]
-        mine = rows[ends[rank] : ends[rank + 1]]
-        for name, method in METHODS.items():
-            made = method(6)
-            share = Rows(lambda index, mine=mine: mine[index], len(mine), mine.shape[1], "cpu")
-            active = made.fit_transform(share)
-            assert active.shape == (len(mine), 6)
-            found = {{"C": made.components_, "error": made.reconstruction_err_, "mean": made.mean_}}
-            torch.save(found, f"{{folder}}/{{name}}-{{size}}-{{rank}}.pt")
 
-    if __name__ == "__main__":
-        folder, port = sys.argv[1], int(sys.argv[2])
-        rows = torch.load(f"{{folder}}/rows.pt")
-        for size in (1, 2, 3):
-            mp.spawn(work, (size, port + size, rows, folder), nprocs=size)
-"""
+def fit(rank: int, size: int, rows: torch.Tensor, folder: Path) -> None:
+    """Fit every method as one of several processes."""
+    torch.set_num_threads(1)
+    if size > 1:
+        dist.init_process_group("gloo", init_method=f"file://{folder}/meet-{size}", rank=rank, world_size=size)
+    mine = rows[SHARES[size][rank] : SHARES[size][rank + 1]]
+    for name, method in METHODS.items():
+        made = method(6)
+        active = made.fit_transform(Rows(lambda index: mine[index], len(mine), mine.shape[1], "cpu"))
+        assert active.shape == (len(mine), 6)
+        found = {"C": made.components_, "error": made.reconstruction_err_, "mean": made.mean_}
+        torch.save(found, folder / f"{name}-{size}-{rank}.pt")
 
 
 @pytest.fixture(scope="module")
-def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Every method fitted by one, two and three processes to the same rows."""
-    folder = tmp_path_factory.mktemp("fits")
+def planted_rows() -> torch.Tensor:
+    """Sparse codes of six concepts, with noise."""
     rng = np.random.default_rng(0)
     codes = rng.gamma(2.0, 1.0, (300, 6)) * (rng.random((300, 6)) < 0.3)
-    torch.save(
-        torch.as_tensor(codes @ rng.standard_normal((6, 16)) + 0.1 * rng.standard_normal((300, 16))).float(),
-        folder / "rows.pt",
-    )
-    (folder / "run.py").write_text(textwrap.dedent(SCRIPT.format(root=str(ROOT))))
-    port = 20_000 + os.getpid() % 10_000 * 4
-    done = subprocess.run(
-        [sys.executable, folder / "run.py", folder, str(port)],
-        capture_output=True,
-        text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
-    )
-    assert done.returncode == 0, done.stderr
+    return torch.as_tensor(codes @ rng.standard_normal((6, 16)) + 0.1 * rng.standard_normal((300, 16))).float()
+
+
+@pytest.fixture(scope="module", params=[2, pytest.param(3, marks=pytest.mark.slow)])
+def fits(request: pytest.FixtureRequest, planted_rows: torch.Tensor, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every method fitted to the same rows by this process alone, and by several."""
+    folder = tmp_path_factory.mktemp(f"fits{request.param}")
+    fit(0, 1, planted_rows, folder)
+    # What they import is imported once, in a process that they are copies of.
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload(["tests.test_rows"])
+    workers = [
+        context.Process(target=fit, args=(rank, request.param, planted_rows, folder)) for rank in range(request.param)
+    ]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert not any(worker.exitcode for worker in workers)
     return folder
 
 
@@ -154,14 +142,14 @@ def fits(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_any_number_of_processes_fits_the_same(fits: Path, name: str) -> None:
     """Concepts within 1e-4 after matching, error within 1e-6; the autoencoder, whose batches differ, nearly as good."""
     alone = torch.load(fits / f"{name}-1-0.pt")
-    for size in (2, 3):
-        shares = [torch.load(fits / f"{name}-{size}-{rank}.pt") for rank in range(size)]
-        for share in shares:
-            assert torch.equal(share["C"], shares[0]["C"])
-            torch.testing.assert_close(share["mean"], alone["mean"], rtol=1e-6, atol=1e-6)
-            if name == "TopKSAE":
-                assert share["error"] == pytest.approx(alone["error"], rel=0.25)
-                continue
-            assert share["error"] == pytest.approx(alone["error"], rel=1e-6)
-            order = linear_sum_assignment(-(alone["C"] @ share["C"].T).numpy())[1]
-            assert (alone["C"] - share["C"][order]).abs().max() <= 1e-4
+    shares = [torch.load(file) for file in sorted(fits.glob(f"{name}-[23]-*.pt"))]
+    assert len(shares) > 1
+    for share in shares:
+        assert torch.equal(share["C"], shares[0]["C"])
+        torch.testing.assert_close(share["mean"], alone["mean"], rtol=1e-6, atol=1e-6)
+        if name == "TopKSAE":
+            assert share["error"] == pytest.approx(alone["error"], rel=0.25)
+            continue
+        assert share["error"] == pytest.approx(alone["error"], rel=1e-6)
+        order = linear_sum_assignment(-(alone["C"] @ share["C"].T).numpy())[1]
+        assert (alone["C"] - share["C"][order]).abs().max() <= 1e-4
