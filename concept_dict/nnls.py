@@ -14,34 +14,39 @@ from torch import Tensor
 RIDGE = 1e-7
 """Added to the diagonal of C C^T, relative to its largest entry: the precision of float32."""
 
-ROWS = 4096
+ROWS = 1024
 """Rows solved together; bounds the (rows, k, k) systems in memory."""
 
 
-def nonnegative_least_squares(cross: Float[Tensor, "n k"], gram: Float[Tensor, "k k"]) -> Float[Tensor, "n k"]:
+def nonnegative_least_squares(
+    cross: Float[Tensor, "n k"], gram: Float[Tensor, "k k"], near: Float[Tensor, "n k"] | None = None
+) -> Float[Tensor, "n k"]:
     """The non-negative a minimising ||z - a C||^2 for each row z.
 
     Args:
         cross: Z C^T.
         gram: C C^T. Concepts of zero norm get activation 0.
+        near: Activations near the optimum: it is found sooner if it is positive where they are.
 
     Returns:
         A (n, k), float32.
     """
     step = max(1, min(ROWS, 2**24 // max(1, gram.shape[0] ** 2)))
-    parts = [_solve(cross[start : start + step].double(), gram.double()) for start in range(0, len(cross), step)]
-    return torch.cat(parts).float() if parts else torch.zeros_like(cross, dtype=torch.float32)
+    passive = torch.zeros(cross.shape, dtype=torch.bool, device=cross.device) if near is None else near > 0
+    parts = zip(cross.split(step), passive.split(step), strict=True)
+    return torch.cat([_solve(some.double(), gram.double(), start) for some, start in parts]).float()
 
 
-def _solve(cross: Tensor, gram: Tensor) -> Tensor:
+def _solve(cross: Tensor, gram: Tensor, passive: Tensor) -> Tensor:
     k = gram.shape[0]
     usable = gram.diagonal() > 0
     # Where concepts nearly cancel: the smallest of the solutions that float32 can't tell apart, not a huge one.
     gram = gram + torch.eye(k, dtype=gram.dtype, device=gram.device) * RIDGE * gram.diagonal().max().clamp_min(1e-300)
     scale = cross.abs().amax(dim=1, keepdim=True).clamp_min(1e-300)
     tolerance = 1e-12 * scale
-    passive = torch.zeros(cross.shape, dtype=torch.bool, device=cross.device)
+    passive = passive & usable
     answer, slope = torch.zeros_like(cross), -cross
+    _stationary(passive.any(dim=1).nonzero()[:, 0], passive, cross, gram, answer, slope)
     fewest = torch.full((len(cross),), k + 1, device=cross.device)
     patience = torch.full((len(cross),), 3, device=cross.device)
     index = torch.arange(k, device=cross.device)
@@ -55,11 +60,15 @@ def _solve(cross: Tensor, gram: Tensor) -> Tensor:
         patience = torch.where(better, 3, patience - 1)
         # Exchange all wrong entries while that helps; else only the last, which can't cycle (Murty's rule).
         last = torch.where(wrong, index, -1).amax(dim=1, keepdim=True)
-        exchange = torch.where((better | (patience >= 0))[:, None], wrong, wrong & (index == last))
-        rows = count.nonzero()[:, 0]
-        passive ^= exchange
-        chosen = passive[rows].double()
-        system = gram * chosen[:, :, None] * chosen[:, None, :] + torch.diag_embed(1 - chosen)
-        answer[rows] = torch.linalg.solve(system, (cross[rows] * chosen)[:, :, None])[:, :, 0]
-        slope[rows] = answer[rows] @ gram - cross[rows]
+        passive = passive ^ torch.where((better | (patience >= 0))[:, None], wrong, wrong & (index == last))
+        _stationary(count.nonzero()[:, 0], passive, cross, gram, answer, slope)
     return answer.clamp_min(0) * usable
+
+
+def _stationary(rows: Tensor, passive: Tensor, cross: Tensor, gram: Tensor, answer: Tensor, slope: Tensor) -> None:
+    """Set the least-squares answers of some rows over their passive entries, and the slopes there."""
+    chosen = passive[rows]
+    system = torch.where(chosen[:, :, None] & chosen[:, None, :], gram, torch.eye(len(gram)).to(gram))
+    factor = torch.linalg.cholesky(system)
+    answer[rows] = torch.cholesky_solve((cross[rows] * chosen)[:, :, None], factor)[:, :, 0]
+    slope[rows] = answer[rows] @ gram - cross[rows]

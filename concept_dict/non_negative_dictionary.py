@@ -23,7 +23,8 @@ class NonNegativeDictionary(Factorisation):
             (k, d) at hand.
         center: Subtract the mean first. Without it all concepts share the mean and decode to the same words.
         max_iter: Alternations at most.
-        tol: Stop when the objective falls by less than this share of itself over one alternation.
+        tol: Stop when an alternation lowers the objective by less than this share of what concepts explain: of how far
+            it lies below ||Z||^2, the objective without concepts.
         random_state: Seed of the k-means start.
     """
 
