@@ -10,6 +10,7 @@ their V our A transposed. Rows may be of any dtype, on any device, larger than m
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any, Self
 
 import numpy as np
@@ -159,13 +160,14 @@ class Decomposition(TransformerMixin, BaseEstimator):
         self.mean_ = centred.mean
         return centred
 
-    def _measure(self, rows: Centred) -> Float[Tensor, "n k"]:
-        """The activations of this process's rows; sets `reconstruction_err_`."""
+    def _measure(self, rows: Centred, solve: Callable[[slice, Tensor], Tensor] | None = None) -> Float[Tensor, "n k"]:
+        """The activations of this process's rows, by `activations` unless told how; sets `reconstruction_err_`."""
         found = torch.zeros(rows.count, len(self.components_), device=rows.device)
         error = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in rows.chunks():
-            found[part] = self.activations(chunk)
-            error += (chunk - found[part] @ self.components_).double().square().sum()
+            found[part] = self.activations(chunk) if solve is None else solve(part, chunk)
+            rest = chunk - found[part] @ self.components_
+            error += torch.linalg.vector_norm(rest, dtype=torch.float64).square()
         self.reconstruction_err_ = float(rows.processes.sum(error)) ** 0.5
         return found
 
@@ -173,6 +175,11 @@ class Decomposition(TransformerMixin, BaseEstimator):
         for name in names:
             if getattr(self, name) < 1:
                 raise BadInputError(f"{name}={getattr(self, name)}; it must be at least 1")
+
+    def _check_start(self, start: Tensor, width: int) -> None:
+        found, needed = tuple(start.shape), (self.n_components, width)
+        if found != needed:
+            raise BadInputError(f"init has shape {found}, the concepts need {needed}")
 
     def _check_options(self, **options: tuple[Any, ...]) -> None:
         for name, known in options.items():

@@ -6,7 +6,8 @@ Minimises
 
 by turns in
 
-- A: hierarchical alternating least squares (HALS), a_k = max(0, a_k + (Z c_k - A C c_k - lambda) / ||c_k||^2);
+- A: hierarchical alternating least squares (HALS), a_k <- max(0, a_k + w (Z c_k - A C c_k - lambda) / ||c_k||^2) for
+  one k after the other, over-relaxed by w between 1 and 2: concepts that are used together need many sweeps without;
 - C: for alpha = 0 the least-squares optimum (A^T A)^+ A^T Z; else concept by concept the optimum within the unit ball
   (Mairal et al., "Online learning for matrix factorization and sparse coding", 2010, algorithm 2);
 - concepts scaled to norm 1, activations in return.
@@ -25,39 +26,24 @@ from torch import Tensor
 
 from concept_dict.decomposition import Decomposition, unit
 from concept_dict.kmeans import KMeans
-from concept_dict.nnls import nonnegative_least_squares
+from concept_dict.nnls import hals_activations, nonnegative_least_squares
 from concept_dict.pca import principal_directions
 from concept_dict.rows import Rows
 from hooked_mm.errors import BadInputError
 
 Init = Literal["kmeans", "svd"]
 
-SWEEPS = 3
-"""Passes over the concepts in each half of an alternation."""
+SWEEPS = 8
+"""Passes over the activations in an alternation: cheap beside the products with the rows."""
 
+BALL_SWEEPS = 3
+"""Passes over the concepts in an alternation with a price."""
 
-def hals_activations(
-    cross: Float[Tensor, "n k"], gram: Float[Tensor, "k k"], start: Float[Tensor, "n k"], sweeps: int
-) -> Float[Tensor, "n k"]:
-    """Improve A by coordinate descent.
+NEGLIGIBLE = 1e-10
+"""A concept whose activations' sum of squares is a smaller share of the largest lives by rounding alone: it is dead."""
 
-    Args:
-        cross: Z C^T - lambda.
-        gram: C C^T.
-        start: A to start from, non-negative.
-        sweeps: Passes over the columns.
-
-    Returns:
-        A (n, k), non-negative; the objective is no higher than at `start`.
-    """
-    # Columns of A are updated one after the other; as rows of a transposed copy they are contiguous.
-    active, wanted = start.T.contiguous(), cross.T.contiguous()
-    diagonal = gram.diagonal().tolist()
-    for _ in range(sweeps):
-        for k, size in enumerate(diagonal):
-            if size > 0:
-                active[k] = (active[k] + (wanted[k] - gram[k] @ active) / size).clamp_min_(0)
-    return active.T.contiguous()
+WIDENED = 512
+"""Rows converted to float64 at a time, so that they stay in the cache."""
 
 
 def ball_concepts(
@@ -118,19 +104,19 @@ class Factorisation(Decomposition):
         gram = self.components_ @ self.components_.T
         for part, chunk in self._rows.chunks():
             wanted = chunk @ self.components_.T - self.penalty_
-            active[part] = hals_activations(wanted, gram, active[part], SWEEPS)
+            # From nothing over-relaxation would overshoot, and wake concepts that no row needs.
+            active[part] = hals_activations(wanted, gram, active[part], SWEEPS, relaxation=1.0)
         return active
 
     def _start(self, rows: Rows) -> Float[Tensor, "k d"]:
         k, width = self.n_components, rows.width
         if isinstance(self.init, Tensor):
-            if self.init.shape != (k, width):
-                raise BadInputError(f"init has shape {tuple(self.init.shape)}, the concepts need {(k, width)}")
+            self._check_start(self.init, width)
             start = self.init.to(rows.device, torch.float32)
             return unit(start if self._rows.whitening is None else start @ self._rows.whitening)
         if self.init == "kmeans":
             start = KMeans(
-                k, center=self.center, whiten=self.whiten, n_init=1, max_iter=30, random_state=self.random_state
+                k, center=self.center, whiten=self.whiten, n_init=1, max_iter=10, random_state=self.random_state
             )
             return start.fit(rows)._axes
         # Each direction with either sign: no more than 2 d concepts can be had.
@@ -152,7 +138,7 @@ class Factorisation(Decomposition):
         if self._revive(inner):
             inner, cross = self._sums()
         if self.alpha:
-            wide = ball_concepts(inner, cross, self.components_.double(), SWEEPS)
+            wide = ball_concepts(inner, cross, self.components_.double(), BALL_SWEEPS)
         else:
             wide = torch.linalg.pinv(inner, rtol=1e-12, hermitian=True) @ cross
         norms = wide.norm(dim=1)
@@ -162,7 +148,8 @@ class Factorisation(Decomposition):
         history = self.objective_history_
         history.append(self._objective(inner * scale[:, None] * scale, cross * scale[:, None]))
         self.n_iter_ += 1
-        self.converged_ = history[-2] - history[-1] <= self.tol * history[-1]
+        # A share of what is left would never be reached where nothing is left, and at once where all but noise is.
+        self.converged_ = history[-2] - history[-1] <= self.tol * (self._rows.size - history[-1])
         return self.converged_ or self.n_iter_ == self.max_iter
 
     def progress(self) -> dict[str, float]:
@@ -172,8 +159,9 @@ class Factorisation(Decomposition):
     def _end(self) -> Float[Tensor, "n k"]:
         """The last activations are those of `transform`: the exact optimum for the final concepts."""
         rows = self._rows
-        active = self._active = self._measure(rows)
-        self.objective_history_.append(self._objective(*self._sums()))
+        active = self._measure(rows, lambda part, chunk: self._optimum(chunk, self._active[part]))
+        total = float(rows.processes.sum(active.double().sum()))
+        self.objective_history_.append(self.reconstruction_err_**2 + 2 * self.penalty_ * total)
         used = rows.processes.sum((active > 0).sum(dim=0))
         self.n_dead_ = int((used == 0).sum())
         del self._active
@@ -181,9 +169,15 @@ class Factorisation(Decomposition):
 
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """The exact optimum of the objective for these concepts."""
+        return self._optimum(chunk)
+
+    def _optimum(self, chunk: Float[Tensor, "m d"], start: Float[Tensor, "m k"] | None = None) -> Float[Tensor, "m k"]:
+        """The same from any start, and sooner from a good one."""
         # In float64: where concepts nearly cancel, rounding of the products would be magnified in the activations.
         wide = self._axes.double()
-        return nonnegative_least_squares(chunk.double() @ wide.T - self.penalty_, wide @ wide.T)
+        gram, cross = wide @ wide.T, torch.cat([part.double() @ wide.T for part in chunk.split(WIDENED)])
+        cross -= self.penalty_
+        return nonnegative_least_squares(cross, gram, start)
 
     def _no_sums(self) -> tuple[Float[Tensor, "k k"], Float[Tensor, "k d"]]:
         k, width = self.components_.shape
@@ -194,7 +188,8 @@ class Factorisation(Decomposition):
         """A^T A and A^T Z in float64: all that the concepts need to know of the rows."""
         wide = active.double()
         inner += wide.T @ wide
-        cross += wide.T @ chunk.double()
+        for some, rows in zip(wide.split(WIDENED), chunk.split(WIDENED), strict=True):
+            cross += some.T @ rows.double()
 
     def _over_processes(self, inner: Tensor, cross: Tensor) -> tuple[Tensor, Tensor]:
         processes = self._rows.processes
@@ -208,7 +203,8 @@ class Factorisation(Decomposition):
 
     def _revive(self, inner: Tensor) -> bool:
         """Give a concept that no row uses to a row that is badly represented, and no other one to that row."""
-        dead = (inner.diagonal() <= 0).nonzero()[:, 0].tolist()
+        used = inner.diagonal()
+        dead = (used <= NEGLIGIBLE * used.max()).nonzero()[:, 0].tolist()
         if not dead:
             return False
         rows, active = self._rows, self._active

@@ -18,6 +18,7 @@ from concept_dict.decomposition import Decomposition, generator, unit
 from concept_dict.rows import Centred, Rows
 
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
+Init = Literal["k-means++"]
 
 
 def squared_distances(
@@ -57,6 +58,7 @@ class KMeans(Decomposition):
         center: Subtract the mean first. Clusters are the same; concepts become directions from the mean.
         whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
             directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
+        init: Where centres start: `"k-means++"`, or centres (k, d) in the space of the rows, for a single start.
         n_init: Starts; the best is kept.
         max_iter: Lloyd iterations per start.
         tol: A start ends when centres move by less than this share of the rows' variance (as scikit-learn), or when no
@@ -75,6 +77,7 @@ class KMeans(Decomposition):
         n_components: int = 20,
         *,
         activation: Activation = "one_hot",
+        init: Init | Tensor = "k-means++",
         center: bool = True,
         whiten: float = 0.0,
         n_init: int = 4,
@@ -84,6 +87,7 @@ class KMeans(Decomposition):
     ) -> None:
         self.n_components = n_components
         self.activation = activation
+        self.init = init
         self.center = center
         self.whiten = whiten
         self.n_init = n_init
@@ -95,6 +99,10 @@ class KMeans(Decomposition):
         """Draw the first start."""
         self._check_options(activation=("one_hot", "inverse_distance", "cosine"))
         self._check_at_least_one("n_init", "max_iter")
+        if isinstance(self.init, Tensor):
+            self._check_start(self.init, rows.width)
+        else:
+            self._check_options(init=("k-means++",))
         self._rows = self._centred(rows)
         self._random = generator(self.random_state, rows.processes.size)
         self._best: _Start | None = None
@@ -102,11 +110,14 @@ class KMeans(Decomposition):
         self._next_start()
 
     def _next_start(self) -> None:
-        centres = self._start(self._rows, self._random)
+        if isinstance(self.init, Tensor):
+            centres = self._rows.changed(self.init.to(self._rows.device, torch.float32))
+        else:
+            centres = self._plus_plus(self._rows, self._random)
         self._begun += 1
         self._now = _Start(centres, *self._assign(self._rows, centres))
 
-    def _start(self, rows: Centred, random: torch.Generator) -> Float[Tensor, "k d"]:
+    def _plus_plus(self, rows: Centred, random: torch.Generator) -> Float[Tensor, "k d"]:
         """Greedy k-means++: of a few rows drawn in proportion to their squared distance, the one that helps most."""
         trials = 2 + int(np.log(self.n_components))
         equal = torch.ones(rows.count, device=rows.device)
@@ -134,7 +145,8 @@ class KMeans(Decomposition):
         total = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in rows.chunks():
             # By subtraction: as the difference of large numbers little would be left of a small distance.
-            total += (chunk - start.centres[start.labels[part]]).double().square().sum()
+            rest = chunk - start.centres[start.labels[part]]
+            total += torch.linalg.vector_norm(rest, dtype=torch.float64).square()
         return float(rows.processes.sum(total))
 
     def step(self) -> bool:
@@ -158,13 +170,14 @@ class KMeans(Decomposition):
         same = not bool(rows.processes.sum((labels != now.labels).sum()))
         now.centres, now.labels, now.distances, now.inertia = centres, labels, distances, inertia
         now.steps += 1
-        settled = same or moved <= self.tol * rows.size / (rows.total * rows.width)
+        variance = (rows.size - float(sums.sum(0).square().sum()) / rows.total) / (rows.total * rows.width)
+        settled = same or moved <= self.tol * variance
         if now.steps < self.max_iter and not (settled and bool((counts > 0).all())) and inertia > 0:
             return False
         now.inertia = self._inertia(rows, now)
         if self._best is None or now.inertia < self._best.inertia:
             self._best = now
-        if self._begun == self.n_init:
+        if self._begun == self.n_init or isinstance(self.init, Tensor):
             return True
         self._next_start()
         return False

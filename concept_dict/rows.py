@@ -199,7 +199,7 @@ class Centred:
         if whiten:
             self.whitening = whitening(second_moments(self), whiten)
         if rows.count * rows.width * 4 <= HELD_BYTES:
-            self._held = self._made(rows.read(slice(None)))
+            self._held = self.changed(rows.read(slice(None)))
         self.squares: Float[Tensor, " n"] = torch.empty(rows.count, device=rows.device)
         size = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in self.chunks():
@@ -208,7 +208,8 @@ class Centred:
             size += wide.sum()
         self.size = float(rows.processes.sum(size))
 
-    def _made(self, chunk: Tensor) -> Tensor:
+    def changed(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """Vectors in the space of the rows, without the mean and whitened as these are."""
         chunk = chunk - self.mean if self.center else chunk
         return chunk if self.whitening is None else chunk @ self.whitening
 
@@ -216,7 +217,7 @@ class Centred:
         """This process's rows, a chunk at a time; not to be changed."""
         if self._held is None:
             for part, chunk in self.rows.chunks():
-                yield part, self._made(chunk)
+                yield part, self.changed(chunk)
             return
         step = max(1, min(CHUNK, CHUNK_NUMBERS // max(1, self.width)))
         for start in range(0, self.count, step):
@@ -225,7 +226,7 @@ class Centred:
 
     def take(self, index: Tensor) -> Float[Tensor, "m d"]:
         """Some of this process's rows."""
-        return self._held[index] if self._held is not None else self._made(self.rows.read(index))
+        return self._held[index] if self._held is not None else self.changed(self.rows.read(index))
 
     def draw(self, weights: Float[Tensor, " n"], points: Float64[Tensor, " t"]) -> Float[Tensor, "t d"]:
         """Rows of any process, each as probable as its weight, by numbers drawn from 0 to 1; the same in all processes.

@@ -28,7 +28,8 @@ class SemiNMF(Factorisation):
         whiten: Multiply rows by S^(-whiten / 2), S their second moments, first: from 0, as they are, to 1, where all
             directions have the same size. With 1/2 a few large ones no longer decide alone (see `whitening`).
         max_iter: Alternations at most.
-        tol: Stop when the objective falls by less than this share of itself over one alternation.
+        tol: Stop when an alternation lowers the objective by less than this share of what concepts explain: of how far
+            it lies below ||Z||^2, the objective without concepts.
         random_state: Seed of the k-means start.
     """
 
