@@ -20,12 +20,12 @@ from sklearn.base import clone
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.rows import Rows
+from concept_dict.run_table import compare_runs, method_settings
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction_job import quiet_trainer
 from hooked_mm.store import ActivationStore
@@ -170,17 +170,10 @@ class Learning(lightning.LightningModule):
         self.learnt.append(learnt)
         if self.writer is not None:
             ConceptDictionary(job, self.hook, self.made_by).save(folder)
-            self._compare(self.writer, job, learnt)
+            # At k, so that the points of a sweep show what more concepts bring.
+            found = {f"result/{name.replace('_', ' ')}": float(getattr(learnt, name)) for name in RESULTS}
+            compare_runs(self.writer, method_settings(job), found, learnt.k)
             self.writer.close()
-
-    def _compare(self, writer: SummaryWriter, job: Decomposition, learnt: Learnt) -> None:
-        """What came of the settings, for TensorBoard's table of runs."""
-        found = {f"learnt/{name.replace('_', ' ')}": float(getattr(learnt, name)) for name in RESULTS}
-        for name, value in found.items():
-            writer.add_scalar(name, value, learnt.steps)
-        parameters = {n: v for n, v in job.get_params().items() if isinstance(v, str | bool | int | float)}
-        for summary in hparams({"method": type(job).__name__, "hook": self.hook, **parameters}, found):
-            writer._get_file_writer().add_summary(summary)
 
 
 def learn(

@@ -133,7 +133,8 @@ def test_curves_lie_over_each_other(store: ActivationStore, tmp_path: Path) -> N
         made = ConceptDictionary.load(one.folder).decomposition
         expected = made.objective_history_[1:-1]  # type: ignore[attr-defined]
         np.testing.assert_allclose([event.value for event in objective], expected, rtol=1e-6)
-        assert events.Scalars("learnt/relative error")[0].value == pytest.approx(one.relative_error)
+        (error,) = events.Scalars("result/relative error")
+        assert (error.step, error.value) == (one.k, pytest.approx(one.relative_error))
         assert "_hparams_/session_start_info" in events.summary_metadata
 
 
