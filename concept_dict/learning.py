@@ -25,7 +25,7 @@ from tqdm import tqdm
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.rows import Rows
-from concept_dict.run_table import compare_runs, method_settings
+from concept_dict.run_table import compare_runs, method_settings, output_folder
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction_job import quiet_trainer
 from hooked_mm.store import ActivationStore
@@ -217,7 +217,9 @@ def learn(
         concepts = _start(start, store, hook).concepts
         made_by["start"] = repr(start.decomposition) if isinstance(start, ConceptDictionary) else str(start)
     ks = k if k is not None else ((20,) if concepts is None else (len(concepts),))
-    module = Learning(store, hook, dict(variants(method, ks, seeds, concepts)), Path(output), made_by)
+    jobs = dict(variants(method, ks, seeds, concepts))
+    store.activations(hook, slice(0, 0))  # refuses a hook that is not there
+    module = Learning(store, hook, jobs, output_folder(output), made_by)
     if trainer is None:
         trainer = quiet_trainer(
             **{"accelerator": "cpu", "devices": 1, "max_epochs": -1, "log_every_n_steps": 1, **trainer_options}

@@ -1,9 +1,10 @@
-"""What TensorBoard's table of runs (HPARAMS) compares: a run's settings beside what came of them."""
+"""The folder of a run, and what TensorBoard's table of runs (HPARAMS) compares: settings beside what came of them."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -11,7 +12,23 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
+from hooked_mm.errors import BadInputError
+
 Setting = str | bool | int | float
+
+
+def output_folder(path: str | Path) -> Path:
+    """The folder, made with those above it: before a run, so that none ends without a place for what it found.
+
+    Raises:
+        BadInputError: If it can't be made.
+    """
+    folder = Path(path)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise BadInputError(f"the output folder {str(folder)!r} can't be made ({error}); choose another") from error
+    return folder
 
 
 def method_settings(method: BaseEstimator) -> dict[str, Setting]:

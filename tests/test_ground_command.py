@@ -180,6 +180,16 @@ def test_faithfulness_is_bounded(mixed: Path, tmp_path: Path) -> None:
         main(_options(mixed, tmp_path / "none", "--metrics", "[faithfulness]", "--faithfulness_samples", "0"))
 
 
+def test_xl_vlms_fault_saving_into_a_directory_nobody_made(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a folder can't be made that is said before a model is loaded."""
+    (tmp_path / "file").write_text("here")
+    monkeypatch.setattr(HookedMM, "small", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(BadInputError, match=r"output folder .* can't be made"):
+        main(_options(made, tmp_path / "file" / "out"))
+
+
 def test_yaml(made: Path, tmp_path: Path) -> None:
     """A file says the same as options."""
     (tmp_path / "ground.yaml").write_text("count: 4\nin_pictures: positions\nmodel: {id: small:llava}\n")
