@@ -17,7 +17,7 @@ from concept_dict.metrics import pool_samples
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
-from hooked_mm.small import SMALL_MODELS, small_model_path
+from hooked_mm.small import small_model_path
 from hooked_mm.store import ActivationStore
 
 
@@ -112,7 +112,7 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], reason: str) -> Non
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("model", [name for name in SMALL_MODELS if name != "llava"])
+@pytest.mark.parametrize("model", ["idefics2", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_every_small_model(model: str, tmp_path: Path) -> None:
     """Nothing is LLaVA's own: attribute words are found in the other models' captions, and concepts in them."""
     main(["--model", model, "--output", str(tmp_path), "--samples", "40", "--held_out", "30", "--n_components", "6"])
