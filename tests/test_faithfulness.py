@@ -194,9 +194,9 @@ def store(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Activati
 
 def test_semi_nmf_concepts_carry_what_is_said(llava: HookedMM, store: ActivationStore) -> None:
     """Deleting the strongest concepts hurts more, and inserting them helps more, than either baseline."""
-    fitted = SemiNMF(16, random_state=0).fit(store.activations(HOOK))
+    fitted = SemiNMF(16, max_iter=60, random_state=0).fit(store.activations(HOOK))
     data = SceneDataset(60, style="full")
-    batches = stored_rows(llava, store, lambda number: data[number].images, samples=24, batch_size=24)
+    batches = stored_rows(llava, store, lambda number: data[number].images, samples=14, batch_size=14)
     found = faithfulness(llava, HOOK, fitted, batches, steps=[0, 1, 3])
     area = {name: made.area for name, made in found.items()}
     for baseline in ("random_order", "random_dictionary"):
