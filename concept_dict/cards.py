@@ -19,14 +19,13 @@ from jinja2 import Environment, PackageLoader
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 
 from concept_dict.grounding import Word
 from concept_dict.projector import add_concepts
+from concept_dict.run_table import Setting, compare_runs
 from hooked_mm.drawing import data_uri, enlarge, grid
 
 COLUMNS = 6
-Setting = str | bool | int | float
 
 
 @dataclass(frozen=True)
@@ -187,7 +186,7 @@ def write_tensorboard(report: Report, folder: str | Path) -> Path:
                     writer.add_scalar(f"AUROC by concept/held out{of}", end.held_out, card.index)
                     writer.add_scalar(f"AUROC by concept/shuffled labels{of}", end.shuffled, card.index)
             writer.add_histogram(f"activations/{card.index:02d}", card.activations)
-        _compare(writer, report)
+        compare_runs(writer, report.settings, {f"metrics/{name}": float(v) for name, v in report.metrics.items()})
         if report.concepts is not None:
             columns: dict[str, Sequence[str]] = {
                 "concept": [str(card.index) for card in report.cards],
@@ -201,16 +200,6 @@ def write_tensorboard(report: Report, folder: str | Path) -> Path:
             pictures = [[s.image for s in card.end.samples[:1] if s.image is not None] for card in report.cards]
             add_concepts(writer, report.concepts, columns, pictures)
     return Path(folder)
-
-
-def _compare(writer: SummaryWriter, report: Report) -> None:
-    """Metrics as scalars, and as what the settings led to; in the run's own file, so that a run stays one line."""
-    tags = {f"metrics/{name}": float(value) for name, value in report.metrics.items()}
-    for tag, value in tags.items():
-        writer.add_scalar(tag, value)
-    if report.settings:
-        for summary in hparams(dict(report.settings), tags):
-            writer._get_file_writer().add_summary(summary)
 
 
 def write_html(report: Report, path: str | Path) -> Path:

@@ -23,6 +23,7 @@ from concept_dict.grounding import STOPWORDS, read_words, top_words
 from concept_dict.pictures import store_pictures
 from concept_dict.report import How, ground
 from concept_dict.row_choice import described, learnt_where
+from concept_dict.run_table import output_folder
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction import ModelSource
 from hooked_mm.hooked import HookedMM
@@ -130,7 +131,7 @@ def scores(
 
 def write_all(report: Report, folder: Path) -> None:
     """TensorBoard's files, the page and the JSON."""
-    folder.mkdir(parents=True, exist_ok=True)
+    output_folder(folder)
     write_tensorboard(report, folder / "tensorboard")
     write_html(report, folder / "report.html")
     write_json(report, folder / "report.json")
@@ -147,6 +148,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     held_out = None if made.held_out is None else ActivationStore.open(made.held_out).where(**where)
     stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
     vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
+    output_folder(made.output)
     model = made.model.load(made.device)
     own = {name: made[name] for name in ("words", "clip", "bert", "faithfulness_samples", "seed")}
     found = scores(made.metrics, dictionary, store, held_out, model, **own)

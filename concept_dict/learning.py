@@ -20,12 +20,12 @@ from sklearn.base import clone
 from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
-from torch.utils.tensorboard.summary import hparams
 from tqdm import tqdm
 
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.rows import Rows
+from concept_dict.run_table import compare_runs, method_settings, output_folder
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction_job import quiet_trainer
 from hooked_mm.store import ActivationStore
@@ -170,17 +170,10 @@ class Learning(lightning.LightningModule):
         self.learnt.append(learnt)
         if self.writer is not None:
             ConceptDictionary(job, self.hook, self.made_by).save(folder)
-            self._compare(self.writer, job, learnt)
+            # At k, so that the points of a sweep show what more concepts bring.
+            found = {f"result/{name.replace('_', ' ')}": float(getattr(learnt, name)) for name in RESULTS}
+            compare_runs(self.writer, method_settings(job), found, learnt.k)
             self.writer.close()
-
-    def _compare(self, writer: SummaryWriter, job: Decomposition, learnt: Learnt) -> None:
-        """What came of the settings, for TensorBoard's table of runs."""
-        found = {f"learnt/{name.replace('_', ' ')}": float(getattr(learnt, name)) for name in RESULTS}
-        for name, value in found.items():
-            writer.add_scalar(name, value, learnt.steps)
-        parameters = {n: v for n, v in job.get_params().items() if isinstance(v, str | bool | int | float)}
-        for summary in hparams({"method": type(job).__name__, "hook": self.hook, **parameters}, found):
-            writer._get_file_writer().add_summary(summary)
 
 
 def learn(
@@ -224,7 +217,9 @@ def learn(
         concepts = _start(start, store, hook).concepts
         made_by["start"] = repr(start.decomposition) if isinstance(start, ConceptDictionary) else str(start)
     ks = k if k is not None else ((20,) if concepts is None else (len(concepts),))
-    module = Learning(store, hook, dict(variants(method, ks, seeds, concepts)), Path(output), made_by)
+    jobs = dict(variants(method, ks, seeds, concepts))
+    store.activations(hook, slice(0, 0))  # refuses a hook that is not there
+    module = Learning(store, hook, jobs, output_folder(output), made_by)
     if trainer is None:
         trainer = quiet_trainer(
             **{"accelerator": "cpu", "devices": 1, "max_epochs": -1, "log_every_n_steps": 1, **trainer_options}

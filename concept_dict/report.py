@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -11,11 +12,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 
 from concept_dict.answer_rows import sample_batch
-from concept_dict.cards import CardSample, ConceptCard, End, Report, Setting
+from concept_dict.cards import CardSample, ConceptCard, End, Report
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.grounding import STOPWORDS, top_samples, top_words
 from concept_dict.metrics import Match, fact_table, match_facts
 from concept_dict.pictures import Pictures, store_pictures
+from concept_dict.run_table import Setting, method_settings
 from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
 from hooked_mm.batch import count_positions
 from hooked_mm.errors import BadInputError, unknown
@@ -267,13 +269,10 @@ def ground(
 
 
 def settings_of(dictionary: ConceptDictionary, store: ActivationStore) -> dict[str, Setting]:
-    """What tells runs apart: method and its parameters, hook, model, rows."""
-    fitted = dictionary.decomposition
-    parameters = {n: v for n, v in fitted.get_params().items() if isinstance(v, str | bool | int | float)}
+    """What tells runs apart: method and its parameters, hook, model (without folder or owner), rows."""
     return {
-        "method": type(fitted).__name__,
-        **parameters,
+        **method_settings(dictionary.decomposition),
         "hook": dictionary.hook,
-        "model": str(dictionary.made_by.get("model", "")),
+        "model": Path(str(dictionary.made_by.get("model", ""))).name,
         "rows": len(store),
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -16,15 +17,23 @@ from concept_dict.metrics import pool_samples
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
-from hooked_mm.small import SMALL_MODELS, small_model_path
+from hooked_mm.small import small_model_path
 from hooked_mm.store import ActivationStore
 
 
 @pytest.fixture(scope="module")
-def made(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def loaded(llava: HookedMM) -> Iterator[None]:
+    """The shipped LLaVA, which is not loaded and checked again; other names are looked up as ever."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("concept_dict.demo.load", lambda name: llava if name == "llava" else load(name))
+        yield
+
+
+@pytest.fixture(scope="module")
+def made(loaded: None, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A demo on few scenes."""
     folder = tmp_path_factory.mktemp("demo")
-    main(["--output", str(folder), "--samples", "200", "--held_out", "120", "--n_components", "20"])
+    main(["--output", str(folder), "--samples", "120", "--held_out", "80", "--n_components", "16"])
     return folder
 
 
@@ -48,12 +57,12 @@ def test_concepts_match_the_truth_and_chance_does_not(made: Path) -> None:
     assert np.mean([card["held_out_auroc"] for card in concepts]) > 0.85
     assert abs(np.mean([card["shuffled_auroc"] for card in concepts]) - 0.5) < 0.05
     assert len({card["fact"] for card in concepts}) >= 12
-    # The first word of a colour's or shape's concept is that colour or shape, in most cases.
-    named = [
-        card for card in concepts if card["fact"].split("=")[0] in ("colour", "shape") and card["held_out_auroc"] > 0.9
-    ]
+    # A concept that ranks nineteen of twenty pairs right is one fact's own, and so its first word is that fact's;
+    # below, concepts stand for two facts at once, and either's word may come first.
+    sure = [card for card in concepts if card["held_out_auroc"] > 0.95]
+    named = [card for card in sure if card["fact"].split("=")[0] in ("colour", "shape")]
     assert len(named) >= 5
-    assert np.mean([card["words"][0]["text"] == card["fact"].split("=")[1] for card in named]) > 0.7
+    assert np.mean([card["words"][0]["text"] == card["fact"].split("=")[1] for card in named]) > 0.8
 
 
 def test_everything_is_written(made: Path) -> None:
@@ -66,33 +75,24 @@ def test_everything_is_written(made: Path) -> None:
         "report.html",
         "report.json",
     }
-    assert ActivationStore.open(made / "activations").samples.num_rows == 200
+    assert ActivationStore.open(made / "activations").samples.num_rows == 120
     page = (made / "report.html").read_text()
-    assert page.count("<section") == 20
+    assert page.count("<section") == 16
     assert page.count("data:image/png") > 100
 
 
+@pytest.mark.usefixtures("loaded")
 def test_the_table_and_where_to_look(tmp_path: Path, capsys: pytest.CaptureFixture) -> None:
     """One line per concept with its words, fact and two scores; a second run replaces the first; the end says where."""
     (tmp_path / "mine.txt").write_text("keep me")
-    arguments = [
-        "--output",
-        str(tmp_path),
-        "--samples",
-        "80",
-        "--held_out",
-        "60",
-        "--n_components",
-        "6",
-        "--layer",
-        "4",
-    ]
+    sizes = ["--samples", "30", "--held_out", "25", "--n_components", "4"]
+    arguments = ["--output", str(tmp_path), *sizes, "--layer", "4"]
     main(arguments)
     main(arguments)
     text = capsys.readouterr().out
     lines = re.findall(r"^ +(\d+)  .*\w+=[\w ]+? +(\d\.\d{3}) +(\d\.\d{3})$", text, re.MULTILINE)
-    assert [int(line[0]) for line in lines] == [*range(6), *range(6)]
-    assert lines[:6] == lines[6:], "the same seed gives the same table"
+    assert [int(line[0]) for line in lines] == [*range(4), *range(4)]
+    assert lines[:4] == lines[4:], "the same seed gives the same table"
     assert "blocks.4.hook_resid_post" in text
     assert f"tensorboard --logdir {tmp_path / 'tensorboard'}" in text
     assert (tmp_path / "mine.txt").read_text() == "keep me"
@@ -112,13 +112,13 @@ def test_bad_arguments(tmp_path: Path, arguments: list[str], reason: str) -> Non
     assert not (tmp_path / "new").exists()
 
 
-@pytest.mark.parametrize("model", [name for name in SMALL_MODELS if name != "llava"])
+@pytest.mark.parametrize("model", ["idefics2", pytest.param("qwen2_vl", marks=pytest.mark.slow)])
 def test_every_small_model(model: str, tmp_path: Path) -> None:
     """Nothing is LLaVA's own: attribute words are found in the other models' captions, and concepts in them."""
-    main(["--model", model, "--output", str(tmp_path), "--samples", "60", "--held_out", "40", "--n_components", "8"])
+    main(["--model", model, "--output", str(tmp_path), "--samples", "40", "--held_out", "30", "--n_components", "6"])
     store = ActivationStore.open(tmp_path / "activations")
     # Full captions of two objects on average name four attributes each, and the place.
-    assert len(store) > 60 * 6
+    assert len(store) > 40 * 6
     concepts = json.loads((tmp_path / "report.json").read_text())["concepts"]
     assert np.mean([card["held_out_auroc"] for card in concepts]) > 0.6
 

@@ -72,10 +72,10 @@ def test_curves_equal_plain_hooks(llava: HookedMM, rows: AnswerRows, mode: Any) 
     """Every row and number of concepts, by hooks and sums written out, one row at a time."""
     made, a = _dictionary(4), torch.randn(5, 4, generator=torch.Generator().manual_seed(1))
     order = torch.stack([torch.randperm(4, generator=torch.Generator().manual_seed(seed)) for seed in range(5)])
-    found = curve(llava, HOOK, rows, a, made, order, [0, 1, 3, 4], mode)
-    assert found.shape == (5, 4)
+    found = curve(llava, HOOK, rows, a, made, order, [0, 1, 3], mode)
+    assert found.shape == (5, 3)
     for row in range(5):
-        for place, m in enumerate([0, 1, 3, 4]):
+        for place, m in enumerate([0, 1, 3]):
             total = torch.zeros(128)
             for concept in order[row, :m].tolist():
                 total = total + a[row, concept] * made.components_[concept]
@@ -127,9 +127,9 @@ def test_a_row_does_not_depend_on_its_companions(llava: HookedMM, rows: AnswerRo
     alone = faithfulness(llava, HOOK, made, [parts[0], nothing, parts[1]], steps=[1])
     for name, found in together.items():
         np.testing.assert_allclose(alone[name].values, found.values, atol=1e-5)
-    other = faithfulness(llava, HOOK, made, [rows], steps=[1], seed=1)
-    np.testing.assert_allclose(other["delete"].values, together["delete"].values)
-    assert not np.allclose(other["delete_random_order"].values, together["delete_random_order"].values)
+    other = faithfulness(llava, HOOK, made, [parts[1]], steps=[1], seed=1)
+    np.testing.assert_allclose(other["delete"].values, together["delete"].values[1:], atol=1e-5)
+    assert not np.allclose(other["delete_random_order"].values, together["delete_random_order"].values[1:])
 
 
 def test_curve_areas() -> None:
@@ -194,9 +194,9 @@ def store(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Activati
 
 def test_semi_nmf_concepts_carry_what_is_said(llava: HookedMM, store: ActivationStore) -> None:
     """Deleting the strongest concepts hurts more, and inserting them helps more, than either baseline."""
-    fitted = SemiNMF(16, random_state=0).fit(store.activations(HOOK))
+    fitted = SemiNMF(16, max_iter=60, random_state=0).fit(store.activations(HOOK))
     data = SceneDataset(60, style="full")
-    batches = stored_rows(llava, store, lambda number: data[number].images, samples=24, batch_size=24)
+    batches = stored_rows(llava, store, lambda number: data[number].images, samples=14, batch_size=14)
     found = faithfulness(llava, HOOK, fitted, batches, steps=[0, 1, 3])
     area = {name: made.area for name, made in found.items()}
     for baseline in ("random_order", "random_dictionary"):

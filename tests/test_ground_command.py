@@ -43,6 +43,12 @@ def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.fixture
+def loaded(llava: HookedMM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped model, which is not loaded and checked again."""
+    monkeypatch.setattr(HookedMM, "small", lambda name, *_, **__: {"llava": llava}[name])
+
+
 def _options(made: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--dictionary", str(made / "dictionary"), "--store", str(made / "fit"), "--model.id", "small:llava"),
@@ -72,6 +78,7 @@ def test_options_make_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
         main(options)
 
 
+@pytest.mark.usefixtures("loaded")
 def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """It gets the dictionary, the held-out samples and those that choose, words and model; its single numbers stand in
     every file, its tables do not.
@@ -119,6 +126,7 @@ def mixed(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+@pytest.mark.usefixtures("loaded")
 @pytest.mark.parametrize(
     ("more", "chosen", "said"),
     [
@@ -158,6 +166,7 @@ def _sample() -> tuple[Any, str, str]:
     return sample.images, sample.text, sample.answer
 
 
+@pytest.mark.usefixtures("loaded")
 def test_faithfulness_is_bounded(mixed: Path, tmp_path: Path) -> None:
     """One position of as many samples as asked for; deleting the main concepts hurts, and the figures are shown."""
     output = tmp_path / "out"
@@ -169,6 +178,16 @@ def test_faithfulness_is_bounded(mixed: Path, tmp_path: Path) -> None:
     assert "faithfulness/positions" in (output / "report.html").read_text()
     with pytest.raises(BadInputError, match="faithfulness_samples=0"):
         main(_options(mixed, tmp_path / "none", "--metrics", "[faithfulness]", "--faithfulness_samples", "0"))
+
+
+def test_xl_vlms_fault_saving_into_a_directory_nobody_made(
+    made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where a folder can't be made that is said before a model is loaded."""
+    (tmp_path / "file").write_text("here")
+    monkeypatch.setattr(HookedMM, "small", lambda *_, **__: pytest.fail("a model was loaded"))
+    with pytest.raises(BadInputError, match=r"output folder .* can't be made"):
+        main(_options(made, tmp_path / "file" / "out"))
 
 
 def test_yaml(made: Path, tmp_path: Path) -> None:
@@ -192,6 +211,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Pa
 PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
 
 
+@pytest.mark.usefixtures("loaded")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python and its command in their order; shapes in comments are the real ones; its links lead somewhere."""
     monkeypatch.chdir(tmp_path)

@@ -79,7 +79,7 @@ def test_probabilities_are_those_over_the_whole_vocabulary(llava: HookedMM, seed
     assert sum(found.values()) < 1
 
 
-def test_xl_vlms_forgets_the_final_norm(llava: HookedMM) -> None:
+def test_xl_vlms_fault_forgotten_final_norm(llava: HookedMM) -> None:
     """Where leaving out the final norm's gain would give the words another order, ours is that with it."""
     gain, vocabulary = _norm(llava).weight.double().numpy(), llava.tokenizer.get_vocab()
     different = 0
@@ -108,7 +108,7 @@ def test_a_strong_gain_changes_the_first_word() -> None:
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_xl_vlms_plots_the_least_probable_words(llava: HookedMM, seed: int) -> None:
+def test_xl_vlms_fault_least_probable_words(llava: HookedMM, seed: int) -> None:
     """The words are those of largest probability: every whole word that is left out has less, whatever the count."""
     concept = _unit(np.random.default_rng(seed).standard_normal(llava.cfg.d_model))
     everything = _all_words(llava, concept)
@@ -118,7 +118,7 @@ def test_xl_vlms_plots_the_least_probable_words(llava: HookedMM, seed: int) -> N
     assert shown[0].probability == max(everything.values())
 
 
-def test_xl_vlms_takes_first_sub_tokens_for_words() -> None:
+def test_xl_vlms_fault_first_sub_token() -> None:
     """A concept whose most probable tokens are pieces is named by whole words further down; of pieces that the
     tokenizer alone can't tell from words, a vocabulary can.
     """

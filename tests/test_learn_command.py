@@ -38,7 +38,7 @@ def test_options(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixtu
 
 def test_a_start(options: list[str], tmp_path: Path) -> None:
     """As many concepts as the start has, unless told."""
-    main([*options, "--method", "SemiNMF", "--k", "[3]"])
+    main([*options, "--method", "SemiNMF", "--method.max_iter", "5", "--k", "[3]"])
     start = tmp_path / "d" / "SemiNMF-k3-seed0"
     main([*options[:4], "--output", str(tmp_path / "again"), "--method", "SemiNMF", "--start", str(start), options[-1]])
     assert ConceptDictionary.load(tmp_path / "again" / "SemiNMF-k3-seed0").made_by["start"] == str(start)
@@ -64,6 +64,17 @@ def test_yaml(options: list[str], tmp_path: Path) -> None:
     (tmp_path / "learn.yaml").write_text("method: {class_path: PCA, init_args: {center: false}}\nk: [2]\n")
     main(["-c", str(tmp_path / "learn.yaml"), *options])
     assert not ConceptDictionary.load(tmp_path / "d" / "PCA-k2").decomposition.mean_.any()
+
+
+@pytest.mark.parametrize("activation", ["one_hot", "inverse_distance", "cosine"])
+def test_xl_vlms_fault_one_activation_of_k_means(options: list[str], tmp_path: Path, activation: str) -> None:
+    """1 / (1 + distance) is one choice of three, and kept with the dictionary."""
+    main([*options, "--method", "KMeans", "--method.activation", activation, "--k", "[2]"])
+    made = ConceptDictionary.load(tmp_path / "d" / "KMeans-k2-seed0")
+    found = made.transform(ActivationStore.open(tmp_path / "s").activations("h"))
+    kinds = {"one_hot": bool((found == 0).any()), "cosine": bool((found < 0).any())}
+    assert made.decomposition.get_params()["activation"] == activation
+    assert kinds == {"one_hot": activation == "one_hot", "cosine": activation == "cosine"}
 
 
 def test_every_method_is_offered(options: list[str]) -> None:

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import textwrap
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -21,7 +22,8 @@ from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
 from concept_dict.semi_nmf import SemiNMF
 from concept_dict.top_k_sae import TopKSAE
-from hooked_mm.errors import BadInputError
+from concept_dict.top_norm import TopNorm
+from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.store import ActivationStore
 
 ROOT = Path(__file__).parents[1]
@@ -133,7 +135,8 @@ def test_curves_lie_over_each_other(store: ActivationStore, tmp_path: Path) -> N
         made = ConceptDictionary.load(one.folder).decomposition
         expected = made.objective_history_[1:-1]  # type: ignore[attr-defined]
         np.testing.assert_allclose([event.value for event in objective], expected, rtol=1e-6)
-        assert events.Scalars("learnt/relative error")[0].value == pytest.approx(one.relative_error)
+        (error,) = events.Scalars("result/relative error")
+        assert (error.step, error.value) == (one.k, pytest.approx(one.relative_error))
         assert "_hparams_/session_start_info" in events.summary_metadata
 
 
@@ -143,6 +146,83 @@ def test_refusals(store: ActivationStore, tmp_path: Path) -> None:
         list(variants(PCA(), [], [0]))
     with pytest.raises(BadInputError, match="number of rows, 200"):
         learn(store, "h", KMeans(), tmp_path, k=[201])
+
+
+def test_xl_vlms_fault_unseeded_k_means(store: ActivationStore, tmp_path: Path) -> None:
+    """The same seed gives the same centres in another run; the seed stands in the file."""
+    runs = [learn(store, "h", KMeans(n_init=1), tmp_path / str(n), k=[5], seeds=[7])[0] for n in range(2)]
+    one, two = (ConceptDictionary.load(run.folder) for run in runs)
+    assert torch.equal(one.concepts, two.concepts)
+    assert one.decomposition.get_params()["random_state"] == 7
+
+
+def test_xl_vlms_fault_alpha_that_ignores_the_scale(store: ActivationStore, tmp_path: Path) -> None:
+    """The same rows in another unit give the same concepts, and activations in that unit."""
+    rows, samples = store.activations("h").float(), store.samples.to_pylist()
+    table = [{"sample": f"s{n}"} for n in range(200)]
+    found = {}
+    for unit in (1.0, 1024.0):
+        scaled = ActivationStore.from_arrays(tmp_path / f"s{unit}", {"h": rows * unit}, table, samples, {})
+        (one,) = learn(scaled, "h", NonNegativeDictionary(alpha=0.1, max_iter=20), tmp_path / f"d{unit}", k=[4])
+        made = ConceptDictionary.load(one.folder)
+        found[unit] = made.concepts, made.transform(rows * unit) / unit
+    torch.testing.assert_close(found[1.0][0], found[1024.0][0], atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(found[1.0][1], found[1024.0][1], atol=1e-3, rtol=1e-3)
+    assert bool((found[1.0][1] == 0).any())
+
+
+@pytest.mark.parametrize("method", [NonNegativeDictionary(max_iter=3), KMeans(n_init=1), PCA(), TopNorm()])
+def test_xl_vlms_fault_the_whole_matrix_in_memory(
+    store: ActivationStore, tmp_path: Path, method: Decomposition, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of rows that are not to be held, never more than a chunk is read at a time; concepts are the same."""
+    (whole,) = learn(store, "h", method, tmp_path / "whole", k=[3])
+    monkeypatch.setattr("concept_dict.rows.HELD_BYTES", 0)
+    monkeypatch.setattr("concept_dict.rows.CHUNK", 32)
+    read, plain = [], ActivationStore.activations
+
+    def counted(self: ActivationStore, hook: str, rows: Any = slice(None)) -> torch.Tensor:
+        found = plain(self, hook, rows)
+        read.append(len(found))
+        return found
+
+    monkeypatch.setattr(ActivationStore, "activations", counted)
+    (parts,) = learn(store, "h", method, tmp_path / "parts", k=[3])
+    assert max(read) <= 32
+    one, two = (ConceptDictionary.load(run.folder).concepts for run in (whole, parts))
+    torch.testing.assert_close(one, two, atol=1e-4, rtol=1e-4)
+
+
+def test_xl_vlms_fault_a_layer_that_matches_nothing(store: ActivationStore, tmp_path: Path) -> None:
+    """A hook that the store does not hold is refused, and nothing is made."""
+    with pytest.raises(UnknownHookError, match="does not hold 'g'"):
+        learn(store, "g", PCA(), tmp_path / "new")
+    assert not (tmp_path / "new").exists()
+
+
+def test_xl_vlms_fault_half_precision_arithmetic(store: ActivationStore, tmp_path: Path) -> None:
+    """Rows in float16 whose squares float16 can't hold have the concepts of the same rows in float32."""
+    rows, samples = (store.activations("h").float() * 200).half(), store.samples.to_pylist()
+    assert bool(rows.square().sum(0).isinf().any())
+    table, found = [{"sample": f"s{n}"} for n in range(200)], []
+    for kind in (torch.float16, torch.float32):
+        made = ActivationStore.from_arrays(tmp_path / f"{kind}", {"h": rows.to(kind)}, table, samples, {})
+        (one,) = learn(made, "h", PCA(), tmp_path / f"d{kind}", k=[3])
+        found.append(ConceptDictionary.load(one.folder).concepts)
+    assert found[0].dtype == torch.float32
+    assert torch.equal(*found)
+
+
+def test_xl_vlms_fault_saving_into_a_directory_nobody_made(
+    store: ActivationStore, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Folders are made; where one can't be that is said before anything is learnt."""
+    (one,) = learn(store, "h", PCA(), tmp_path / "not" / "there" / "yet", k=[2])
+    assert (one.folder / "dictionary.safetensors").is_file()
+    (tmp_path / "file").write_text("here")
+    monkeypatch.setattr(PCA, "begin", lambda *_: pytest.fail("the run has begun"))
+    with pytest.raises(BadInputError, match=r"output folder .* can't be made"):
+        learn(store, "h", PCA(), tmp_path / "file" / "d", k=[2])
 
 
 SCRIPT = """

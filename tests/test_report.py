@@ -179,8 +179,8 @@ def test_without_pictures_there_are_none(llava: HookedMM, stores: list[Activatio
 def test_settings_tell_runs_apart(stores: list[ActivationStore], fitted: ConceptDictionary) -> None:
     """Method, parameters, hook and rows, as plain values."""
     found = settings_of(fitted, stores[0])
-    assert (found["method"], found["n_components"], found["hook"]) == ("SemiNMF", 4, HOOK)
-    assert found["rows"] == len(stores[0])
+    assert (found["method"], found["k"], found["hook"]) == ("SemiNMF", 4, HOOK)
+    assert (found["rows"], found["model"], found["other"]) == (len(stores[0]), "llava", "max_iter=20")
     assert all(isinstance(value, str | bool | int | float) for value in found.values())
 
 
