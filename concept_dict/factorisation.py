@@ -28,7 +28,7 @@ from concept_dict.decomposition import Decomposition
 from concept_dict.kmeans import KMeans
 from concept_dict.nnls import nonnegative_least_squares
 from concept_dict.pca import principal_directions
-from concept_dict.rows import Rows
+from concept_dict.rows import WIDENED, Rows
 from hooked_mm.errors import BadInputError
 
 Init = Literal["kmeans", "svd"]
@@ -47,9 +47,6 @@ CACHED = 2**17
 
 NEGLIGIBLE = 1e-10
 """A concept whose activations' sum of squares is a smaller share of the largest lives by rounding alone: it is dead."""
-
-WIDENED = 512
-"""Rows converted to float64 at a time, so that they stay in the cache."""
 
 
 def hals_activations(

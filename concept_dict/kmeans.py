@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition, generator, unit
-from concept_dict.rows import Centred, Rows
+from concept_dict.rows import WIDENED, Centred, Rows
 
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
 Init = Literal["k-means++"]
@@ -199,7 +199,9 @@ class KMeans(Decomposition):
         if self.activation == "cosine":
             return torch.nn.functional.normalize(chunk, dim=1) @ self.components_.T
         centred = self.cluster_centers_ - self.mean_
-        distances = squared_distances(chunk.double(), centred.double()).float()
+        # In float64: as the difference of large numbers little would be left of a small distance.
+        wide = centred.double()
+        distances = torch.cat([squared_distances(some.double(), wide).float() for some in chunk.split(WIDENED)])
         if self.activation == "inverse_distance":
             return 1 / (1 + distances.sqrt())
         label = distances.argmin(dim=1, keepdim=True)

@@ -26,6 +26,9 @@ CHUNK = 16_384
 CHUNK_NUMBERS = 2**24
 """Numbers converted at a time, at most."""
 
+WIDENED = 512
+"""Rows converted to float64 at a time, so that they stay in the cache."""
+
 HELD_BYTES = 1e9
 """Rows that take no more as float32 are converted once and held."""
 
@@ -179,17 +182,20 @@ class Centred:
         mean = torch.zeros(rows.width, dtype=torch.float64, device=rows.device)
         if center:
             for _, chunk in rows.chunks():
-                mean += chunk.double().sum(0)
+                mean += chunk.sum(0, dtype=torch.float64)
             mean = rows.processes.sum(mean) / rows.total
         self.mean: Float[Tensor, " d"] = mean.float()
         self._held: Tensor | None = None
         if rows.count * rows.width * 4 <= HELD_BYTES:
-            whole = rows.read(slice(None))
-            self._held = whole - self.mean if center else whole
+            # A chunk at a time: copies of all rows on the way would take several times what is held.
+            held = torch.empty(rows.count, rows.width, device=rows.device)
+            for part, chunk in rows.chunks():
+                torch.sub(chunk, self.mean, out=held[part])
+            self._held = held
         self.squares: Float[Tensor, " n"] = torch.empty(rows.count, device=rows.device)
         size = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in self.chunks():
-            wide = chunk.double().square().sum(dim=1)
+            wide = torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square()
             self.squares[part] = wide.float()
             size += wide.sum()
         self.size = float(rows.processes.sum(size))
