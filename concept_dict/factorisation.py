@@ -28,7 +28,7 @@ from concept_dict.decomposition import Decomposition, unit
 from concept_dict.kmeans import KMeans
 from concept_dict.nnls import hals_activations, nonnegative_least_squares
 from concept_dict.pca import principal_directions
-from concept_dict.rows import Rows
+from concept_dict.rows import WIDENED, Rows
 from hooked_mm.errors import BadInputError
 
 Init = Literal["kmeans", "svd"]
@@ -41,9 +41,6 @@ BALL_SWEEPS = 3
 
 NEGLIGIBLE = 1e-10
 """A concept whose activations' sum of squares is a smaller share of the largest lives by rounding alone: it is dead."""
-
-WIDENED = 512
-"""Rows converted to float64 at a time, so that they stay in the cache."""
 
 
 def ball_concepts(

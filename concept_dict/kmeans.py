@@ -15,7 +15,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition, generator, unit
-from concept_dict.rows import Centred, Rows
+from concept_dict.rows import WIDENED, Centred, Rows
 
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
 Init = Literal["k-means++"]
@@ -214,8 +214,9 @@ class KMeans(Decomposition):
         """As `activation` says."""
         if self.activation == "cosine":
             return torch.nn.functional.normalize(chunk, dim=1) @ self._axes.T
-        centres = self._axes * self.norms_[:, None]
-        distances = squared_distances(chunk.double(), centres.double()).float()
+        # In float64: as the difference of large numbers little would be left of a small distance.
+        wide = (self._axes * self.norms_[:, None]).double()
+        distances = torch.cat([squared_distances(some.double(), wide).float() for some in chunk.split(WIDENED)])
         if self.activation == "inverse_distance":
             return 1 / (1 + distances.sqrt())
         label = distances.argmin(dim=1, keepdim=True)

@@ -153,7 +153,7 @@ class Learning(lightning.LightningModule):
     def _keep(self, job: Decomposition) -> None:
         active = job.end()
         self.bar.close()
-        size, processes = self.rows.moments(job.center)[1], self.rows.processes
+        size, processes = self.rows.size(job.center), self.rows.processes
         counts = processes.sum((active != 0).sum(dim=0))
         folder = self.output / self.name
         learnt = Learnt(

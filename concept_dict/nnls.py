@@ -61,7 +61,7 @@ def _swept(cross: Tensor, gram: Tensor, start: Tensor, sweeps: int, relaxation: 
     pull = -rate * gram
     pull.diagonal().copy_(torch.where(size > 0, 1 - relaxation, 1.0))
     # Columns of A are updated one after the other; as rows of a transposed copy they are contiguous.
-    active, wanted = start.T.contiguous(), rate * cross.T
+    active, wanted = start.T.clone(memory_format=torch.contiguous_format), rate * cross.T
     found = torch.empty_like(active[0])
     turns = list(zip(active, wanted, pull, strict=True))
     for _ in range(sweeps):

@@ -27,6 +27,9 @@ CHUNK = 16_384
 CHUNK_NUMBERS = 2**24
 """Numbers converted at a time, at most."""
 
+WIDENED = 512
+"""Rows converted to float64 at a time, so that they stay in the cache."""
+
 HELD_BYTES = 1e9
 """Rows that take no more as float32 are converted once and held."""
 
@@ -74,11 +77,19 @@ def as_rows(values: Tensor | np.ndarray) -> Tensor:
     if rows.ndim != 2 or not len(rows):
         raise BadInputError(f"representations must be (n, d) with n > 0; got shape {tuple(rows.shape)}")
     for start in range(0, len(rows), CHUNK):
-        bad = ~torch.isfinite(rows[start : start + CHUNK]).all(dim=1)
-        if bool(bad.any()):
-            row = start + int(bad.nonzero()[0])
-            raise BadInputError(f"row {row} of the representations is not finite; remove it before fitting")
+        bad = not_finite(rows[start : start + CHUNK])
+        if bad:
+            raise BadInputError(f"row {start + bad[0]} of the representations is not finite; remove it before fitting")
     return rows
+
+
+def not_finite(rows: Tensor) -> list[int]:
+    """Which rows have values that are not finite."""
+    # A finite sum, which takes a fraction of the time, has finite terms; finite terms may still have an infinite sum.
+    if bool(rows.sum(dtype=torch.promote_types(rows.dtype, torch.float32)).isfinite()):
+        return []
+    found: list[int] = (~rows.isfinite().all(dim=1)).nonzero()[:, 0].tolist()
+    return found
 
 
 class Rows:
@@ -103,7 +114,8 @@ class Rows:
         self._read, self.count, self.width = read, count, width
         self.device, self.processes = torch.device(device), processes or Processes()
         self.total = sum(self.processes.gather(count))
-        self._moments: dict[bool, tuple[Tensor, float]] = {}
+        self._means: dict[bool, Tensor] = {}
+        self._sizes: dict[bool, float] = {}
         self._centred: dict[tuple[bool, float], Centred] = {}
 
     @classmethod
@@ -137,9 +149,7 @@ class Rows:
             return store.activations(hook, part)
 
         rows = cls(read, stop - start, width, device, processes)
-        bad = [
-            start + part.start + int(n) for part, chunk in rows.chunks() for n in (~chunk.isfinite().all(1)).nonzero()
-        ]
+        bad = [start + part.start + row for part, chunk in rows.chunks() for row in not_finite(chunk)]
         bad = [number for part in processes.gather(bad[:1]) for number in part]
         if bad:
             raise BadInputError(f"row {bad[0]} of {hook!r} in {str(store.path)!r} is not finite; make the store again")
@@ -156,19 +166,27 @@ class Rows:
             part = slice(start, min(start + step, self.count))
             yield part, self.read(part)
 
-    def moments(self, center: bool) -> tuple[Float[Tensor, " d"], float]:
-        """What is subtracted (the mean over all processes, or zeros), and the sum of squares of what is left."""
-        if center not in self._moments:
+    def mean(self, center: bool) -> Float[Tensor, " d"]:
+        """What is subtracted: the mean over all processes, or zeros."""
+        if center not in self._means:
             mean = torch.zeros(self.width, dtype=torch.float64, device=self.device)
             if center:
                 for _, chunk in self.chunks():
-                    mean += chunk.double().sum(0)
+                    mean += chunk.sum(0, dtype=torch.float64)
                 mean = self.processes.sum(mean) / self.total
-            size = torch.zeros((), dtype=torch.float64, device=self.device)
+            self._means[center] = mean.float()
+        return self._means[center]
+
+    def size(self, center: bool) -> float:
+        """The sum of squares over all processes, behind the subtraction."""
+        if (center, 0.0) in self._centred:
+            return self._centred[center, 0.0].size
+        if center not in self._sizes:
+            size, mean = torch.zeros((), dtype=torch.float64, device=self.device), self.mean(center)
             for _, chunk in self.chunks():
-                size += (chunk - mean.float()).double().square().sum()
-            self._moments[center] = mean.float(), float(self.processes.sum(size))
-        return self._moments[center]
+                size += torch.linalg.vector_norm(chunk - mean, dtype=torch.float64).square()
+            self._sizes[center] = float(self.processes.sum(size))
+        return self._sizes[center]
 
     def centred(self, center: bool, whiten: float = 0.0) -> Centred:
         """The same minus their mean, or as they are, and whitened; made once."""
@@ -193,17 +211,21 @@ class Centred:
         self.rows, self.center = rows, center
         self.count, self.total, self.width = rows.count, rows.total, rows.width
         self.device, self.processes = rows.device, rows.processes
-        self.mean, self.size = rows.moments(center)
+        self.mean = rows.mean(center)
         self.whitening: Float[Tensor, "d d"] | None = None
         self._held: Tensor | None = None
         if whiten:
             self.whitening = whitening(second_moments(self), whiten)
         if rows.count * rows.width * 4 <= HELD_BYTES:
-            self._held = self.changed(rows.read(slice(None)))
+            # A chunk at a time: copies of all rows on the way would take several times what is held.
+            held = torch.empty(rows.count, rows.width, device=rows.device)
+            for part, chunk in rows.chunks():
+                held[part] = self.changed(chunk)
+            self._held = held
         self.squares: Float[Tensor, " n"] = torch.empty(rows.count, device=rows.device)
         size = torch.zeros((), dtype=torch.float64, device=rows.device)
         for part, chunk in self.chunks():
-            wide = chunk.double().square().sum(dim=1)
+            wide = torch.linalg.vector_norm(chunk, dim=1, dtype=torch.float64).square()
             self.squares[part] = wide.float()
             size += wide.sum()
         self.size = float(rows.processes.sum(size))

@@ -14,6 +14,7 @@ from PIL import Image
 from scipy.optimize import nnls
 from sklearn.decomposition import PCA, DictionaryLearning
 
+from concept_dict import factorisation as factorisation_module
 from concept_dict import rows as rows_module
 from concept_dict.factorisation import Factorisation, Init, ball_concepts
 from concept_dict.nnls import RIDGE, hals_activations
@@ -308,3 +309,37 @@ def test_the_two_half_steps_reach_their_optima(alpha: float, size: float, seed: 
     step = ball - 0.01 * (inner @ ball - outer)
     step /= np.maximum(1, np.linalg.norm(step, axis=1, keepdims=True))
     np.testing.assert_allclose(step, ball, atol=1e-6)
+
+
+@given(
+    n=st.integers(1, 30), relaxation=st.floats(0.05, 1.95), silent=st.booleans(), block=st.integers(5, 200), seed=SEEDS
+)
+def test_no_sweep_raises_the_objective(n: int, relaxation: float, silent: bool, block: int, seed: int) -> None:
+    """From any start, however relaxed; a concept of zero norm keeps its activations, and blocks do not matter."""
+    rng = np.random.default_rng(seed)
+    # Nearly parallel concepts, for which over-relaxation matters most.
+    concepts = rng.standard_normal((5, 8)) + 3 * rng.standard_normal(8)
+    concepts[2] *= not silent
+    rows, active = rng.standard_normal((n, 8)), torch.as_tensor(rng.random((n, 5)))
+    cross, gram = torch.as_tensor(rows @ concepts.T), torch.as_tensor(concepts @ concepts.T)
+    for _ in range(4):
+        given_start = active.clone()
+        with mock.patch.object(factorisation_module, "CACHED", block):
+            found = hals_activations(cross, gram, active, 1, relaxation)
+        before, after = (((rows - a.numpy() @ concepts) ** 2).sum(axis=1) for a in (active, found))
+        assert (after <= before * (1 + 1e-12)).all()
+        assert (found >= 0).all()
+        assert torch.equal(active, given_start)
+        if silent:
+            assert torch.equal(found[:, 2], active[:, 2])
+        torch.testing.assert_close(found, hals_activations(cross, gram, active, 1, relaxation))
+        active = found
+
+
+def test_a_perfect_fit_is_an_end() -> None:
+    """Where nothing is left to explain, the objective falls by large shares of itself for ever; that is no reason."""
+    rows, _ = _planted(noise=0.0)
+    fitted = made(10, alpha=0, center=False, tol=1e-4).fit(rows)
+    assert fitted.converged_
+    assert fitted.n_iter_ < 150
+    assert fitted.reconstruction_err_ < 0.05 * np.linalg.norm(rows)

@@ -130,6 +130,20 @@ def test_a_row_is_solved_alone(n: int, block: int, dependent: bool, seed: int) -
         np.testing.assert_allclose(found, alone[order], rtol=1e-6, atol=1e-6 * max(1.0, alone.max()))
 
 
+@given(k=st.integers(1, 12), d=st.integers(1, 15), silent=st.booleans(), seed=SEEDS)
+def test_a_start_does_not_matter(k: int, d: int, silent: bool, seed: int) -> None:
+    """From good, bad and random activations, also of a concept of zero norm, the answer is that from none."""
+    rng = np.random.default_rng(seed)
+    concepts, rows = rng.standard_normal((k, d)), rng.standard_normal((20, d))
+    if silent:
+        concepts[k // 2] = 0
+    cross, gram = torch.as_tensor(rows @ concepts.T), torch.as_tensor(concepts @ concepts.T)
+    alone = nonnegative_least_squares(cross, gram)
+    for near in (alone, torch.ones(20, k), torch.as_tensor(rng.random((20, k)) < 0.5).float()):
+        found = nonnegative_least_squares(cross, gram, near)
+        torch.testing.assert_close(found, alone, rtol=0, atol=1e-6 * max(1.0, float(alone.max())))
+
+
 @given(power=st.integers(-30, 30), length=st.integers(-10, 10), dependent=st.booleans(), seed=SEEDS)
 def test_scale_passes_through(power: int, length: int, dependent: bool, seed: int) -> None:
     """Rows times a power of two have activations times that power, concepts times one the inverse, exactly."""
