@@ -35,7 +35,7 @@ class AnswerRows:
 
 @dataclass(frozen=True)
 class Asked:
-    """AnswerRows by their columns in the batch, with the token that each predicts."""
+    """Rows by their columns in the batch, with the token that each predicts."""
 
     batch: Batch
     sample: Int[Tensor, " r"]
