@@ -14,7 +14,7 @@ from PIL import Image
 from scipy.optimize import nnls
 from sklearn.decomposition import PCA, DictionaryLearning
 
-from concept_dict import factorisation as factorisation_module
+from concept_dict import nnls as nnls_module
 from concept_dict import rows as rows_module
 from concept_dict.factorisation import Factorisation, Init, ball_concepts
 from concept_dict.nnls import RIDGE, hals_activations
@@ -324,7 +324,7 @@ def test_no_sweep_raises_the_objective(n: int, relaxation: float, silent: bool, 
     cross, gram = torch.as_tensor(rows @ concepts.T), torch.as_tensor(concepts @ concepts.T)
     for _ in range(4):
         given_start = active.clone()
-        with mock.patch.object(factorisation_module, "CACHED", block):
+        with mock.patch.object(nnls_module, "CACHED", block):
             found = hals_activations(cross, gram, active, 1, relaxation)
         before, after = (((rows - a.numpy() @ concepts) ** 2).sum(axis=1) for a in (active, found))
         assert (after <= before * (1 + 1e-12)).all()
