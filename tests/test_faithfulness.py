@@ -14,7 +14,7 @@ from PIL import Image
 
 from concept_dict.answer_rows import AnswerRows, stored_rows
 from concept_dict.faithfulness import Curve, curve, faithfulness, first_terms, random_order, strongest_first
-from concept_dict.semi_nmf import SemiNMF
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
@@ -192,9 +192,9 @@ def store(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Activati
     return extract(extractor, ScenesDataModule(60, style="full", batch_size=30), tmp_path_factory.mktemp("s") / "store")
 
 
-def test_semi_nmf_concepts_carry_what_is_said(llava: HookedMM, store: ActivationStore) -> None:
+def test_concepts_carry_what_is_said(llava: HookedMM, store: ActivationStore) -> None:
     """Deleting the strongest concepts hurts more, and inserting them helps more, than either baseline."""
-    fitted = SemiNMF(16, max_iter=60, random_state=0).fit(store.activations(HOOK))
+    fitted = NonNegativeDictionary(16, random_state=0).fit(store.activations(HOOK))
     data = SceneDataset(60, style="full")
     batches = stored_rows(llava, store, lambda number: data[number].images, samples=14, batch_size=14)
     found = faithfulness(llava, HOOK, fitted, batches, steps=[0, 1, 3])

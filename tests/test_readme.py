@@ -59,9 +59,15 @@ def shapes_are_true(block: str, names: dict) -> int:
     return len(shown)
 
 
-def test_the_program_runs_as_the_readme_calls_it(tmp_path: Path) -> None:
+LONG = ("hooked-mm models", "hooked-mm demo --model")
+"""Checks of all families, and a second demo."""
+
+
+@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_the_program_runs_as_the_readme_calls_it(long: bool, tmp_path: Path) -> None:
     """Every command with the README's own arguments; the demo writes what the next command reads."""
-    commands = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
+    every = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
+    commands = [line for line in every if line.startswith(LONG) == long]
     assert commands
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
     for command in commands:
@@ -74,6 +80,8 @@ def test_the_program_runs_as_the_readme_calls_it(tmp_path: Path) -> None:
             text=True,
         )
         assert done.returncode == 0, done.stderr
+    if long:
+        return
     boards = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("tensorboard")]
     for line in boards:
         assert list((tmp_path / line.split("--logdir ")[1]).glob("events.out.tfevents*"))
