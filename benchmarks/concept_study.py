@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from datetime import date
 from importlib.metadata import version
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
@@ -300,10 +300,8 @@ def main() -> None:
     options = parser.parse_args()
     torch.set_num_threads(1)
     head = f"{date.today()}, torch {version('torch')}; {options.seeds} seeds, scenes: {SIZES}, {len(FACTS)} facts"
-    for line in [
-        head,
-        *(line for name in options.models for line in study(name, options.k, range(options.seeds), options.chosen_at)),
-    ]:
+    sections = (study(name, options.k, range(options.seeds), options.chosen_at) for name in options.models)
+    for line in chain([head], chain.from_iterable(sections)):
         print(line, flush=True)
         if options.output is not None:
             with options.output.open("a", encoding="utf-8") as file:
