@@ -70,7 +70,8 @@ class Factorisation(Decomposition):
     """Base of `SemiNMF` and `NonNegativeDictionary`, which say what `alpha` and `init` are.
 
     Attributes (after `fit`), besides those of `Decomposition`:
-        objective_history_: The objective at the start, after each alternation, and with the final activations.
+        objective_history_: The objective (of whitened rows, if they are) at the start, after each alternation, and with
+            the final activations.
         penalty_: lambda.
         converged_: Whether `tol` was reached.
         n_dead_: Concepts that no row of any process activates.

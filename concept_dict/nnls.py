@@ -1,8 +1,9 @@
 """Non-negative least squares for many right-hand sides at once, exact to rounding.
 
 min ||z - a C||^2 over a >= 0, by block principal pivoting (Kim & Park, "Fast nonnegative matrix factorization: an
-active-set-like method and comparisons", 2011, algorithm 2), which needs only Z C^T and C C^T. Each row is solved alone,
-so its answer depends neither on its companions nor on a starting point, unlike coordinate descent stopped early.
+active-set-like method and comparisons", 2011, algorithm 2), which needs only Z C^T and C C^T. It begins with what
+a few sweeps of coordinate descent leave positive; each row's answer depends neither on its companions nor on where it
+began, unlike that of coordinate descent stopped early.
 """
 
 from __future__ import annotations
