@@ -84,6 +84,14 @@ class Decomposition(TransformerMixin, BaseEstimator):
         """The same in the space of the fit: of rows that are whitened, if they are."""
         raise NotImplementedError
 
+    def start_from(self, fitted: Decomposition) -> Self:
+        """Make the next fit begin where another one ended.
+
+        Raises:
+            BadInputError: If this method can't.
+        """
+        raise BadInputError(f"{type(self).__name__} can't start from what another fit found; leave the start out")
+
     def activations(self, chunk: Float[Tensor, "m d"]) -> Float[Tensor, "m k"]:
         """Activations of rows in the space of the fit: without the mean, and whitened, if they are."""
         raise NotImplementedError

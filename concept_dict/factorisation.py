@@ -18,7 +18,7 @@ and A^T A (k, k), so it is exact on any number of processes.
 
 from __future__ import annotations
 
-from typing import Literal
+from typing import Literal, Self
 
 import torch
 from jaxtyping import Float
@@ -82,6 +82,10 @@ class Factorisation(Decomposition):
     max_iter: int
     tol: float
     random_state: int | None
+
+    def start_from(self, fitted: Decomposition) -> Self:
+        """Make the next fit begin with the concepts of another."""
+        return self.set_params(init=fitted.components_)
 
     def begin(self, rows: Rows) -> None:
         """Start from concepts, and good activations for them."""

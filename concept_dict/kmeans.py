@@ -7,7 +7,7 @@ the rows only each cluster's sum and count.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, Self
 
 import numpy as np
 import torch
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from concept_dict.decomposition import Decomposition, generator, unit
 from concept_dict.rows import WIDENED, Centred, Rows
+from hooked_mm.errors import BadInputError
 
 Activation = Literal["one_hot", "inverse_distance", "cosine"]
 Init = Literal["k-means++"]
@@ -94,6 +95,16 @@ class KMeans(Decomposition):
         self.max_iter = max_iter
         self.tol = tol
         self.random_state = random_state
+
+    def start_from(self, fitted: Decomposition) -> Self:
+        """Make the next fit begin with the centres of another.
+
+        Raises:
+            BadInputError: If it has none: a direction says not where along it a centre should lie.
+        """
+        if not isinstance(fitted, KMeans):
+            raise BadInputError(f"KMeans starts from centres, and {type(fitted).__name__} has none; give one of KMeans")
+        return self.set_params(init=fitted.cluster_centers_)
 
     def begin(self, rows: Rows) -> None:
         """Draw the first start."""

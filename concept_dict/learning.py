@@ -15,9 +15,7 @@ from typing import Any
 
 import lightning
 import torch
-from jaxtyping import Float
 from sklearn.base import clone
-from torch import Tensor
 from torch.utils.data import DataLoader, TensorDataset
 from torch.utils.tensorboard import SummaryWriter
 from tqdm import tqdm
@@ -54,7 +52,7 @@ RESULTS = ("relative_error", "active", "dead", "steps", "seconds")
 
 
 def variants(
-    method: Decomposition, ks: Sequence[int], seeds: Sequence[int], start: Float[Tensor, "k d"] | None = None
+    method: Decomposition, ks: Sequence[int], seeds: Sequence[int], start: Decomposition | None = None
 ) -> Iterator[tuple[str, Decomposition]]:
     """The decompositions of a sweep by name; a method without chance has one seed.
 
@@ -62,23 +60,21 @@ def variants(
         method: With its settings.
         ks: Numbers of concepts.
         seeds: Seeds.
-        start: Concepts to start from.
+        start: A fit to start from.
 
     Raises:
-        BadInputError: If there is no k or no seed, or the method can't start from these concepts.
+        BadInputError: If there is no k or no seed, or the method can't start from it.
     """
     if not ks or not seeds:
         raise BadInputError(f"k={list(ks)}, seeds={list(seeds)}: give at least one of each")
     chance = "random_state" in method.get_params()
-    if start is not None and "init" not in method.get_params():
-        raise BadInputError(f"{type(method).__name__} can't start from concepts at hand: it has no parameter init")
-    if start is not None and list(ks) != [len(start)]:
-        raise BadInputError(f"the start has {len(start)} concepts, but k={list(ks)}; give k=[{len(start)}]")
+    if start is not None and list(ks) != [size := len(start.components_)]:
+        raise BadInputError(f"the start has {size} concepts, but k={list(ks)}; give k=[{size}]")
     for k in ks:
         for seed in seeds if chance else [None]:
             made = clone(method).set_params(n_components=k, **({"random_state": seed} if chance else {}))
             if start is not None:
-                made.set_params(init=start)
+                made.start_from(start)
             yield f"{type(method).__name__}-k{k}" + (f"-seed{seed}" if chance else ""), made
 
 
@@ -199,7 +195,7 @@ def learn(
         k: Numbers of concepts; 20, or as many as the start has, unless given.
         seeds: Seeds.
         where: Conditions on rows, as `ActivationStore.where` takes them; kept with the dictionaries.
-        start: A dictionary of the same hook, or its folder, from whose concepts to start; for methods with an `init`.
+        start: A dictionary of the same hook, or its folder, to start from; for methods that can (`start_from`).
         trainer: Runs it; one process on the CPU unless given here or by options.
         trainer_options: For `lightning.Trainer` (`accelerator`, `devices`, `strategy`, ...).
 
@@ -212,12 +208,12 @@ def learn(
     store, made_by = store.where(**where or {}), dict(store.made_by)
     if where:
         made_by["where"] = dict(where)
-    concepts = None
+    first: Decomposition | None = None
     if start is not None:
-        concepts = _start(start, store, hook).concepts
+        first = _start(start, store, hook).decomposition
         made_by["start"] = repr(start.decomposition) if isinstance(start, ConceptDictionary) else str(start)
-    ks = k if k is not None else ((20,) if concepts is None else (len(concepts),))
-    jobs = dict(variants(method, ks, seeds, concepts))
+    ks = k if k is not None else ((20,) if first is None else (len(first.components_),))
+    jobs = dict(variants(method, ks, seeds, first))
     store.activations(hook, slice(0, 0))  # refuses a hook that is not there
     module = Learning(store, hook, jobs, output_folder(output), made_by)
     if trainer is None:

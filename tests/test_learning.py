@@ -98,6 +98,18 @@ def test_a_start_saves_steps(store: ActivationStore, tmp_path: Path, method: Dec
         assert "start" in ConceptDictionary.load(warm.folder).made_by
 
 
+@pytest.mark.parametrize("whiten", [0.0, 0.5])
+def test_kmeans_goes_on_from_centres(store: ActivationStore, tmp_path: Path, whiten: float) -> None:
+    """From the centres that a fit ended at there is nothing left to do, wherever the rows lie."""
+    method = KMeans(whiten=whiten)
+    (cold,) = learn(store, "h", method, tmp_path / "cold", k=[4])
+    (warm,) = learn(store, "h", method, tmp_path / "warm", start=cold.folder)
+    first, again = (ConceptDictionary.load(one.folder).decomposition for one in (cold, warm))
+    assert warm.steps <= 2
+    torch.testing.assert_close(again.components_, first.components_, rtol=1e-4, atol=1e-4)
+    assert warm.relative_error == pytest.approx(cold.relative_error, rel=1e-4)
+
+
 def test_a_start_that_can_not_be(store: ActivationStore, tmp_path: Path) -> None:
     """Another hook, another width, another k, a method that takes none; nothing is learnt."""
     fitted = SemiNMF(4).fit(store.activations("h"))
@@ -106,7 +118,8 @@ def test_a_start_that_can_not_be(store: ActivationStore, tmp_path: Path) -> None
         (ConceptDictionary(fitted, "g"), SemiNMF(), [4], "concepts of 'g', not of 'h'"),
         (ConceptDictionary(narrow, "h"), SemiNMF(), [4], "width 7, the rows 12"),
         (ConceptDictionary(fitted, "h"), SemiNMF(), [4, 5], r"has 4 concepts, but k=\[4, 5\]; give k=\[4\]"),
-        (ConceptDictionary(fitted, "h"), PCA(), [4], "PCA can't start from concepts at hand"),
+        (ConceptDictionary(fitted, "h"), PCA(), [4], "PCA can't start from what another fit found"),
+        (ConceptDictionary(fitted, "h"), KMeans(), [4], "KMeans starts from centres, and SemiNMF has none"),
     ]:
         with pytest.raises(BadInputError, match=said):
             learn(store, "h", method, tmp_path / "new", k=k, start=start)
