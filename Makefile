@@ -38,7 +38,7 @@ check: $(VENV)/.installed-tests
 	$(BIN)/mypy
 
 test: check
-	$(BIN)/pytest -n auto -m "not slow"
+	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed-tests
 	$(BIN)/pytest -n auto -m slow
