@@ -12,6 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 from jaxtyping import Bool, Float, Int
 
+from concept_dict.metrics import shuffled
 from hooked_mm.errors import BadInputError
 
 
@@ -95,9 +96,5 @@ def match_f1(
         return threshold, chosen, f1_scores(held_values > threshold, held_labels)
 
     labels, held_labels = truth[:, facts], held_truth[:, facts]
-    rng = np.random.default_rng(seed)
-    chance = [
-        score(labels[rng.permutation(len(labels))], held_labels[rng.permutation(len(held_labels))])[2]
-        for _ in range(shuffles)
-    ]
+    chance = [score(*dealt)[2] for dealt in shuffled(labels, held_labels, shuffles, seed)]
     return F1Match(*score(labels, held_labels), np.mean(chance, axis=0))

@@ -20,8 +20,7 @@ import concept_dict.dictionary  # noqa: F401  (methods are offered by name)
 from concept_dict.decomposition import Decomposition
 from concept_dict.learning import learn, table
 from concept_dict.row_choice import described, selectors_of
-from hooked_mm.errors import HookedMMError
-from hooked_mm.extract_command import PLAIN
+from hooked_mm.extract_command import PLAIN, instantiated
 from hooked_mm.extraction_job import quiet
 from hooked_mm.store import ActivationStore
 
@@ -49,13 +48,7 @@ def build_parser() -> ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm learn`."""
     quiet()
-    parser = build_parser()
-    try:
-        made = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
-    except ValueError as error:
-        if isinstance(error.__cause__, HookedMMError):
-            raise error.__cause__ from error
-        raise
+    made = instantiated(build_parser(), argv)
     store = ActivationStore.open(made.store)
     chosen = store.where(**made.where)
     if made.trainer.is_global_zero and len(selectors_of(chosen)) > 1:

@@ -9,7 +9,7 @@ Facts are called `attribute=value` (`colour=red`).
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -66,6 +66,15 @@ def auroc(scores: Float[np.ndarray, "n k"], truth: Bool[np.ndarray, "n f"]) -> F
         return (ranks.T @ truth - positive * (positive + 1) / 2) / (positive * negative)
 
 
+def shuffled(
+    truth: Bool[np.ndarray, "n f"], held_truth: Bool[np.ndarray, "m f"], times: int, seed: int
+) -> Iterator[tuple[Bool[np.ndarray, "n f"], Bool[np.ndarray, "m f"]]]:
+    """The labels dealt out to other samples, so many times: what chance is measured with."""
+    rng = np.random.default_rng(seed)
+    for _ in range(times):
+        yield truth[rng.permutation(len(truth))], held_truth[rng.permutation(len(held_truth))]
+
+
 @dataclass(frozen=True)
 class Match:
     """Per concept the best fact, its AUROC where it was chosen and on held-out samples, and chance's AUROC there.
@@ -111,12 +120,8 @@ def match_facts(
         seed: Its seed.
     """
     fact, chosen, held_out = _choose(scores, truth, held_scores, held_truth)
-    rng = np.random.default_rng(seed)
     chance = [
-        _choose(scores, truth[rng.permutation(len(truth))], held_scores, held_truth[rng.permutation(len(held_truth))])[
-            2
-        ]
-        for _ in range(shuffles)
+        _choose(scores, labels, held_scores, held)[2] for labels, held in shuffled(truth, held_truth, shuffles, seed)
     ]
     return Match(fact, chosen, held_out, np.mean(chance, axis=0))
 
@@ -165,12 +170,9 @@ def match_concepts(
     concepts mean. The arguments are those of `match_facts`.
     """
     concept, chosen, held_out = _choose_concepts(scores, truth, held_scores, held_truth)
-    rng = np.random.default_rng(seed)
     chance = [
-        _choose_concepts(
-            scores, truth[rng.permutation(len(truth))], held_scores, held_truth[rng.permutation(len(held_truth))]
-        )[2]
-        for _ in range(shuffles)
+        _choose_concepts(scores, labels, held_scores, held)[2]
+        for labels, held in shuffled(truth, held_truth, shuffles, seed)
     ]
     return FactMatch(concept, chosen, held_out, np.mean(chance, axis=0))
 

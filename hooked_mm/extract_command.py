@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import lightning
 from jsonargparse import ArgumentParser
@@ -50,17 +51,21 @@ def build_parser() -> ArgumentParser:
     return parser
 
 
-def main(argv: Sequence[str] | None = None) -> None:
-    """The command `hooked-mm extract`."""
-    quiet()
-    parser = build_parser()
+def instantiated(parser: ArgumentParser, argv: Sequence[str] | None) -> Any:
+    """The options as the objects they describe; what one of these refuses is raised as it was said."""
     try:
-        made = parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
+        return parser.instantiate(parser.parse_args(None if argv is None else list(argv)))
     except ValueError as error:
         # What a data set or a selector refuses comes wrapped in pages about types.
         if isinstance(error.__cause__, HookedMMError):
             raise error.__cause__ from error
         raise
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The command `hooked-mm extract`."""
+    quiet()
+    made = instantiated(build_parser(), argv)
     names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "max_positions")
     extractor = Extractor(made.model, **{n: made[n] for n in names}, share_pictures=made.share_pictures)
     made.trainer.loggers = [TensorBoardLogger(made.output, name=LOG, version="")]
