@@ -1,0 +1,177 @@
+"""The shift of concepts from a model to its fine-tuned sibling, measured on samples that had no part in it.
+
+Samples are dealt into three parts:
+
+| part | what is computed from it |
+|---|---|
+| learn | the original's dictionary, unless one is given |
+| shift | the groups A_k, the shift vectors, the concepts' sizes |
+| measure | the fine-tuned model's dictionary, unless one is given; all scores |
+
+In sample the recovery would be circular: the mean of a group, moved by the group's mean shift, *is* the mean of what
+the fine-tuned model makes of that group.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import numpy as np
+from jaxtyping import Float, Int
+from sklearn.base import clone
+from torch import Tensor
+
+from concept_dict.decomposition import Decomposition
+from concept_dict.fates import Fates, fates
+from concept_dict.gains import Correlation, correlate, gain, relative_gain
+from concept_dict.grounding import is_signed
+from concept_dict.recovery import Concepts, HeldOut, Recovery, Words, moves, recover
+from concept_dict.shift import Average, Shifts, movements, shift_vectors
+
+
+@dataclass(frozen=True)
+class Part:
+    """Rows of both models in pairs.
+
+    Attributes:
+        original: Of the original.
+        tuned: The same of the fine-tuned model.
+        sample: The number of the sample each comes from, from 0.
+    """
+
+    original: Float[Tensor, "n d"]
+    tuned: Float[Tensor, "n d"]
+    sample: Int[np.ndarray, " n"]
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How shifts are computed and scored.
+
+    Attributes:
+        alpha: By what shifts are multiplied before they are added.
+        average: Of the rows' movements, see `shift.average`.
+        trim: See `shift.average`.
+        samples: Most activating samples to compare.
+        draws: Of every random control.
+        apart: See `fates`.
+        seed: Of the controls and the intervals.
+    """
+
+    alpha: float = 1.0
+    average: Average = "mean"
+    trim: float = 0.1
+    samples: int = 10
+    draws: int = 5
+    apart: float = 0.5
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class ShiftStudy:
+    """What a fine-tuning did to the concepts of one dictionary.
+
+    Attributes:
+        fitted: The original's dictionary.
+        tuned_fitted: The fine-tuned model's.
+        signed: Whether both ends of a concept are concepts of their own: k is twice the dictionary's then.
+        original: The original's concepts, placed by the part `shift`.
+        tuned: The fine-tuned model's, placed by the part `measure`.
+        shifts: Delta_k and its consistency.
+        recovery: Scores of every form.
+        fates: What became of the concepts.
+        correlations: Of `consistency` (pairwise) and `magnitude` with what cosine and distance gained.
+        unassigned: Rows of the part `shift` that activate no concept.
+        settings: As given.
+    """
+
+    fitted: Decomposition
+    tuned_fitted: Decomposition
+    signed: bool
+    original: Concepts
+    tuned: Concepts
+    shifts: Shifts
+    recovery: Recovery
+    fates: Fates
+    correlations: dict[str, Correlation]
+    unassigned: int
+    settings: Settings = field(default_factory=Settings)
+
+    @property
+    def k(self) -> int:
+        """Number of concepts, both ends counted where they are told apart."""
+        return len(self.shifts.vectors)
+
+    @property
+    def empty(self) -> list[int]:
+        """Concepts without rows in both models: they have no shift and no scores."""
+        return [number for number, count in enumerate(self.shifts.counts.tolist()) if not count]
+
+    def label(self, number: int) -> str:
+        """The concept as people are shown it: `3`, or `3 +` and `3 −` for the ends of a signed one."""
+        half = self.k // 2
+        if not self.signed:
+            return str(number)
+        return f"{number % half} {'+' if number < half else chr(0x2212)}"
+
+
+def study(
+    method: Decomposition,
+    shift: Part,
+    measure: Part,
+    *,
+    learn: Part | None = None,
+    tuned: Decomposition | None = None,
+    words: tuple[Words, Words] | None = None,
+    settings: Settings = Settings(),
+) -> ShiftStudy:
+    """Compute shifts on one part of the samples and score them on another.
+
+    Args:
+        method: The original's dictionary, fitted; or not fitted, if there is a part to `learn` it from.
+        shift: What shifts are computed from.
+        measure: What they are measured on.
+        learn: What the original's dictionary is learnt from.
+        tuned: The fine-tuned model's dictionary; unless given, one with the settings of `method` is fitted.
+        words: What directions decode to in the original and in the fine-tuned model; without, words are not compared.
+        settings: How.
+
+    Raises:
+        BadInputError: If there are too few rows for the concepts, or rows are not in pairs.
+        NotFittedError: If there is neither a fitted dictionary nor a part to learn one from.
+    """
+    fitted = clone(method).fit(learn.original) if learn is not None else method
+    fitted.check_fitted()
+    made = tuned if tuned is not None else clone(method).fit(measure.tuned)
+    again, refitted = clone(method).fit(measure.original), clone(method).fit(shift.tuned)
+    signed = is_signed(fitted.components_, fitted.mean_, fitted.transform)
+    original = Concepts.of(fitted, shift.original, signed)
+    theirs = Concepts.of(made, measure.tuned, signed)
+    deltas = movements(shift.original, shift.tuned)
+    shifts = shift_vectors(deltas, original.main, len(original.directions), settings.average, settings.trim)
+    held = HeldOut(measure.original, measure.tuned, Concepts.of(fitted, measure.original, signed).main, measure.sample)
+    recovery = recover(
+        original,
+        theirs,
+        shifts,
+        moves(shifts, deltas, original.main, settings.alpha, settings.draws, settings.seed),
+        held,
+        refitted=Concepts.of(refitted, shift.tuned, signed),
+        words=words,
+        samples=settings.samples,
+    )
+    fate = fates(original, Concepts.of(again, measure.original, signed), theirs, settings.apart)
+    measured = {"consistency": shifts.pairwise.numpy(), "magnitude": shifts.magnitude.numpy()}
+    came = {
+        "gain in cosine": gain(recovery, "cosine"),
+        "relative gain in distance": relative_gain(recovery, "distance"),
+    }
+    correlations = {
+        f"{one} with {other}": correlate(x, y, settings.seed)
+        for one, x in measured.items()
+        for other, y in came.items()
+    }
+    unassigned = int((original.main < 0).sum())
+    return ShiftStudy(
+        fitted, made, signed, original, theirs, shifts, recovery, fate, correlations, unassigned, settings
+    )
