@@ -226,17 +226,20 @@ def test_no_word_belongs_to_two_attributes() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(model: HookedMM) -> list[Ceiling]:
-    """The ceilings of an untrained model on a few scenes, at two layers."""
-    splits = {
-        split: [scene(split, index, 11) for index in range(count)]
-        for split, count in (("train", 60), ("validation", 40), ("test", 40))
-    }
+def splits() -> dict[str, list[Scene]]:
+    """A few scenes."""
+    sizes = {"train": 60, "validation": 40, "test": 40}
+    return {split: [scene(split, index, 11) for index in range(count)] for split, count in sizes.items()}
+
+
+@pytest.fixture(scope="module")
+def found(model: HookedMM, splits: dict[str, list[Scene]]) -> list[Ceiling]:
+    """The ceilings of an untrained model on them, at two layers."""
     with mock.patch.object(probes, "HOOKS", HOOKS):
         return ceilings(model, splits)
 
 
-def test_fixed_tokens_say_nothing(found: list[Ceiling]) -> None:
+def test_fixed_tokens_say_nothing(found: list[Ceiling], splits: dict[str, list[Scene]]) -> None:
     """What enters the decoder at the prompt's last token and before each word is the same token always: exactly .5."""
     assert len(found) == 17 * 2
     for item in found:
@@ -247,7 +250,7 @@ def test_fixed_tokens_say_nothing(found: list[Ceiling]) -> None:
     # Places differ in their overall colours, so that even random image features tell them.
     assert seen["place", "image mean"].auroc > 0.8
     assert seen["place", "image mean"].rows == {"train": 60, "validation": 40, "test": 40}
-    assert seen["shape", "predicts"].rows["test"] == sum(len(scene("test", i, 11).objects) for i in range(40))
+    assert seen["shape", "predicts"].rows["test"] == sum(len(item.objects) for item in splits["test"])
     assert abs(np.mean([item.shuffled for item in found]) - 0.5) < 0.03
 
 

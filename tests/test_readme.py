@@ -67,7 +67,11 @@ def commands() -> list[str]:
     return [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
 
 
-SHORTER = {"hooked-mm demo": "--samples 30 --held_out 25 --n_components 4", "hooked-mm ground": "--count 3"}
+SHORTER = {
+    "hooked-mm demo": "--samples 24 --held_out 20 --n_components 3",
+    "hooked-mm learn": "--method.max_iter 20",
+    "hooked-mm ground": "--count 3",
+}
 """What the quick run of a command has in addition."""
 LONG = ("hooked-mm models", "hooked-mm demo --model")
 """Checks of families, and a second demo: tests/test_models.py and tests/test_demo.py have shorter ones."""
