@@ -41,7 +41,7 @@ test: check
 	$(BIN)/pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: $(VENV)/.installed-tests
-	$(BIN)/pytest -n auto -m slow
+	$(BIN)/pytest -n auto --dist worksteal -m slow
 
 format: $(VENV)/.installed-tests
 	$(BIN)/ruff format .

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from typing import Any
 
 # Before torch is imported: tests run in one process per core.
 os.environ.setdefault("OMP_NUM_THREADS", "1")
@@ -26,10 +27,32 @@ settings.register_profile(
 settings.load_profile("house")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """The longest first: no process is left alone with one at the end."""
+    items.sort(key=lambda item: item.get_closest_marker("longest") is None)
+
+
 @pytest.fixture(scope="session")
 def llava() -> HookedMM:
     """The shipped small LLaVA, float32."""
     return HookedMM.small("llava")
+
+
+@pytest.fixture
+def loaded(llava: HookedMM, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Who asks for the small LLaVA by its name gets `llava`, not loaded and checked again; other models are loaded."""
+    real = HookedMM.small
+
+    def small(name: str = "llava", adapter: str | None = None, **options: Any) -> HookedMM:
+        return llava if (name, adapter) == ("llava", None) else real(name, adapter, **options)
+
+    monkeypatch.setattr(HookedMM, "small", small)
+
+
+@pytest.fixture
+def unchecked(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Models are loaded without the check, where something else is tested."""
+    monkeypatch.setattr(HookedMM, "_check_on", lambda *_: None)
 
 
 @pytest.fixture(scope="session")

@@ -121,13 +121,12 @@ def test_what_fails_is_withdrawn_when_not_strict() -> None:
 def test_when_the_check_happens(monkeypatch: pytest.MonkeyPatch) -> None:
     """Without a processor on the first batch with an image, once; with check=False never."""
     seen: list[int] = []
-    real = HookedMM._check_on
 
-    def note(self: HookedMM, *arguments: Any) -> None:
+    def note(*_: Any, **__: Any) -> ConformanceReport:
         seen.append(1)
-        real(self, *arguments)
+        return ConformanceReport("checked", (), {}, ())
 
-    monkeypatch.setattr(HookedMM, "_check_on", note)
+    monkeypatch.setattr("hooked_mm.hooked.check_conformance", note)
     hf_model = miniature("llava")
     inputs = miniature_inputs(hf_model)
     for run in ("run_with_cache", "run_with_hooks", "generate"):

@@ -40,7 +40,10 @@ def hooked(family: str) -> HookedMM:
         return HookedMM(tiny(family), processor(family), check=False)
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+# Qwen2-VL's blocks and processor are those of Qwen2.5-VL's, and it is large.
+@pytest.mark.parametrize(
+    "family", [pytest.param(f, marks=pytest.mark.slow) if f == "qwen2_vl" else f for f in FAMILIES]
+)
 def test_the_check_at_load_holds(family: str) -> None:
     """Through `prepare` and the family's own processor, with as many copies of the picture as points in a pass; the
     same holds on a batch of one.
@@ -55,7 +58,9 @@ def test_the_check_at_load_holds(family: str) -> None:
     assert len(batch.image_sample) == copies
 
 
-@pytest.mark.parametrize("family", ["llava", "qwen2_5_vl", "idefics3", "florence2"])
+@pytest.mark.parametrize(
+    "family", ["llava", pytest.param("qwen2_5_vl", marks=pytest.mark.slow), "idefics3", "florence2"]
+)
 def test_the_check_at_load_finds_a_write_without_effect(family: str) -> None:
     """A block whose attention is multiplied by nothing: writes into it change no more than rounding, and are named."""
     model = tiny(family)

@@ -44,6 +44,7 @@ def test_options_make_a_store(tmp_path: Path, capsys: pytest.CaptureFixture[str]
     assert list((tmp_path / "s" / "log").glob("events*"))
 
 
+@pytest.mark.usefixtures("loaded")
 def test_yaml_and_several_selectors(tmp_path: Path) -> None:
     """A file says the same as options; selectors have names there."""
     (tmp_path / "extract.yaml").write_text(
@@ -70,6 +71,7 @@ def test_what_is_wrong_is_said_in_one_line(tmp_path: Path, capsys: pytest.Captur
 PAGE = (Path(__file__).parents[1] / "docs" / "extraction.md").read_text()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its YAML, commands and Python."""
     monkeypatch.chdir(tmp_path)

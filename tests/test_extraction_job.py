@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import signal
+import socket
 import subprocess
 import sys
 import textwrap
@@ -19,7 +20,7 @@ from PIL import Image
 
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError
-from hooked_mm.extraction import Extracted, Extractor
+from hooked_mm.extraction import Extracted, Extractor, ModelSource
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
@@ -29,6 +30,7 @@ from hooked_mm.selectors import BeforeSpecial, LastPrompt, MeanOver, Selector
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_command import faults
 from hooked_mm.store_format import ROW_COLUMNS, read_manifest
+from tests.processes import run_in_processes
 
 HOOKS = ["blocks.1.hook_resid_post", "blocks.4.hook_resid_post"]
 ROOT = Path(__file__).parents[1]
@@ -87,20 +89,20 @@ def test_a_sample_too_large_for_memory_is_listed(llava: HookedMM, tmp_path: Path
 @pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl"])
 def test_any_batch_any_order_any_neighbours(name: str, tmp_path: Path) -> None:
     """In batches of 1, 3 and 16, shuffled, beside longer and shorter prompts of other sizes of pictures: the same."""
-    model = HookedMM.small(name)
-    scenes = SceneDataset(24)
-    asked = [Sample(f"s{n}", scenes[n].images, scenes[n].text, scenes[n].answer) for n in range(24)]
-    others = [Sample(f"q{n}", None if n % 3 else scenes[n].images, "what place is this ?", "sea") for n in range(24)]
+    model = HookedMM.small(name, check=False)
+    scenes = [SceneDataset(16)[n] for n in range(16)]
+    asked = [Sample(f"s{n}", scenes[n].images, scenes[n].text, scenes[n].answer) for n in range(16)]
+    others = [Sample(f"q{n}", None if n % 3 else scenes[n].images, "what place is this ?", "sea") for n in range(16)]
     selectors: dict[str, Selector] = {"end": BeforeSpecial(), "prompt": LastPrompt(), "picture": MeanOver("image")}
     rng = np.random.default_rng(0)
     found: list[tuple[list[int], list[torch.Tensor]]] = []
     for size in (1, 3, 16):
-        samples = asked if size == 1 else [[*asked, *others][n] for n in rng.permutation(48)]
+        samples = asked if size == 1 else [[*asked, *others][n] for n in rng.permutation(32)]
         extractor = Extractor(model, HOOKS, selectors, "given", max_positions=None if size == 1 else 700)
         store = extract(extractor, SampleDataModule(samples, size), tmp_path / str(size))
         rows = store.rows.to_pylist()
         order = np.array([n for sample in asked for n, row in enumerate(rows) if row["sample"] == sample.id])
-        assert len(order) == 72
+        assert len(order) == 48
         found.append(([rows[n]["position"] for n in order], [store.activations(hook, order) for hook in HOOKS]))
     for positions, values in found[1:]:
         assert positions == found[0][0]
@@ -199,13 +201,18 @@ def script(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return file
 
 
+def extract_as_the_script(model: HookedMM | ModelSource, path: Path, **options: Any) -> ActivationStore:
+    """What the program extracts, in this process."""
+    samples = [SceneDataset(60)[n] for n in range(60)]
+    samples[7] = Sample("bad", "nowhere.jpg", "what ?")
+    extractor = Extractor(model, HOOKS, {"a": LastPrompt(), "b": MeanOver("image")}, "none")
+    return extract(extractor, SampleDataModule(samples, 4), path, **options)
+
+
 @pytest.fixture(scope="module")
 def expected(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> ActivationStore:
     """What it extracts, by one undisturbed process."""
-    samples = [SceneDataset(60)[n] for n in range(60)]
-    samples[7] = Sample("bad", "nowhere.jpg", "what ?")
-    extractor = Extractor(llava, HOOKS, {"a": LastPrompt(), "b": MeanOver("image")}, "none")
-    return extract(extractor, SampleDataModule(samples, 4), tmp_path_factory.mktemp("expected") / "s")
+    return extract_as_the_script(llava, tmp_path_factory.mktemp("expected") / "s")
 
 
 def start(command: Sequence[Any], **environment: str) -> subprocess.Popen:
@@ -226,18 +233,43 @@ def finish(process: subprocess.Popen) -> None:
     assert process.returncode == 0, output
 
 
-@pytest.mark.parametrize("processes", [2, pytest.param(3, marks=pytest.mark.slow)])
-def test_several_processes_make_the_same_store(
-    script: Path, expected: ActivationStore, tmp_path: Path, processes: int
-) -> None:
-    """Shards of all, rows in the order of the data set, values as by one process."""
-    finish(start([script, tmp_path / "s", processes, 0]))
-    got = ActivationStore.open(tmp_path / "s")
-    assert_same(got, expected)
-    assert {int(shard.name[:3]) for shard in (tmp_path / "s" / "shards").iterdir()} == set(range(processes))
+def assert_made_by_all(path: Path, expected: ActivationStore, processes: int) -> None:
+    """Shards of all processes, rows in the order of the data set, values as by one process."""
+    assert_same(ActivationStore.open(path), expected)
+    assert {int(shard.name[:3]) for shard in (path / "shards").iterdir()} == set(range(processes))
+
+
+def one_of_several(rank: int, count: int, port: int, path: Path) -> None:
+    """Extract as one of several processes that were started from outside, as by torchrun."""
+    torch.set_num_threads(1)
+    ranks = {"RANK": rank, "LOCAL_RANK": rank, "GROUP_RANK": 0, "WORLD_SIZE": count, "LOCAL_WORLD_SIZE": count}
+    meeting = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "TORCHELASTIC_RUN_ID": "test"}
+    os.environ.update({name: str(value) for name, value in {**ranks, **meeting}.items()})
+    source = ModelSource("small:llava", "float32")
+    extract_as_the_script(source, path, seconds_per_shard=0, strategy="ddp", devices=count)
+
+
+def test_two_processes_make_the_same_store(expected: ActivationStore, tmp_path: Path) -> None:
+    """Started from outside, which is quick; a program that starts them itself is tested among the slow."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    run_in_processes(one_of_several, 2, port, tmp_path / "s")
+    assert_made_by_all(tmp_path / "s", expected, 2)
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("processes", [2, 3])
+def test_a_program_starts_several_processes(
+    script: Path, expected: ActivationStore, tmp_path: Path, processes: int
+) -> None:
+    """It starts the others itself."""
+    finish(start([script, tmp_path / "s", processes, 0]))
+    assert_made_by_all(tmp_path / "s", expected, processes)
+
+
+@pytest.mark.slow
+@pytest.mark.longest
 def test_killed_at_any_moment_and_resumed_on_another_number_of_processes(
     script: Path, expected: ActivationStore, tmp_path: Path
 ) -> None:

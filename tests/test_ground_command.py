@@ -43,12 +43,6 @@ def made(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def loaded(llava: HookedMM, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The shipped model, which is not loaded and checked again."""
-    monkeypatch.setattr(HookedMM, "small", lambda name, *_, **__: {"llava": llava}[name])
-
-
 def _options(made: Path, output: Path, *more: str) -> list[str]:
     return [
         *("--dictionary", str(made / "dictionary"), "--store", str(made / "fit"), "--model.id", "small:llava"),

@@ -17,12 +17,12 @@ from tests.test_card import ADAPTER, planted, save
 
 def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
     """Points, blocks, checks and kinds of each; no failure, so no exit status."""
-    lines, fine = models.table(["llava", "florence2"])
+    lines, fine = models.table(["llava", "qwen2_vl"])
     assert fine
-    assert [line.split()[0] for line in lines] == ["family", "llava", "florence2"]
+    assert [line.split()[0] for line in lines] == ["family", "llava", "qwen2_vl"]
     assert lines[1].split()[1:4] == ["153", "4", "3"]
     assert lines[1].split()[5] == "0"
-    assert "encoder-decoder" in lines[2]
+    assert "packed tower" in lines[2]
     monkeypatch.setattr(models, "table", lambda full: (["a row"], True))
     models.main([])
     assert "a row" in capsys.readouterr().out

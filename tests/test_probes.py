@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -17,9 +18,11 @@ from sklearn.preprocessing import StandardScaler
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.runner import match_names
 from hooked_mm.scenes.captions import STYLES, caption
 from hooked_mm.scenes.dataset import picture
 from hooked_mm.scenes.world import Scene, SceneObject, scene
+from hooked_mm.small import probes
 from hooked_mm.small.families import FAMILIES, build
 from hooked_mm.small.probes import (
     RULES,
@@ -223,18 +226,22 @@ def test_no_word_belongs_to_two_attributes() -> None:
 
 
 @pytest.fixture(scope="module")
-def found(model: HookedMM) -> list[Ceiling]:
-    """The ceilings of an untrained model on a few scenes."""
-    splits = {
-        split: [scene(split, index, 11) for index in range(count)]
-        for split, count in (("train", 60), ("validation", 40), ("test", 40))
-    }
-    return ceilings(model, splits)
+def splits() -> dict[str, list[Scene]]:
+    """A few scenes."""
+    sizes = {"train": 60, "validation": 40, "test": 40}
+    return {split: [scene(split, index, 11) for index in range(count)] for split, count in sizes.items()}
 
 
-def test_fixed_tokens_say_nothing(model: HookedMM, found: list[Ceiling]) -> None:
+@pytest.fixture(scope="module")
+def found(model: HookedMM, splits: dict[str, list[Scene]]) -> list[Ceiling]:
+    """The ceilings of an untrained model on them, at two layers."""
+    with mock.patch.object(probes, "HOOKS", HOOKS):
+        return ceilings(model, splits)
+
+
+def test_fixed_tokens_say_nothing(found: list[Ceiling], splits: dict[str, list[Scene]]) -> None:
     """What enters the decoder at the prompt's last token and before each word is the same token always: exactly .5."""
-    assert len(found) == 17 * (model.cfg.n_layers + 1)
+    assert len(found) == 17 * 2
     for item in found:
         if item.hook == "hook_embed" and item.rule != "image mean":
             assert item.auroc == 0.5, (item.attribute, item.rule)
@@ -243,7 +250,7 @@ def test_fixed_tokens_say_nothing(model: HookedMM, found: list[Ceiling]) -> None
     # Places differ in their overall colours, so that even random image features tell them.
     assert seen["place", "image mean"].auroc > 0.8
     assert seen["place", "image mean"].rows == {"train": 60, "validation": 40, "test": 40}
-    assert seen["shape", "predicts"].rows["test"] == sum(len(scene("test", i, 11).objects) for i in range(40))
+    assert seen["shape", "predicts"].rows["test"] == sum(len(item.objects) for item in splits["test"])
     assert abs(np.mean([item.shuffled for item in found]) - 0.5) < 0.03
 
 
@@ -282,8 +289,18 @@ def test_an_untrained_copy(model: HookedMM) -> None:
     assert not torch.equal(copies[0][name], own[name])
 
 
-def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_every_layer_is_probed(model: HookedMM) -> None:
+    """What enters the decoder and what leaves each of its layers; the other tests take two of them."""
+    left = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers)]
+    assert match_names(list(probes.HOOKS), model.hook_names) == ["hook_embed", *left]
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_the_command_writes_both_files(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Into the model's own folder; all numbers, what they were measured on, and the same again with the same seed."""
+    monkeypatch.setattr(probes, "HOOKS", HOOKS)
     torch.manual_seed(0)
     made, processor = build("llava")
     made.save_pretrained(tmp_path / "mine")
@@ -298,7 +315,7 @@ def test_the_command_writes_both_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert (numbers["model"], numbers["family"], numbers["seed"]) == ("mine", "llava", 11)
     assert numbers["scenes"] == {"train": 50, "validation": 40, "test": 40}
     assert set(numbers["versions"]) >= {"torch", "scikit-learn"}
-    assert len(numbers["trained"]) == len(numbers["untrained"]) == 17 * 7
+    assert len(numbers["trained"]) == len(numbers["untrained"]) == 17 * 2
     for item in numbers["trained"]:
         assert np.mean(list(item["words"].values())) == pytest.approx(item["auroc"])
     main([str(tmp_path / "mine"), *few, "--output", str(tmp_path / "again"), "--untrained", "false"])

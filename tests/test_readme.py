@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -11,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from hooked_mm.cli import main as program
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import SceneDataset
 
@@ -23,6 +25,7 @@ def blocks(language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", README, re.DOTALL)
 
 
+@pytest.mark.usefixtures("loaded", "unchecked")
 def test_the_python_runs_as_it_stands(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture
 ) -> None:
@@ -59,32 +62,47 @@ def shapes_are_true(block: str, names: dict) -> int:
     return len(shown)
 
 
+def commands() -> list[str]:
+    """The lines that call the program, in order."""
+    return [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
+
+
+SHORTER = {
+    "hooked-mm demo": "--samples 24 --held_out 20 --n_components 3",
+    "hooked-mm learn": "--method.max_iter 20",
+    "hooked-mm ground": "--count 3",
+}
+"""What the quick run of a command has in addition."""
 LONG = ("hooked-mm models", "hooked-mm demo --model")
-"""Checks of all families, and a second demo."""
+"""Checks of families, and a second demo: tests/test_models.py and tests/test_demo.py have shorter ones."""
 
 
-@pytest.mark.parametrize("long", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_the_program_runs_as_the_readme_calls_it(long: bool, tmp_path: Path) -> None:
-    """Every command with the README's own arguments; the demo writes what the next command reads."""
-    every = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("hooked-mm")]
-    commands = [line for line in every if line.startswith(LONG) == long]
-    assert commands
-    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    for command in commands:
-        done = subprocess.run(
-            f"{command} --samples 60 --held_out 60" if command.startswith("hooked-mm demo") else command,
-            shell=True,
-            cwd=tmp_path,
-            env=environment,
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == 0, done.stderr
-    if long:
-        return
+@pytest.mark.usefixtures("loaded")
+def test_the_program_does_what_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands in this process, some with less work, and the files that the next ones read are there."""
+    monkeypatch.chdir(tmp_path)
+    short = [line for line in commands() if not line.startswith(LONG) or line.endswith("--small")]
+    assert {line.split()[1] for line in short} == {line.split()[1] for line in commands()}
+    for line in short:
+        more = " ".join(shorter for command, shorter in SHORTER.items() if line.startswith(command))
+        assert program(shlex.split(f"{line} {more}")[1:]) == 0, line
     boards = [line for block in blocks("bash") for line in block.splitlines() if line.startswith("tensorboard")]
+    assert boards
     for line in boards:
         assert list((tmp_path / line.split("--logdir ")[1]).glob("events.out.tfevents*"))
+
+
+@pytest.mark.slow
+@pytest.mark.longest
+def test_the_program_runs_as_the_readme_calls_it(tmp_path: Path) -> None:
+    """Every command with the README's own arguments, as a program of its own; `make demo` below runs a whole demo."""
+    environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
+    for command in commands():
+        fewer = " --samples 60 --held_out 60" if command.startswith("hooked-mm demo") else ""
+        done = subprocess.run(
+            command + fewer, shell=True, cwd=tmp_path, env=environment, capture_output=True, text=True
+        )
+        assert done.returncode == 0, f"{command}: {done.stderr}"
 
 
 def test_make_knows_the_targets() -> None:
@@ -104,6 +122,7 @@ def test_links_and_pictures_exist() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 @pytest.mark.skipif(shutil.which("git") is None or not (ROOT / ".git").exists(), reason="needs the git repository")
 def test_make_demo_in_a_fresh_clone(tmp_path: Path) -> None:
     """As a newcomer: clone, `make demo`, and the table is there; nothing else typed, no environment inherited."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import multiprocessing
 from pathlib import Path
 from unittest import mock
 
@@ -19,8 +18,10 @@ from concept_dict import rows as rows_module
 from concept_dict.dictionary import METHODS
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.rows import Found, Rows
+from concept_dict.top_k_sae import TopKSAE
 from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.store import ActivationStore
+from tests.processes import run_in_processes
 
 
 def values(n: int = 40, d: int = 6, seed: int = 0) -> torch.Tensor:
@@ -101,8 +102,11 @@ SHARES = {1: [0, 300], 2: [0, 90, 300], 3: [0, 170, 170, 300]}
 
 FITTED = {
     **{name: method(6) for name, method in METHODS.items()},
-    "whitened": NonNegativeDictionary(6, whiten=0.5),
+    "NonNegativeDictionary": NonNegativeDictionary(6, max_iter=40),
+    "whitened": NonNegativeDictionary(6, max_iter=40, whiten=0.5),
+    "TopKSAE": TopKSAE(6, max_iter=40),
 }
+"""Few passes: processes that go different ways differ by then."""
 
 
 def fit(rank: int, size: int, rows: torch.Tensor, folder: Path) -> None:
@@ -132,17 +136,7 @@ def fits(request: pytest.FixtureRequest, planted_rows: torch.Tensor, tmp_path_fa
     """Every method fitted to the same rows by this process alone, and by several."""
     folder = tmp_path_factory.mktemp(f"fits{request.param}")
     fit(0, 1, planted_rows, folder)
-    # What they import is imported once, in a process that they are copies of.
-    context = multiprocessing.get_context("forkserver")
-    context.set_forkserver_preload(["tests.test_rows"])
-    workers = [
-        context.Process(target=fit, args=(rank, request.param, planted_rows, folder)) for rank in range(request.param)
-    ]
-    for worker in workers:
-        worker.start()
-    for worker in workers:
-        worker.join()
-    assert not any(worker.exitcode for worker in workers)
+    run_in_processes(fit, request.param, planted_rows, folder)
     return folder
 
 

@@ -29,8 +29,9 @@ def shift(value: Tensor, hook: Hook | None = None) -> Tensor:
     return value * 0.5 + 0.1
 
 
-def test_a_write_at_any_point_equals_a_raw_hook(llava: HookedMM, batch: Batch) -> None:
+def test_a_write_at_any_point_equals_a_raw_hook(llava: HookedMM, images: list[Image.Image]) -> None:
     """Every listed point can be written; the logits are those of the same change by a PyTorch hook, and not the old."""
+    batch = llava.prepare(images[:2], PROMPTS[:2])
     with torch.no_grad():
         plain = llava.hf_model(**batch.inputs).logits
         for name, (_, side, _) in TABLE.items():

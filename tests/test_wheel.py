@@ -51,6 +51,7 @@ def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.longest
 def test_the_demo_runs_from_a_wheel_in_an_empty_environment(wheel: Path, tmp_path: Path) -> None:
     """Nothing of the repository is in reach: another folder, another environment, no inherited paths."""
     home = tmp_path / "environment"
