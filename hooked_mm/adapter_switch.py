@@ -24,7 +24,7 @@ def _layers(model: nn.Module) -> list[Any]:
     return [part for part in model.modules() if isinstance(getattr(part, "disable_adapters", None), bool)]
 
 
-def adapters_on(model: nn.Module) -> list[str]:
+def adapters_on(model: Any) -> list[str]:
     """Names of the PEFT adapters that take part in the model's forward pass, sorted; also where PEFT has put them into
     the model from outside."""
     if getattr(model, "_adapters_disabled", False):
@@ -60,7 +60,7 @@ def lasting(config: Any) -> str | None:
     return None
 
 
-def check_switchable(model: nn.Module) -> None:
+def check_switchable(model: Any) -> None:
     """Refuse a model whose adapters can't be switched off without a trace.
 
     Raises:

@@ -103,7 +103,7 @@ def pair_rows(original: ActivationStore, tuned: ActivationStore, by: By | Litera
         for name, store in zip(STORES, both, strict=True):
             _check_single(store, name, chosen, shared, differ)
     keys = _keys(original, tuned, chosen)
-    _, first, second = np.intersect1d(*keys, assume_unique=True, return_indices=True)
+    _, first, second = np.intersect1d(keys[0], keys[1], assume_unique=True, return_indices=True)
     order = np.argsort(first, kind="stable")
     first, second = first[order], second[order]
     place = pc.index_in(original.rows.column("sample"), value_set=pa.array(samples, pa.string())).to_numpy()

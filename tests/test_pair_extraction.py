@@ -7,7 +7,6 @@ import subprocess
 import sys
 import textwrap
 import weakref
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -35,23 +34,41 @@ ROOT = Path(__file__).parents[1]
 HOOKS = ["blocks.2.hook_resid_post", "blocks.4.hook_resid_post"]
 SELECTORS: dict[str, Selector] = {"end": BeforeSpecial(), "picture": MeanOver("image"), "prompt": LastPrompt()}
 BASE = ModelSource("small:llava", "float32")
-TUNED = ModelSource("small:llava", "float32", adapter="recoloured")
+TUNED = ModelSource("small:llava", "float32", adapter="place")
 
 
 @pytest.fixture
-def loads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[Any]]:
-    """Weights that transformers has loaded, as weak references; at a load the one before must be gone."""
-    found: list[Any] = []
+def loads(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Per load of a model, how many of those loaded before are still in memory."""
+    found: list[int] = []
+    models: list[weakref.ref] = []
     load = AutoModelForImageTextToText.from_pretrained
 
     def counted(*args: Any, **options: Any) -> Any:
-        assert all(model() is None for model in found), "a model is loaded while another is there"
+        found.append(sum(model() is not None for model in models))
         made = load(*args, **options)
-        found.append(weakref.ref(made))
+        models.append(weakref.ref(made))
         return made
 
     monkeypatch.setattr(AutoModelForImageTextToText, "from_pretrained", counted)
     return found
+
+
+@pytest.fixture(scope="module")
+def adapted() -> HookedMM:
+    """The small LLaVA that says where it is and nothing else."""
+    return HookedMM.small("llava", "place")
+
+
+@pytest.fixture(scope="module")
+def alone(llava: HookedMM, adapted: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> dict[str, ActivationStore]:
+    """What each model gives by itself, of what it says."""
+    folder, data = tmp_path_factory.mktemp("alone"), ScenesDataModule(6, batch_size=4)
+    models = {"original": llava, "tuned": adapted}
+    return {
+        name: extract(Extractor(model, HOOKS, SELECTORS, "generated"), data, folder / name)
+        for name, model in models.items()
+    }
 
 
 def assert_equal(store: ActivationStore, other: ActivationStore) -> None:
@@ -66,43 +83,39 @@ def texts(store: ActivationStore) -> list[str]:
     return store.samples.column("text").to_pylist()
 
 
-def test_the_base_is_loaded_once(tmp_path: Path, loads: list[Any], capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_base_is_loaded_once(
+    llava: HookedMM, adapted: HookedMM, tmp_path: Path, loads: list[int], capsys: pytest.CaptureFixture[str]
+) -> None:
     """Both stores are, bit for bit, those of each model loaded by itself, and each says whose it is."""
     data = ScenesDataModule(6, batch_size=4)
     stores = extract_pair(BASE, TUNED, data, HOOKS, SELECTORS, tmp_path / "pair")
     assert len(loads) == 1
     assert "6 samples by both models; 0 by the original only, 0 by" in capsys.readouterr().out
-    for store, source in zip(stores, (BASE, TUNED), strict=True):
-        alone = extract(Extractor(source, HOOKS, SELECTORS, "given"), data, tmp_path / str(source.adapter))
-        assert_equal(store, alone)
-        # Down to the last word of how it was made.
-        assert store.made_by == alone.made_by
-    assert [store.made_by["adapter"] for store in stores] == [None, "recoloured"]
+    for store, model, adapter in zip(stores, (llava, adapted), (None, "place"), strict=True):
+        by_itself = extract(Extractor(model, HOOKS, SELECTORS, "given"), data, tmp_path / str(adapter))
+        assert_equal(store, by_itself)
+        assert store.made_by == {**by_itself.made_by, "adapter": adapter}
     rows = [store.rows.select(ROW_COLUMNS).to_pylist() for store in stores]
     assert rows[0] == rows[1]
     assert (stores[0].activations(HOOKS[1]) - stores[1].activations(HOOKS[1])).abs().max() > 0.1
 
 
 @pytest.mark.parametrize("who", ["original", "tuned", "own"])
-def test_generated_texts(who: Any, tmp_path: Path, loads: list[Any]) -> None:
+def test_generated_texts(who: Any, tmp_path: Path, loads: list[int], alone: dict[str, ActivationStore]) -> None:
     """Both read what one of them says, at the same positions, or each its own; the base is still loaded once."""
     data = ScenesDataModule(6, batch_size=4)
-    place = ModelSource("small:llava", "float32", adapter="place")
-    pair = extract_pair(BASE, place, data, HOOKS, SELECTORS, tmp_path / "pair", answer="generated", texts=who)
+    loads.clear()
+    pair = extract_pair(BASE, TUNED, data, HOOKS, SELECTORS, tmp_path / "pair", answer="generated", texts=who)
     assert len(loads) == 1
-    settings = (HOOKS, SELECTORS, "generated")
-    alone = {
-        "original": extract(Extractor(BASE, *settings), data, tmp_path / "a"),
-        "tuned": extract(Extractor(place, *settings), data, tmp_path / "b"),
-    }
     assert texts(alone["original"]) != texts(alone["tuned"])
-    for name, store in zip(("original", "tuned"), pair, strict=True):
+    for name, adapter, store in zip(("original", "tuned"), (None, "place"), pair, strict=True):
         speaker = name if who == "own" else who
+        assert store.made_by["adapter"] == adapter
         assert texts(store) == texts(alone[speaker])
         assert store.samples.column("answer_tokens") == alone[speaker].samples.column("answer_tokens")
         if speaker == name:
             assert_equal(store, alone[name])
-            assert store.made_by == alone[name].made_by
+            assert store.made_by["answer"] == "generated"
         else:
             assert (store.made_by["answer"], store.made_by["stored_by"]) == ("stored", "another")
             assert store.made_by["answers_of"]["adapter"] == (None if who == "original" else "place")
@@ -110,46 +123,45 @@ def test_generated_texts(who: Any, tmp_path: Path, loads: list[Any]) -> None:
             assert positions[0] == positions[1]
 
 
-def test_models_of_their_own_come_one_after_the_other(tmp_path: Path, loads: list[Any]) -> None:
+def test_models_of_their_own_come_one_after_the_other(tmp_path: Path, loads: list[int]) -> None:
     """Where the base's dtype differs it is another load, and then the first model is gone."""
     data = ScenesDataModule(3, batch_size=3)
-    half = ModelSource("small:llava", "bfloat16", adapter="recoloured")
+    half = ModelSource("small:llava", "bfloat16", adapter="place")
     stores = extract_pair(BASE, half, data, HOOKS, LastPrompt(), tmp_path / "pair")
-    assert len(loads) == 2
+    assert loads == [0, 0]
     assert [store.made_by["dtype"] for store in stores] == ["float32", "bfloat16"]
 
 
 def test_an_adapter_that_changes_the_base_is_not_switched(
-    tmp_path: Path, loads: list[Any], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    tmp_path: Path, loads: list[int], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     """Then the base is loaded by itself, and it is said why."""
     monkeypatch.setattr("hooked_mm.pair_extraction.lasting", lambda config: "it has changed biases")
     extract_pair(BASE, TUNED, ScenesDataModule(2), HOOKS, LastPrompt(), tmp_path / "pair")
-    assert len(loads) == 2
+    assert loads == [0, 0]
     assert "the base model is loaded without the adapter first, then with it: it has changed biases" in caplog.text
 
 
-def test_loaded_models(llava: HookedMM, tmp_path: Path, loads: list[Any]) -> None:
+def test_loaded_models(llava: HookedMM, adapted: HookedMM, tmp_path: Path, loads: list[int]) -> None:
     """An adapted model given twice is read off and on; a plain one twice is the same twice; weights shared in secret
     are refused."""
     data = ScenesDataModule(4, batch_size=4)
     same = extract_pair(llava, llava, data, HOOKS, LastPrompt(), tmp_path / "same")
     assert_equal(*same)
-    assert not loads
-    adapted = HookedMM.small("llava", "recoloured")
+    loads.clear()
     off, on = extract_pair(adapted, adapted, data, HOOKS, LastPrompt(), tmp_path / "switched")
     assert_equal(off, same[0])
     assert [store.made_by["adapter"] for store in (off, on)] == [None, ["default"]]
     assert not torch.equal(off.activations(HOOKS[1]), on.activations(HOOKS[1]))
+    assert not loads
     plain = HookedMM(adapted.hf_model.get_base_model(), adapted.processor, check=False)
     with pytest.raises(BadInputError, match="share weights: PEFT has put its adapter into the original one too"):
         extract_pair(plain, adapted, data, HOOKS, LastPrompt(), tmp_path / "shared")
 
 
-def test_on_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_on_again_after_an_error(adapted: HookedMM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A run that dies leaves the adapter on, and its store to be resumed; what was complete is left as it is."""
     data = ScenesDataModule(6, batch_size=2)
-    adapted = HookedMM.small("llava", "recoloured")
     settings: tuple[Any, ...] = (adapted, adapted, data, HOOKS, SELECTORS, tmp_path / "pair")
     represent, died = Extractor._represent, []
 
@@ -183,7 +195,7 @@ def test_on_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        ({"tuned": ModelSource("small:llava", "float32", adapter="place")}, r"tuned' is .*\(adapter differ\)"),
+        ({"tuned": ModelSource("small:llava", "float32", adapter="colours")}, r"tuned' is .*\(adapter differ\)"),
         ({"original": ModelSource("small:qwen2_vl", "float32")}, r"original' is .*\(model differ\)"),
         ({"original": ModelSource("small:llava", "bfloat16")}, r"original' is .*\(dtype differ\)"),
         ({"selector": MeanOver("image")}, r"original' is complete, but was made otherwise \(selectors differ\)"),
@@ -196,7 +208,7 @@ def test_on_again_after_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ],
 )
 def test_a_complete_store_made_otherwise_is_refused(
-    change: dict[str, Any], named: str, tmp_path_factory: pytest.TempPathFactory, loads: list[Any]
+    change: dict[str, Any], named: str, tmp_path_factory: pytest.TempPathFactory, loads: list[int]
 ) -> None:
     """What differs is named, before any model is loaded; with nothing different both are left as they are."""
     path = tmp_path_factory.getbasetemp() / "complete"
@@ -247,25 +259,23 @@ def test_bad_settings_are_refused(settings: dict[str, Any], message: str, tmp_pa
         extract_pair(BASE, TUNED, ScenesDataModule(2), HOOKS, LastPrompt(), tmp_path, **settings)
 
 
-def test_answers_of_another_are_read_on_purpose_only(llava: HookedMM, tmp_path: Path) -> None:
+def test_answers_of_another_are_read_on_purpose_only(llava: HookedMM, adapted: HookedMM, tmp_path: Path) -> None:
     """Without saying so it is refused, as are tokens that spell something else."""
     data = ScenesDataModule(2)
-    adapted = HookedMM.small("llava", "place")
     said = tmp_path / "said"
     store = extract(Extractor(adapted, HOOKS, LastPrompt(), "generated"), data, said)
     with pytest.raises(BadInputError, match=r"adapter=\['default'\], this run has None; .*stored_by='another'"):
         extract(Extractor(llava, HOOKS, LastPrompt(), "stored", stored=said), data, tmp_path / "x")
     read = Extractor(llava, HOOKS, LastPrompt(), "stored", stored=said, stored_by="another")
     assert texts(extract(read, data, tmp_path / "y")) == texts(store)
-    other = HookedMM.small("llava")
-    made = other.processor.tokenizer
+    made = llava.tokenizer
     decode = made.decode
     made.decode = lambda ids, **options: decode([number + 1 for number in ids], **options)
     try:
         with pytest.raises(BadInputError, match=r"but its tokens spell .* for this model"):
-            Extractor(other, HOOKS, LastPrompt(), "stored", stored=said, stored_by="another").load("cpu")
+            Extractor(llava, HOOKS, LastPrompt(), "stored", stored=said, stored_by="another").load("cpu")
     finally:
-        made.decode = decode
+        del made.decode
     with pytest.raises(BadInputError, match="'itself' or 'another'"):
         Extractor(llava, HOOKS, LastPrompt(), stored_by="us")  # type: ignore[arg-type]
 
@@ -287,7 +297,7 @@ SCRIPT = """
 """
 
 
-def test_two_processes_make_the_same_pair(tmp_path: Path) -> None:
+def test_two_processes_make_the_same_pair(adapted: HookedMM, tmp_path: Path) -> None:
     """Each process loads the base once and calls `extract_pair`; rows as by one process."""
     script = tmp_path / "run.py"
     script.write_text(textwrap.dedent(SCRIPT.format(root=str(ROOT), hooks=HOOKS)))
@@ -297,8 +307,7 @@ def test_two_processes_make_the_same_pair(tmp_path: Path) -> None:
     assert ran.returncode == 0, ran.stdout + ran.stderr
     assert ran.stdout.count("samples by both models") == 2
     data = ScenesDataModule(10, batch_size=2)
-    place = ModelSource("small:llava", "float32", adapter="place")
-    pair = extract_pair(BASE, place, data, HOOKS, BeforeSpecial(), tmp_path / "one", answer="generated")
+    pair = extract_pair(adapted, adapted, data, HOOKS, BeforeSpecial(), tmp_path / "one", answer="generated")
     for name, expected in zip(("original", "tuned"), pair, strict=True):
         got = ActivationStore.open(tmp_path / "two" / name)
         assert {shard.name[:3] for shard in (got.path / "shards").iterdir()} == {"000", "001"}
@@ -309,7 +318,7 @@ def test_two_processes_make_the_same_pair(tmp_path: Path) -> None:
             assert (one - two).abs().max() <= 1e-5 * two.abs().max()
 
 
-def test_an_adapter_by_its_folder(tmp_path: Path, loads: list[Any]) -> None:
+def test_an_adapter_by_its_folder(tmp_path: Path, loads: list[int]) -> None:
     """Ids and folders of the hub's kind share a base too."""
     folder = str(Path(small_adapter_path("llava", "place")).parents[1])
     base = ModelSource(folder, "float32")
