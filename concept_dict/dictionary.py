@@ -3,15 +3,12 @@
     dictionary.json         method, parameters, fitted numbers, hook, provenance, checksum of the other file
     dictionary.safetensors  the fitted tensors: `components_` (k, d), `mean_` (d,), and what else the method has
 
-Both are replaced at one stroke each, the JSON last; tensors that are not those the JSON speaks of are refused.
+See `hooked_mm.tensor_folder` for how they are written and what is refused.
 """
 
 from __future__ import annotations
 
-import hashlib
 import inspect
-import json
-import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,7 +16,6 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from safetensors.torch import load, save
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
@@ -35,27 +31,14 @@ from concept_dict.top_norm import TopNorm
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.prepare import SampleImages
+from hooked_mm.tensor_folder import read_json, read_tensors, write_folder
 
 METHODS: dict[str, type[Decomposition]] = {
     method.__name__: method for method in (SemiNMF, NonNegativeDictionary, KMeans, PCA, TopNorm, TopKSAE)
 }
 FORMAT = 1
-FILES = ("dictionary.json", "dictionary.safetensors")
-FOREIGN = {
-    ".pth": "a pickle of PyTorch",
-    ".pt": "a pickle of PyTorch",
-    ".bin": "a pickle of PyTorch",
-    ".ckpt": "a pickle of PyTorch",
-    ".pkl": "a pickle",
-    ".pickle": "a pickle",
-    ".joblib": "a pickle of scikit-learn",
-    ".npz": "NumPy arrays",
-    ".npy": "NumPy arrays",
-    ".h5": "HDF5",
-    ".onnx": "ONNX",
-    ".safetensors": "tensors without our dictionary.json",
-}
-"""What else people save dictionaries as."""
+FILE = "dictionary"
+"""Name of both files, without their endings."""
 
 
 @dataclass
@@ -95,13 +78,9 @@ class ConceptDictionary:
         """
         fitted = self.decomposition
         fitted.check_fitted()
-        folder = Path(path)
-        folder.mkdir(parents=True, exist_ok=True)
         # What is known of single rows belongs to the rows, of which every process has its own.
         values = {name: value for name, value in vars(fitted).items() if name.endswith("_") and name != "labels_"}
-        tensors = {name: value.contiguous().cpu() for name, value in values.items() if isinstance(value, Tensor)}
-        written = save(tensors)
-        _replace(folder / "dictionary.safetensors", written)
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
         content = {
             "format": FORMAT,
             "method": type(fitted).__name__,
@@ -110,10 +89,8 @@ class ConceptDictionary:
             "fitted": {name: value for name, value in values.items() if isinstance(value, int | float | str | list)},
             "hook": self.hook,
             "made_by": dict(self.made_by),
-            "sha256": hashlib.sha256(written).hexdigest(),
         }
-        _replace(folder / "dictionary.json", (json.dumps(content, indent=2) + "\n").encode())
-        return folder
+        return write_folder(path, FILE, tensors, content)
 
     @classmethod
     def load(cls, path: str | Path) -> ConceptDictionary:
@@ -122,32 +99,18 @@ class ConceptDictionary:
         Raises:
             BadInputError: If the folder holds no dictionary, or one of an unknown method or format.
         """
-        folder = Path(path)
-        file = folder / "dictionary.json"
-        if not file.is_file():
-            raise BadInputError(
-                f"{str(path)!r} holds no concept dictionary: there is no dictionary.json{_foreign(folder)}"
-            )
-        try:
-            content = json.loads(file.read_text(encoding="utf-8"))
-        except ValueError as error:
-            raise BadInputError(f"{str(file)!r} is no JSON ({error}); save the dictionary again") from error
+        remedy = f"fit a method of {', '.join(METHODS)}, or set its components_ and mean_ yourself, and save that"
+        content = read_json(path, FILE, "concept dictionary", remedy)
         if content.get("format") != FORMAT or content.get("method") not in METHODS:
             raise BadInputError(
-                f"{str(file)!r} has format {content.get('format')} and method {content.get('method')!r}; this version "
-                f"reads format {FORMAT} and {', '.join(METHODS)}"
+                f"{str(Path(path) / 'dictionary.json')!r} has format {content.get('format')} and method "
+                f"{content.get('method')!r}; this version reads format {FORMAT} and {', '.join(METHODS)}"
             )
-        tensors = folder / "dictionary.safetensors"
-        written = tensors.read_bytes() if tensors.is_file() else b""
-        if hashlib.sha256(written).hexdigest() != content.get("sha256"):
-            raise BadInputError(
-                f"{str(tensors)!r} is not the file that dictionary.json speaks of"
-                f"{'' if written else ' (it is missing)'}: the folder was saved or copied by half, do it again"
-            )
+        tensors = read_tensors(path, FILE, content)
         method = METHODS[content["method"]]
         known = inspect.signature(method).parameters
         fitted = method(**{name: value for name, value in content["parameters"].items() if name in known})
-        for name, value in {**content["fitted"], **load(written)}.items():
+        for name, value in {**content["fitted"], **tensors}.items():
             setattr(fitted, name, value)
         return cls(fitted, content["hook"], content["made_by"])
 
@@ -167,23 +130,3 @@ class ConceptDictionary:
     ) -> Explanation:
         """Which concepts fire for a sample, where, and what they say; see `concept_dict.explain.explain`."""
         return explain(self, model, image, text, answer, **options)
-
-
-def _replace(path: Path, content: bytes) -> None:
-    """Put a file into its place at one stroke."""
-    aside = path.with_name(f".{path.name}.tmp")
-    aside.write_bytes(content)
-    os.replace(aside, path)
-
-
-def _foreign(folder: Path) -> str:
-    """What the path holds instead, by name; or what is close by."""
-    files = [folder] if folder.is_file() else sorted(folder.iterdir()) if folder.is_dir() else []
-    for file in files:
-        kind = FOREIGN.get(file.suffix.lower())
-        if kind:
-            return (
-                f"; {file.name!r} is {kind}, which is not read: fit a method of {', '.join(METHODS)}, or set its "
-                "components_ and mean_ yourself, and save that"
-            )
-    return ""

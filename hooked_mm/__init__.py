@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hooked_mm.processors import load_processor
     from hooked_mm.runner import Hook
     from hooked_mm.selectors import AtIndex, BeforeSpecial, EachOf, LastPrompt, MeanOver, Selector, TokenOfInterest
+    from hooked_mm.steering_vector import SteeringVector
     from hooked_mm.store import ActivationStore
     from hooked_mm.store_writer import StoreWriter
 
@@ -78,6 +79,7 @@ _HOME = {
     "MeanOver": "selectors",
     "Selector": "selectors",
     "TokenOfInterest": "selectors",
+    "SteeringVector": "steering_vector",
     "ActivationStore": "store",
     "StoreWriter": "store_writer",
 }
@@ -119,6 +121,7 @@ __all__ = [
     "Selection",
     "Selector",
     "SetComponent",
+    "SteeringVector",
     "StoreError",
     "StoreWriter",
     "TokenOfInterest",

@@ -38,7 +38,7 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("-c", "--config", action="config", help="a YAML file with any of these options")
     parser.add_class_arguments(ModelSource, "model")
     parser.add_subclass_arguments(SampleDataModule, "data", required=True)
-    parser.add_class_arguments(Extractor, None, skip={"model"})
+    parser.add_class_arguments(Extractor, None, skip={"model", "adapter_off"})
     parser.add_argument("--output", type=Path, required=True, help="the store's folder, the same for all processes")
     parser.add_argument("--resume", action="store_true", help="go on with a store that a cut-off run left there")
     parser.add_argument(
@@ -66,8 +66,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm extract`."""
     quiet()
     made = instantiated(build_parser(), argv)
-    names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "max_positions")
-    extractor = Extractor(made.model, **{n: made[n] for n in names}, share_pictures=made.share_pictures)
+    names = ("hooks", "selector", "answer", "max_new_tokens", "answer_prefix", "stored", "stored_by")
+    more = ("max_positions", "share_pictures")
+    extractor = Extractor(made.model, **{n: made[n] for n in (*names, *more)})
     made.trainer.loggers = [TensorBoardLogger(made.output, name=LOG, version="")]
     extract(
         extractor,

@@ -13,11 +13,12 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
+from hooked_mm.adapter_switch import adapters_off, adapters_on, check_switchable
 from hooked_mm.batch import Batch, Modality, Role, count_positions
 from hooked_mm.data import OWN_COLUMNS
 from hooked_mm.errors import BadInputError
@@ -83,9 +84,12 @@ class Extractor:
         max_new_tokens: Longest generated answer.
         answer_prefix: How every answer begins, given or generated; it has the role of an answer.
         stored: A store whose generated answers are read again, token for token, at other points.
+        stored_by: Whose answers these may be: `"itself"`, the same model's, or `"another"` model's with the same
+            tokens (its fine-tuned sibling's).
         max_positions: About so many positions in a batch at most, padding counted.
         share_pictures: Encode a picture that several samples of a batch show once, where that is proven to change
             nothing.
+        adapter_off: Read the model with its adapters switched off: its base.
 
     Raises:
         BadInputError: For settings that do not fit each other or the model.
@@ -102,19 +106,26 @@ class Extractor:
         stored: str | Path | None = None,
         max_positions: int | None = None,
         share_pictures: bool = True,
+        stored_by: Literal["itself", "another"] = "itself",
+        adapter_off: bool = False,
     ) -> None:
         if answer not in ("generated", "given", "none", "stored"):
             raise BadInputError(f"answer={answer!r}; it must be 'generated', 'given', 'none' or 'stored'")
         if (answer == "stored") != (stored is not None):
             raise BadInputError(f"answer={answer!r}, stored={stored!r}: 'stored' and a store's path belong together")
+        if stored_by not in ("itself", "another"):
+            raise BadInputError(f"stored_by={stored_by!r}; it must be 'itself' or 'another'")
         self.hooks, self.answer, self.max_new_tokens = hooks, answer, max_new_tokens
         self.answer_prefix, self.stored, self.max_positions = answer_prefix, stored, max_positions
         self.selectors = dict(selector) if isinstance(selector, Mapping) else {type(selector).__name__: selector}
         self.share_pictures = share_pictures
         self._shares: bool | None = None if share_pictures else False
-        self._source = model
+        self.stored_by, self.adapter_off = stored_by, adapter_off
+        self.source = model
         self.answers: dict[str, list[int]] = {}
         """Stored answers, sample -> token ids."""
+        self.answers_of: dict[str, Any] = {}
+        """Which model gave them, if another."""
         self.hook_names: list[str] = []
         if isinstance(model, HookedMM):
             self._attach(model)
@@ -133,28 +144,40 @@ class Extractor:
 
     def load(self, device: torch.device | str) -> None:
         """Load the model, if it is not there yet, and the stored answers."""
-        if isinstance(self._source, ModelSource) and not self.hook_names:
-            self._attach(self._source.load(device))
+        if isinstance(self.source, ModelSource) and not self.hook_names:
+            self._attach(self.source.load(device))
+        if self.adapter_off:
+            check_switchable(self.model.hf_model)
         if self.stored is not None and not self.answers:
-            self.answers = stored_answers(self.stored, self.made_by())
+            another = self.stored_by == "another"
+            self.answers, whose = stored_answers(self.stored, self.made_by(), self.model.tokenizer, another)
+            self.answers_of = whose if another else {}
+
+    def settings(self) -> dict[str, Any]:
+        """What of the manifest is known without the model."""
+        stored = {"stored": None if self.stored is None else str(self.stored)}
+        return {
+            "selectors": {name: selector.describe() for name, selector in self.selectors.items()},
+            "answer": self.answer,
+            "answer_prefix": self.answer_prefix,
+            **(stored if self.stored_by == "itself" else {**stored, "stored_by": self.stored_by}),
+            "max_new_tokens": self.max_new_tokens,
+        }
 
     def made_by(self) -> dict[str, Any]:
         """What the store's manifest says."""
         config = self.model.hf_model.config
-        selectors = {name: selector.describe() for name, selector in self.selectors.items()}
-        adapters = getattr(self.model.hf_model, "peft_config", {})
+        adapters = [] if self.adapter_off else adapters_on(self.model.hf_model)
+        named = self.source.adapter if isinstance(self.source, ModelSource) else adapters
         return {
             "model": config._name_or_path,
             "revision": getattr(config, "_commit_hash", None),
-            "adapter": self._source.adapter if isinstance(self._source, ModelSource) else sorted(adapters) or None,
+            "adapter": named if adapters else None,
             "family": self.model.cfg.family,
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "hooks": self.hook_names,
-            "selectors": selectors,
-            "answer": self.answer,
-            "answer_prefix": self.answer_prefix,
-            "stored": None if self.stored is None else str(self.stored),
-            "max_new_tokens": self.max_new_tokens,
+            **self.settings(),
+            **({"answers_of": self.answers_of} if self.answers_of else {}),
             "versions": {name: version(name) for name in ("hooked-mm", "torch", "transformers", "nnsight")},
         }
 
@@ -165,6 +188,10 @@ class Extractor:
         Raises:
             BadInputError: If the data set's columns have names of the store's own.
         """
+        with adapters_off(self.model.hf_model) if self.adapter_off else nullcontext():
+            return self._represent(prepared)
+
+    def _represent(self, prepared: Prepared) -> Extracted:
         if prepared.batch is None:
             return Extracted(skipped=prepared.skipped)
         samples = prepared.samples
@@ -268,25 +295,49 @@ def _rows(batch: Batch, picks: Sequence[tuple[str, Pick]], ids: Sequence[str]) -
     ]
 
 
-def stored_answers(path: str | Path, made_by: Mapping[str, Any]) -> dict[str, list[int]]:
-    """Generated answers of a store, sample -> token ids.
+def stored_answers(
+    path: str | Path, made_by: Mapping[str, Any], tokenizer: Any, another: bool = False
+) -> tuple[dict[str, list[int]], dict[str, Any]]:
+    """Generated answers of a store.
+
+    Args:
+        path: The store.
+        made_by: Of the run that will read them.
+        tokenizer: Of that run's model.
+        another: Whether they may be those of another model.
+
+    Returns:
+        Sample -> token ids; and the model that gave them: its `model`, `revision` and `adapter`.
 
     Raises:
-        BadInputError: If the store is of another model or prompt prefix, or its answers were not generated.
+        BadInputError: If the store is of another prompt prefix or, unless that is meant, of another model; if its
+            answers were not generated, or if the tokens of another model's spell something else for this one.
     """
     store = ActivationStore.open(path)
-    for what in ("model", "revision", "adapter", "answer_prefix"):
+    whose = ("model", "revision", "adapter")
+    for what in ("answer_prefix",) if another else (*whose, "answer_prefix"):
         if store.made_by.get(what) != made_by[what]:
+            remedy = "" if what == "answer_prefix" else " (of another model, if that is meant: stored_by='another')"
             raise BadInputError(
                 f"the answers in {str(path)!r} come from {what}={store.made_by.get(what)!r}, this run has "
-                f"{made_by[what]!r}; use a store of the same, or answer='generated'"
+                f"{made_by[what]!r}; use a store of the same{remedy}, or answer='generated'"
             )
     table = store.samples.to_pydict()
-    pairs = zip(table["sample"], table.get("answer_tokens", [None] * len(table["sample"])), strict=True)
-    found = {sample: tokens for sample, tokens in pairs if tokens}
+    columns = (table.get(name, [None] * len(table["sample"])) for name in ("answer_tokens", "text"))
+    found: dict[str, list[int]] = {}
+    for sample, tokens, text in zip(table["sample"], *columns, strict=True):
+        if not tokens:
+            continue
+        read = tokenizer.decode(tokens, skip_special_tokens=True).strip() if another else text
+        if read != text:
+            raise BadInputError(
+                f"the answer of {sample!r} in {str(path)!r} is {text!r}, but its tokens spell {read!r} for this model: "
+                "models of different tokenizers can't read each other's answers; let each read its own"
+            )
+        found[sample] = tokens
     if not found:
         raise BadInputError(f"the store {str(path)!r} holds no generated answers; make it with answer='generated'")
-    return found
+    return found, {name: store.made_by.get(name) for name in whose}
 
 
 def is_out_of_memory(error: BaseException | None) -> bool:

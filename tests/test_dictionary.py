@@ -168,7 +168,7 @@ def test_a_save_that_is_killed_leaves_all_or_refuses(
         return run
 
     monkeypatch.setattr(Path, "write_bytes", dying(Path.write_bytes))
-    monkeypatch.setattr("concept_dict.dictionary.os.replace", dying(os.replace))
+    monkeypatch.setattr("hooked_mm.tensor_folder.os.replace", dying(os.replace))
     with pytest.raises(KeyboardInterrupt):
         _saved("one hot", tmp_path)
     monkeypatch.undo()
