@@ -13,7 +13,7 @@ import json
 import logging
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
@@ -40,12 +40,18 @@ Texts = Literal["original", "tuned", "own"]
 
 
 @dataclass(frozen=True)
-class _Once(ModelSource):
+class Once(ModelSource):
     """A source that is loaded once, whoever asks for it how often."""
 
     loaded: list[HookedMM] = field(default_factory=list, repr=False, compare=False)
 
+    @classmethod
+    def of(cls, source: ModelSource) -> Once:
+        """The same model, loaded once."""
+        return source if isinstance(source, Once) else cls(**_plain(source))
+
     def load(self, device: torch.device | str) -> HookedMM:
+        """The model; wherever it was first asked for."""
         if not self.loaded:
             self.loaded.append(super().load(device))
         return self.loaded[0]
@@ -166,16 +172,26 @@ def _sources(
                 "the two models share weights: PEFT has put its adapter into the original one too; give the adapted "
                 "model as both, and the original is read with the adapter off"
             )
-    elif isinstance(original, ModelSource) and isinstance(tuned, ModelSource):
-        base = [(s.id, s.revision, s.dtype, s.device_map) for s in (original, tuned)]
-        if base[0] == base[1] and original.adapter in (None, tuned.adapter):
-            off = original.adapter != tuned.adapter
-            why = _traces(tuned) if off else None
-            if why is None:
-                once = _Once(tuned.id, tuned.dtype, tuned.device_map, tuned.adapter, tuned.revision)
-                return {"original": once, "tuned": once}, off
-            logger.warning("the base model is loaded without the adapter first, then with it: %s", why)
+    elif isinstance(original, ModelSource) and isinstance(tuned, ModelSource) and same_base(original, tuned):
+        once = Once.of(tuned)
+        return {"original": once, "tuned": once}, original.adapter != tuned.adapter
     return {"original": original, "tuned": tuned}, False
+
+
+def _plain(source: ModelSource) -> dict[str, Any]:
+    return {f.name: getattr(source, f.name) for f in fields(ModelSource)}
+
+
+def same_base(original: ModelSource, tuned: ModelSource) -> bool:
+    """Whether one loaded model can be both: the same, or the fine-tuned one with its adapter on and off."""
+    one, other = _plain(original), _plain(tuned)
+    adapters = one.pop("adapter"), other.pop("adapter")
+    if one != other or adapters[0] not in (None, adapters[1]):
+        return False
+    why = _traces(tuned) if adapters[0] != adapters[1] else None
+    if why is not None:
+        logger.warning("the base model is loaded without the adapter and with it: %s", why)
+    return why is None
 
 
 def _traces(source: ModelSource) -> str | None:

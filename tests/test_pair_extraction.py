@@ -297,6 +297,7 @@ SCRIPT = """
 """
 
 
+@pytest.mark.slow
 def test_two_processes_make_the_same_pair(adapted: HookedMM, tmp_path: Path) -> None:
     """Each process loads the base once and calls `extract_pair`; rows as by one process."""
     script = tmp_path / "run.py"
