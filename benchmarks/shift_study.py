@@ -153,7 +153,7 @@ def recovery_tables(name: str, folder: Path, seeds: int) -> Iterator[str]:
 
 
 def form_table(found: Sequence[ShiftStudy]) -> Iterator[str]:
-    """Forms by scores, means over concepts with enough rows and over seeds; then correlations and fates of the first."""
+    """Forms by scores, means over concepts with enough rows and over seeds; what the first seed says of concepts."""
     yield "| form | " + " | ".join(SCORES) + " |"
     yield "|---|" + "---|" * len(SCORES)
     for form in FORMS:

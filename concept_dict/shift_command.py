@@ -6,9 +6,9 @@
     tensorboard --logdir runs/shift
 
 Extracts both models with the same samples and positions (a base with an adapter is loaded once), or takes two stores
-(`--original_store`, `--tuned_store`); learns the original's dictionary, or takes one (`--dictionary`). Samples are dealt
-into parts: what is scored had no part in what is scored. Everything can stand in a YAML file (`-c shift.yaml`;
-`--print_config` writes one).
+(`--original_store`, `--tuned_store`); learns the original's dictionary, or takes one (`--dictionary`). Samples are
+dealt into parts: those that scores are measured on computed neither shifts nor that dictionary. Everything can stand in
+a YAML file (`-c shift.yaml`; `--print_config` writes one).
 """
 
 from __future__ import annotations
@@ -250,7 +250,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     hook = the_hook(made, {**given, **({"tuned": theirs} if theirs else {})})
     tuned_source = None if made.tuned is None else Once.of(made.tuned)
     stores = stores_of(made, tuned_source, hook)
-    if not Processes().first:
+    if Processes().rank:
         return
     first = next(iter(given.values()), None)
     where = made.where if made.where is not None else learnt_where(first.made_by) if first is not None else {}

@@ -1,0 +1,99 @@
+"""Shifts put into a model: each position by its own concept, checked against a loop over positions in float64."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from concept_dict.kmeans import KMeans
+from concept_dict.non_negative_dictionary import NonNegativeDictionary
+from concept_dict.pca import PCA
+from concept_dict.shift_steering import ShiftConcepts
+from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+
+HOOK = "blocks.2.hook_resid_post"
+
+
+@pytest.fixture(scope="module")
+def rows(llava: HookedMM, images: list[Image.Image]) -> torch.Tensor:
+    """The residual stream of the prompts' text."""
+    _, cache = llava.run_with_cache(_batch(llava, images), [HOOK])
+    return cache.select(HOOK, modality="text").values
+
+
+def _batch(model: HookedMM, images: list[Image.Image]):  # noqa: ANN202
+    return model.prepare(images=[[image] for image in images[:4]], text=["describe the scene ."] * 4)
+
+
+def test_every_position_by_its_own_concept(llava: HookedMM, images: list[Image.Image], rows: torch.Tensor) -> None:
+    """The nearest centre's vector is added, at the chosen positions alone."""
+    fitted = KMeans(5, random_state=0).fit(rows)
+    vectors = torch.randn(5, rows.shape[1], generator=torch.Generator().manual_seed(1))
+    batch = _batch(llava, images)
+    _, before = llava.run_with_cache(batch, [HOOK])
+    with llava.hooks([ShiftConcepts(HOOK, fitted, vectors, alpha=0.5, at="text")]):
+        _, after = llava.run_with_cache(batch, [HOOK])
+    x, y = before[HOOK].double().numpy(), after[HOOK].double().numpy()
+    centres = fitted.cluster_centers_.double().numpy()
+    chosen = batch.mask("text").numpy()
+    used = set()
+    for index in np.ndindex(*chosen.shape):
+        nearest = int(((centres - x[index]) ** 2).sum(axis=1).argmin())
+        expected = x[index] + 0.5 * vectors[nearest].double().numpy() * chosen[index]
+        np.testing.assert_allclose(y[index], expected, rtol=0, atol=1e-4)
+        used |= {nearest} if chosen[index] else set()
+    assert len(used) > 1
+
+
+def test_it_steers_generation(llava: HookedMM, images: list[Image.Image], rows: torch.Tensor) -> None:
+    """Shifts of nothing leave every word; large ones change what is said from the first generated token on."""
+    batch, fitted = _batch(llava, images), KMeans(3, random_state=0).fit(rows)
+    plain = llava.generate(batch, 6)
+    zero = torch.zeros(3, rows.shape[1])
+    with llava.hooks([ShiftConcepts(HOOK, fitted, zero)]):
+        assert llava.generate(batch, 6).text == plain.text
+    large = 50 * torch.randn(zero.shape, generator=torch.Generator().manual_seed(0))
+    with llava.hooks([ShiftConcepts(HOOK, fitted, large, at="generated")]):
+        steered = llava.generate(batch, 6)
+    assert (steered.tokens[:, 0] == plain.tokens[:, 0]).all()
+    assert (steered.tokens[:, 1:] != plain.tokens[:, 1:]).any(dim=1).all()
+
+
+def test_both_ends_of_signed_concepts() -> None:
+    """Rows on the negative side are moved by the vectors behind the first k."""
+    fitted = PCA(1).fit(torch.tensor([[-2.0, 0.0], [-1.0, 0.1], [1.0, -0.1], [2.0, 0.0]]))
+    sign = 1 if fitted.components_[0, 0] > 0 else -1
+    vectors = torch.tensor([[0.0, 1.0], [0.0, 2.0]])
+    moved = _change(ShiftConcepts(HOOK, fitted, vectors), torch.tensor([[[3.0 * sign, 0.0], [-3.0 * sign, 0.0]]]))
+    torch.testing.assert_close(moved[0, :, 1], torch.tensor([1.0, 2.0]))
+
+
+def test_nothing_active_nothing_moved() -> None:
+    """A row that activates no concept stays as it is; bfloat16 stays bfloat16."""
+    data = torch.eye(3).repeat(4, 1) * torch.linspace(1, 2, 12)[:, None]
+    fitted = NonNegativeDictionary(3, center=False, alpha=0.01, random_state=0).fit(data)
+    value = torch.tensor([[[-1.0, -1.0, -1.0], [1.0, 0.0, 0.0]]])
+    moved = _change(ShiftConcepts(HOOK, fitted, torch.ones(3, 3)), value)
+    assert torch.equal(moved[0, 0], value[0, 0])
+    assert torch.equal(moved[0, 1], value[0, 1] + 1)
+    assert _change(ShiftConcepts(HOOK, fitted, torch.ones(3, 3)), value.bfloat16()).dtype == torch.bfloat16
+
+
+def test_refusals() -> None:
+    """One vector per concept, or per end."""
+    fitted = KMeans(2).fit(torch.randn(9, 3, generator=torch.Generator().manual_seed(0)))
+    with pytest.raises(BadInputError, match=r"vectors have shape \(3, 3\), the dictionary's concepts \(2, 3\)"):
+        ShiftConcepts(HOOK, fitted, torch.zeros(3, 3))
+    with pytest.raises(BadInputError, match="NaN"):
+        ShiftConcepts(HOOK, fitted, torch.full((2, 3), torch.nan))
+
+
+def _change(shift: ShiftConcepts, value: torch.Tensor) -> torch.Tensor:
+    class Here:
+        def __init__(self) -> None:
+            self.value = value
+
+    return shift.change(Here())  # type: ignore[arg-type]
