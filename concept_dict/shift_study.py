@@ -109,10 +109,16 @@ class ShiftStudy:
 
     def label(self, number: int) -> str:
         """The concept as people are shown it: `3`, or `3 +` and `3 −` for the ends of a signed one."""
-        half = self.k // 2
+        return self._label(number, self.k)
+
+    def tuned_label(self, number: int) -> str:
+        """The same of a concept of the fine-tuned model."""
+        return self._label(number, len(self.tuned.directions))
+
+    def _label(self, number: int, count: int) -> str:
         if not self.signed:
             return str(number)
-        return f"{number % half} {'+' if number < half else chr(0x2212)}"
+        return f"{number % (count // 2)} {'+' if number < count // 2 else chr(0x2212)}"
 
 
 def study(
