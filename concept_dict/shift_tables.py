@@ -59,6 +59,21 @@ def partner_fate(study: ShiftStudy, number: int) -> str | None:
     return study.fates.fate[partner] if partner >= 0 else None
 
 
+def concept_names(study: ShiftStudy, names: Sequence[str] | None) -> list[str]:
+    """Per concept its label, with its name behind it where there are names.
+
+    Raises:
+        BadInputError: If there is not one name per concept.
+    """
+    _check_names(study, names)
+    return [f"{study.label(number)} {names[number] if names else ''}".rstrip() for number in range(study.k)]
+
+
+def _check_names(study: ShiftStudy, names: Sequence[str] | None) -> None:
+    if names is not None and len(names) != study.k:
+        raise BadInputError(f"{len(names)} names for {study.k} concepts; give one each")
+
+
 def concept_rows(study: ShiftStudy, names: Sequence[str] | None = None) -> list[Row]:
     """One row per concept: rows, partner, consistency, magnitude, and of every score what the shift makes of it.
 
@@ -69,8 +84,7 @@ def concept_rows(study: ShiftStudy, names: Sequence[str] | None = None) -> list[
     Raises:
         BadInputError: If there is not one name per concept.
     """
-    if names is not None and len(names) != study.k:
-        raise BadInputError(f"{len(names)} names for {study.k} concepts; give one each")
+    _check_names(study, names)
     scores = {score: _score_columns(study, score) for score in SCORES}
     rows = []
     for number in range(study.k):
@@ -227,15 +241,16 @@ def _strict(value: Any) -> Any:
 
 def figure(value: float) -> str:
     """A number for people; a dash where there is none."""
-    return "–" if math.isnan(value) else f"{value:.3f}"
+    return "–" if math.isnan(value) else f"{value:z.3f}"
 
 
 def interval(row: Row) -> str:
     """A comparison in words: mean gain, its interval, and how many concepts gain."""
     if not row["concepts"]:
         return "no concept has enough rows"
-    gained = f"{row['mean']:+.3f} [{row['low']:+.3f}, {row['high']:+.3f}]".replace("[+nan, +nan]", "[–, –]")
-    return f"{gained}, better for {row['improved']:.0%} of {row['concepts']}"
+    # z: what rounds to 0 has no sign of its own.
+    mean, low, high = ("–" if math.isnan(row[name]) else f"{row[name]:+z.3f}" for name in ("mean", "low", "high"))
+    return f"{mean} [{low}, {high}], better for {row['improved']:.0%} of {row['concepts']}"
 
 
 def fate_counts(study: ShiftStudy) -> list[tuple[str, int]]:
