@@ -103,6 +103,11 @@ class ShiftStudy:
         return len(self.shifts.vectors)
 
     @property
+    def shifted(self) -> Float[Tensor, "k d"]:
+        """The original's concepts, each moved by its own shift, from the fine-tuned model's mean."""
+        return self.original.moved(self.settings.alpha * self.shifts.vectors, self.tuned)
+
+    @property
     def empty(self) -> list[int]:
         """Concepts without rows in both models: they have no shift and no scores."""
         return [number for number, count in enumerate(self.shifts.counts.tolist()) if not count]
