@@ -1,48 +1,38 @@
 """What a fine-tuning did to each concept, for people: original, shifted and fine-tuned form side by side.
 
 What is shown is what was scored: words and samples of a form are those that `recovery.recover` compares, on the same
-rows. The same report goes to a static HTML page and to TensorBoard.
+rows. `shift_report` writes them.
 """
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 from torch.nn.functional import cosine_similarity
-from torch.utils.tensorboard import SummaryWriter
 
 from concept_dict.cards import CardSample
 from concept_dict.gains import ENOUGH, counted
 from concept_dict.grounding import Word
-from concept_dict.page import markdown_table, markdown_text, markdown_words, write_page
-from concept_dict.recovery import CONTROLS, Concepts, along, top_by_direction
-from concept_dict.run_table import Setting, compare_runs, method_settings
+from concept_dict.recovery import Concepts, along, top_by_direction
+from concept_dict.run_table import Setting, method_settings
 from concept_dict.shift import movements
-from concept_dict.shift_plots import correlation_figure, figure_image, recovery_figure
 from concept_dict.shift_study import Part, ShiftStudy
 from concept_dict.shift_tables import (
-    comparison_rows,
     fate_counts,
     figure,
-    form_rows,
     form_values,
-    interval,
     known_scores,
     partner_fate,
 )
-from hooked_mm.drawing import enlarge, grid, titled
 from hooked_mm.errors import BadInputError
 
 Decode = Callable[[Tensor], list[list[Word]]]
 """Directions (k, d), of any length -> the top words of each."""
-SIDE = 128
 
 
 @dataclass(frozen=True)
@@ -302,111 +292,8 @@ def _about(study: ShiftStudy, measure: Part, hook: str, models: tuple[str, str])
         (
             "rows",
             f"{int(recovery.counts.sum())} to shift by ({study.unassigned} more activate no concept), "
-            f"{len(measure.sample)} of {len(np.unique(measure.sample))} other samples to measure on",
+            f"{len(measure.sample)} of other samples ({len(np.unique(measure.sample))}) to measure on",
         ),
         ("fates", ", ".join(f"{number} {fate}" for fate, number in fate_counts(study))),
     ]
     return [(name, value) for name, value in found if value]
-
-
-def write_html(report: ShiftReport, path: str | Path) -> Path:
-    """The report as one page without outside resources; all text is escaped."""
-    study = report.study
-    figures = [
-        ("Recovery before and after the shift", recovery_figure(study, names=report.names, enough=report.enough)),
-        ("What recovery goes with", correlation_figure(study, report.names, report.enough)),
-    ]
-    return write_page(
-        "shift.html",
-        path,
-        report=report,
-        scores=known_scores(study),
-        forms=form_rows(study, report.enough),
-        controls=CONTROLS,
-        compared={(r["against"], r["score"]): interval(r) for r in comparison_rows(study, report.enough)},
-        figures=[(caption, figure_image(drawn)) for caption, drawn in figures],
-        number=figure,
-    )
-
-
-def card_markdown(card: ShiftCard) -> str:
-    """A card as Markdown: numbers, then the words and samples of each form; words of the fine-tuned one in bold."""
-    head = [markdown_text(name) for name, _ in card.numbers]
-    parts = [f"### {markdown_text(card.title)}"]
-    parts.append(markdown_table(head, [[markdown_text(value) for _, value in card.numbers]]))
-    for form in card.forms:
-        parts.append(f"#### {form.name}")
-        if form.words:
-            parts.append(markdown_words(form.words, form.shared))
-        lines = (f"{n}. ({s.activation:.2f}) {markdown_text(s.text)}" for n, s in enumerate(form.samples, start=1))
-        parts.append("\n".join(lines))
-    return "\n\n".join(parts) + "\n"
-
-
-def overview_markdown(report: ShiftReport) -> str:
-    """Facts, forms, comparisons, and the concepts without a card."""
-    study, scores = report.study, known_scores(report.study)
-    parts = [f"# {markdown_text(report.title)}"]
-    parts.append("\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in report.facts))
-    forms = [[row["form"], *(figure(row[score]) for score in scores)] for row in form_rows(study, report.enough)]
-    parts.append(markdown_table(["form", *scores], forms))
-    compared = [[row["score"], row["against"], interval(row)] for row in comparison_rows(study, report.enough)]
-    parts.append(markdown_table(["score", "the shift over", "gains"], compared))
-    for name, found in (("New", report.new), ("Lost", report.lost)):
-        if found:
-            lines = (f"- {a.label}: {markdown_text(', '.join(w.text for w in a.words))} ({a.why})" for a in found)
-            parts.append(f"## {name}\n\n" + "\n".join(lines))
-    if report.empty:
-        parts.append(f"Without rows: {', '.join(report.empty)}")
-    return "\n\n".join(parts) + "\n"
-
-
-def sheet(card: ShiftCard) -> Image.Image | None:
-    """The pictures of a card, a row per form, each below its form and how far it lies along it; None without any."""
-    rows = [[(form.name, s) for s in form.samples if s.image is not None] for form in card.forms]
-    columns = max(map(len, rows))
-    if not columns:
-        return None
-    blank = Image.new("RGB", (SIDE, SIDE), "white")
-    shown = [
-        titled(enlarge(sample.image, SIDE), f"{name} {sample.activation:.1f}", SIDE)
-        for row in rows
-        for name, sample in row
-        if sample.image is not None
-    ]
-    # A form with fewer pictures still has a row of its own.
-    cells: list[Image.Image] = []
-    for row in rows:
-        cells += [*shown[: len(row)], *[blank] * (columns - len(row))]
-        shown = shown[len(row) :]
-    return grid(cells, columns)
-
-
-def write_tensorboard(report: ShiftReport, folder: str | Path) -> Path:
-    """The report as a run of TensorBoard.
-
-    Text: an overview and a card per concept. Images: per concept the samples of each form, and both figures. Histograms:
-    how held-out rows moved along their concept's shift. Scalars and hparams: means per form and score, and what the
-    shift gains over the controls, beside settings, so that runs compare.
-    """
-    study = report.study
-    found = {
-        f"{score}/{row['form']}": row[score] for row in form_rows(study, report.enough) for score in known_scores(study)
-    }
-    for row in comparison_rows(study, report.enough):
-        found[f"gain in {row['score']}/over {row['against']}"] = row["mean"]
-    with SummaryWriter(str(folder)) as writer:
-        writer.add_text("overview", overview_markdown(report))
-        writer.add_figure("shift/recovery", recovery_figure(study, names=report.names, enough=report.enough))
-        writer.add_figure("shift/correlation", correlation_figure(study, report.names, report.enough))
-        for card in report.cards:
-            words = ", ".join(word.text for word in card.forms[0].words[:2])
-            tag = f"concepts/{card.index:02d} {words}".rstrip()
-            writer.add_text(tag, card_markdown(card))
-            pictures = sheet(card)
-            if pictures is not None:
-                writer.add_image(tag, np.asarray(pictures), dataformats="HWC")
-            if len(card.cosines):
-                writer.add_histogram(f"cosine of rows with the shift/{card.index:02d}", card.cosines)
-        compare_runs(writer, report.settings, {tag: value for tag, value in found.items() if math.isfinite(value)})
-    return Path(folder)

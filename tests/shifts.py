@@ -25,12 +25,10 @@ def part(seed: int, same: bool = False) -> Part:
     return Part(original, original.clone() if same else moved, np.arange(ROWS) % SAMPLES)
 
 
-def decode(directions: Tensor, end: str = "") -> list[list[Word]]:
+def decode(directions: Tensor) -> list[list[Word]]:
     """Three words per direction: the numbers of its largest coordinates."""
     best = directions.topk(3, dim=1)
-    return [
-        [Word(f"w{index}{end}", 0.5 / (place + 1)) for place, index in enumerate(row)] for row in best.indices.tolist()
-    ]
+    return [[Word(f"w{index}", 0.5 / (place + 1)) for place, index in enumerate(row)] for row in best.indices.tolist()]
 
 
 def sets(directions: Tensor) -> list[set[str]]:
