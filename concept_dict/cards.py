@@ -5,7 +5,6 @@ The same cards go to TensorBoard, to a static HTML page and to JSON.
 
 from __future__ import annotations
 
-import html
 import json
 import math
 from collections.abc import Mapping, Sequence
@@ -15,15 +14,15 @@ from typing import Any
 
 import numpy as np
 from jaxtyping import Float
-from jinja2 import Environment, PackageLoader
 from PIL import Image
 from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 
 from concept_dict.grounding import Word
+from concept_dict.page import markdown_table, markdown_text, markdown_words, write_page
 from concept_dict.projector import add_concepts
 from concept_dict.run_table import Setting, compare_runs
-from hooked_mm.drawing import data_uri, enlarge, grid
+from hooked_mm.drawing import grid
 
 COLUMNS = 6
 
@@ -118,49 +117,46 @@ class Report:
     concepts: Float[Tensor, "k d"] | None = None
 
 
-def _markdown(text: str) -> str:
-    """Text that Markdown shows as it is, in a table too: one line, marks escaped, HTML and table bars as entities."""
-    for mark in "\\`*_{}[]()#+-.!":
-        text = text.replace(mark, f"\\{mark}")
-    return " ".join(html.escape(text, quote=False).replace("|", "&#124;").split())
-
-
 def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.3f}"
 
 
 def card_markdown(card: ConceptCard) -> str:
     """A card as Markdown: words with probabilities, score, the samples' texts."""
-    parts = [f"### {_markdown(card.title)}"]
+    parts = [f"### {markdown_text(card.title)}"]
     for _, name, end in card.ends:
         if name:
             parts.append(f"#### {name}")
         if end.fact is not None:
             parts.append(
-                f"Best fact **{_markdown(end.fact)}**, held-out AUROC **{_number(end.held_out)}** "
+                f"Best fact **{markdown_text(end.fact)}**, held-out AUROC **{_number(end.held_out)}** "
                 f"(shuffled labels {_number(end.shuffled)})"
             )
-        words = "\n".join(f"| {_markdown(word.text)} | {word.probability:.3f} |" for word in end.words)
-        parts.append(f"| word | probability |\n|---|---|\n{words}")
-        lines = (f"{n}. ({s.activation:.2f}) {_markdown(s.text)}" for n, s in enumerate(end.samples, start=1))
+        parts.append(markdown_words(end.words))
+        lines = (f"{n}. ({s.activation:.2f}) {markdown_text(s.text)}" for n, s in enumerate(end.samples, start=1))
         parts.append("Most activating:\n\n" + "\n".join(lines))
     return "\n\n".join(parts) + "\n"
 
 
 def overview_markdown(report: Report) -> str:
     """Facts, scores and one line per concept, or per end of one."""
-    facts = "\n".join(f"- {_markdown(name)}: {_markdown(value)}" for name, value in report.facts)
-    parts = [f"# {_markdown(report.title)}", facts]
+    facts = "\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in report.facts)
+    parts = [f"# {markdown_text(report.title)}", facts]
     if report.metrics:
-        rows = "\n".join(f"| {_markdown(name)} | {value:.4g} |" for name, value in report.metrics.items())
-        parts.append(f"| metric | value |\n|---|---|\n{rows}")
-    rows = "\n".join(
-        f"| {label} | {_markdown(', '.join(w.text for w in end.words))} | {_markdown(end.fact or '')} | "
-        f"{_number(end.held_out)} | {_number(end.shuffled)} |"
+        metrics = [[markdown_text(name), f"{value:.4g}"] for name, value in report.metrics.items()]
+        parts.append(markdown_table(["metric", "value"], metrics))
+    rows = [
+        [
+            label,
+            markdown_text(", ".join(w.text for w in end.words)),
+            markdown_text(end.fact or ""),
+            _number(end.held_out),
+            _number(end.shuffled),
+        ]
         for card in report.cards
         for label, _, end in card.ends
-    )
-    parts.append(f"| concept | words | best fact | held-out AUROC | shuffled |\n|---|---|---|---|---|\n{rows}\n")
+    ]
+    parts.append(markdown_table(["concept", "words", "best fact", "held-out AUROC", "shuffled"], rows) + "\n")
     return "\n\n".join(parts)
 
 
@@ -204,15 +200,8 @@ def write_tensorboard(report: Report, folder: str | Path) -> Path:
 
 def write_html(report: Report, path: str | Path) -> Path:
     """The report as one page without outside resources; all text is escaped."""
-    environment = Environment(loader=PackageLoader("concept_dict"), autoescape=True)
-    page = environment.get_template("report.html").render(
-        report=report,
-        facts_known=any(card.end.fact for card in report.cards),
-        picture=lambda image: data_uri(enlarge(image, 128)),
-        bars=_bars,
-    )
-    Path(path).write_text(page, encoding="utf-8")
-    return Path(path)
+    known = any(card.end.fact for card in report.cards)
+    return write_page("report.html", path, report=report, facts_known=known, bars=_bars)
 
 
 def _bars(activations: np.ndarray, bins: int = 24) -> list[float]:

@@ -197,13 +197,24 @@ def share(wanted: Collection[str | int], found: Collection[str | int]) -> float:
     return len({*wanted} & {*found}) / len({*wanted}) if wanted else float("nan")
 
 
+def along(
+    directions: Float[Tensor, "k d"], rows: Float[Tensor, "n d"], sample: Int[np.ndarray, " n"]
+) -> tuple[Int[np.ndarray, " samples"], Float[np.ndarray, "samples k"]]:
+    """The samples that rows come from, ascending, and how far the farthest row of each lies along every direction.
+
+    Numbers of samples may have gaps: a sample without rows is nowhere.
+    """
+    present, dense = np.unique(sample, return_inverse=True)
+    return present, pool_samples(rows @ normalize(directions).T, dense, len(present))
+
+
 def top_by_direction(
     directions: Float[Tensor, "k d"], rows: Float[Tensor, "n d"], sample: Int[np.ndarray, " n"], count: int
 ) -> list[list[int]]:
     """Per direction the samples with the row that lies farthest along it; no method's own activations are needed."""
-    pooled = pool_samples(rows @ normalize(directions).T, sample, int(sample.max()) + 1)
+    present, pooled = along(directions, rows, sample)
     order = np.argsort(-pooled, axis=0, kind="stable")[:count]
-    return [column.tolist() for column in order.T]
+    return [present[column].tolist() for column in order.T]
 
 
 def recover(

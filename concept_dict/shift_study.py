@@ -103,16 +103,27 @@ class ShiftStudy:
         return len(self.shifts.vectors)
 
     @property
+    def shifted(self) -> Float[Tensor, "k d"]:
+        """The original's concepts, each moved by its own shift, from the fine-tuned model's mean."""
+        return self.original.moved(self.settings.alpha * self.shifts.vectors, self.tuned)
+
+    @property
     def empty(self) -> list[int]:
         """Concepts without rows in both models: they have no shift and no scores."""
         return [number for number, count in enumerate(self.shifts.counts.tolist()) if not count]
 
     def label(self, number: int) -> str:
         """The concept as people are shown it: `3`, or `3 +` and `3 −` for the ends of a signed one."""
-        half = self.k // 2
+        return self._label(number, self.k)
+
+    def tuned_label(self, number: int) -> str:
+        """The same of a concept of the fine-tuned model."""
+        return self._label(number, len(self.tuned.directions))
+
+    def _label(self, number: int, count: int) -> str:
         if not self.signed:
             return str(number)
-        return f"{number % half} {'+' if number < half else chr(0x2212)}"
+        return f"{number % (count // 2)} {'+' if number < count // 2 else chr(0x2212)}"
 
 
 def study(

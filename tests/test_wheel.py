@@ -40,7 +40,7 @@ def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
             for sibling in adapters_of(small_model_path(name))
             for file in adapter
         ),
-        "concept_dict/templates/report.html",
+        *(f"concept_dict/templates/{page}.html" for page in ("base", "parts", "report", "shift")),
         "analyses/__init__.py",
         "steering/__init__.py",
         "hooked_mm/py.typed",
