@@ -31,9 +31,9 @@ class Fates:
     """Per concept of the fine-tuned model its nearest of the original, the cosine, and what became of it.
 
     Attributes:
-        nearest: A concept of the original; several may share one.
-        cosine: With it.
-        fate: One of `FATES`; empty for concepts without rows.
+        nearest: A concept of the original that has a place; several may share one. -1 without a place of one's own.
+        cosine: With it; NaN without.
+        fate: One of `FATES`; empty for concepts without a place.
         lost: Concepts of the original that nothing is left of.
         same: The cosine from which on two concepts are the same.
         apart: The one below which they have little to do with each other.
@@ -51,6 +51,10 @@ class Fates:
         return self.fate.count(fate)
 
 
+ROUNDING = 1e-6
+"""By how much a cosine of directions in float32 may be off."""
+
+
 def cosines(one: Tensor, other: Tensor) -> Float[np.ndarray, "k m"]:
     """Between directions; 0 with one of length 0."""
     return (normalize(one.double()) @ normalize(other.double()).T).numpy()
@@ -66,20 +70,22 @@ def fates(original: Concepts, again: Concepts, tuned: Concepts, apart: float = 0
         apart: See the table above; `same` is never below it.
 
     Raises:
-        BadInputError: If `apart` is no cosine.
+        BadInputError: If `apart` is no cosine, or no concept of the original has a place.
     """
     if not -1 <= apart <= 1:
         raise BadInputError(f"apart={apart}; it is a cosine, from -1 to 1")
-    present = (again.sizes != 0).numpy()
-    back = cosines(again.vectors, original.vectors).max(axis=1)[present]
-    same = max(apart, float(np.percentile(back, 5))) if len(back) else 1.0
-    between = cosines(tuned.vectors, original.vectors)
-    nearest, largest = between.argmax(axis=1), between.max(axis=1)
-    present = (tuned.sizes != 0).numpy()
-    fate = [
-        "" if not there else "kept" if cosine >= same else "new" if cosine < apart else "specialised"
-        for there, cosine in zip(present, largest, strict=True)
-    ]
-    alive = (original.sizes != 0).numpy()
-    lost = [int(k) for k in np.flatnonzero(alive & (between.max(axis=0) < apart))]
-    return Fates(nearest, largest, fate, lost, same, apart)
+    theirs, mine, back = (np.flatnonzero((side.sizes > 0).numpy()) for side in (tuned, original, again))
+    if not len(mine):
+        raise BadInputError("no concept of the original has rows; give rows that activate them")
+    found = cosines(again.vectors[back], original.vectors[mine]).max(axis=1)
+    same = max(apart, float(np.percentile(found, 5))) if len(found) else 1.0
+    between = cosines(tuned.vectors[theirs], original.vectors[mine])
+    largest = between.max(axis=1)
+    nearest, cosine = np.full(len(tuned.sizes), -1), np.full(len(tuned.sizes), np.nan)
+    nearest[theirs], cosine[theirs] = mine[between.argmax(axis=1)], largest
+    fate = [""] * len(tuned.sizes)
+    for number, value in zip(theirs, largest, strict=True):
+        fate[number] = "kept" if value >= same - ROUNDING else "new" if value < apart else "specialised"
+    # Without any concept of the fine-tuned model all are lost.
+    lost = mine[between.max(axis=0, initial=-1.0) < apart]
+    return Fates(nearest, cosine, fate, lost.tolist(), same, apart)

@@ -10,13 +10,19 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Bool, Float
-from scipy.stats import bootstrap, pearsonr, spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from concept_dict.recovery import Recovery
 from hooked_mm.errors import unknown
 
 ENOUGH = 20
 """Rows that a concept needs, in its shift and held out, to count in a comparison."""
+
+RESAMPLES = 10_000
+"""Times that concepts are drawn again for an interval."""
+
+ROUNDING = 1e-9
+"""Differences below it are none: a cosine of 1 may come out a little above or below."""
 
 
 def values(recovery: Recovery, score: str, form: str) -> Float[np.ndarray, " k"]:
@@ -47,10 +53,9 @@ def relative_gain(
     """
     before, gained = values(recovery, score, against), gain(recovery, score, form, against)
     missing = before if score == "distance" else 1 - before
-    # Rounding may leave a cosine of 1 a little above or below.
-    complete = np.abs(missing) < 1e-9
+    complete = np.abs(missing) < ROUNDING
     with np.errstate(divide="ignore", invalid="ignore"):
-        shares = np.where(complete, np.where(np.abs(gained) < 1e-9, 0.0, -np.inf), gained / missing)
+        shares = np.where(complete, np.where(np.abs(gained) < ROUNDING, 0.0, -np.inf), gained / missing)
     return np.where(np.isnan(before) | np.isnan(gained), np.nan, shares)
 
 
@@ -88,16 +93,16 @@ def compare(
     if not len(found):
         return Comparison(float("nan"), float("nan"), float("nan"), float("nan"), 0)
     low, high = _interval(found, seed=seed)
-    return Comparison(float(found.mean()), low, high, float((found > 0).mean()), len(found))
+    return Comparison(float(found.mean()), low, high, float((found > ROUNDING).mean()), len(found))
 
 
 def _interval(found: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:
     """95 % of the means of concepts drawn again, with replacement."""
     if len(found) < 2:
         return float("nan"), float("nan")
-    rng = np.random.default_rng(seed)
-    interval = bootstrap((found,), np.mean, n_resamples=10_000, method="percentile", rng=rng).confidence_interval
-    return float(interval.low), float(interval.high)
+    drawn = np.random.default_rng(seed).integers(len(found), size=(RESAMPLES, len(found)))
+    low, high = np.percentile(found[drawn].mean(axis=1), [2.5, 97.5])
+    return float(low), float(high)
 
 
 @dataclass(frozen=True)
@@ -117,13 +122,12 @@ def correlate(one: Float[np.ndarray, " k"], other: Float[np.ndarray, " k"], seed
     x, y = one[kept], other[kept]
     if len(x) < 3 or np.ptp(x) == 0 or np.ptp(y) == 0:
         return Correlation(float("nan"), float("nan"), float("nan"), float("nan"), len(x))
-    rng = np.random.default_rng(seed)
-    drawn = rng.integers(len(x), size=(10_000, len(x)))
+    drawn = np.random.default_rng(seed).integers(len(x), size=(RESAMPLES, len(x)))
     a, b = x[drawn], y[drawn]
-    a, b = a - a.mean(axis=1, keepdims=True), b - b.mean(axis=1, keepdims=True)
-    size = np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
-    # A draw of one concept over and over has no correlation.
-    again = (a * b).sum(axis=1)[size > 0] / size[size > 0]
+    # A draw of one concept over and over has no correlation (what rounding leaves of its differences would have one).
+    varied = (np.ptp(a, axis=1) > 0) & (np.ptp(b, axis=1) > 0)
+    a, b = (side - side.mean(axis=1, keepdims=True) for side in (a[varied], b[varied]))
+    again = (a * b).sum(axis=1) / np.sqrt((a**2).sum(axis=1) * (b**2).sum(axis=1))
     low, high = np.percentile(again, [2.5, 97.5])
     return Correlation(
         float(pearsonr(x, y).statistic), float(low), float(high), float(spearmanr(x, y).statistic), len(x)

@@ -31,7 +31,7 @@ from torch.nn.functional import cosine_similarity, normalize
 
 from concept_dict.metrics import poles, pool_samples
 from concept_dict.quality import Fitted
-from concept_dict.shift import Shifts, main_concept, shift_vectors
+from concept_dict.shift import Average, Shifts, main_concept, shift_vectors
 from hooked_mm.errors import BadInputError
 
 CONTROLS = ("unshifted", "global", "random groups", "random direction", "another's")
@@ -47,7 +47,7 @@ SCORES = {
     "explained": "1 - ||delta - move||^2 / ||delta||^2 over the concept's held-out rows",
     "row_cosine": "of held-out rows, moved, with what the fine-tuned model makes of them",
 }
-"""What every form of a concept is scored by."""
+"""What every form of a concept is scored by; `refitted`, which moves nothing, has no `explained` and `row_cosine`."""
 
 Words = Callable[[Tensor], Sequence[Collection[str]]]
 """Directions (k, d) -> the top words of each."""
@@ -60,7 +60,8 @@ class Concepts:
     Attributes:
         directions: c_k, of norm 1; of signed methods C and then -C.
         mean: What directions start from.
-        sizes: s_k, mean over the concept's rows of (z - mean) . c_k; 0 without rows.
+        sizes: s_k, mean over the concept's rows of (z - mean) . c_k; 0 without rows, and where the mean is negative, as
+            it can be with concepts that point against each other: rows that lie behind a concept give it no place.
         main: The concept of each row they were placed by, see `shift.main_concept`.
     """
 
@@ -82,7 +83,7 @@ class Concepts:
         kept = main >= 0
         total = torch.zeros(len(directions), dtype=torch.float64).index_add_(0, main[kept], along[kept])
         counts = torch.bincount(main[kept], minlength=len(directions))
-        return cls(directions, mean, (total / counts.clamp_min(1)).float(), main)
+        return cls(directions, mean, (total / counts.clamp_min(1)).clamp_min(0).float(), main)
 
     @property
     def vectors(self) -> Float[Tensor, "k d"]:
@@ -96,13 +97,14 @@ class Concepts:
 
     def moved(self, move: Float[Tensor, "k d"] | None, tuned: Concepts) -> Float[Tensor, "k d"]:
         """u_k + move from the fine-tuned model's mean; None: as they are, from their own."""
-        return self.vectors if move is None else self.points + move - tuned.mean
+        # Means first: where both are the same, no rounding is left of them.
+        return self.vectors if move is None else self.vectors + (self.mean - tuned.mean) + move
 
 
 def match(original: Concepts, tuned: Concepts) -> Int[np.ndarray, " k"]:
     """Per concept of the original its partner: the assignment with the largest sum of cosines (the Hungarian method).
 
-    -1 for concepts without rows, and for those that are left where the fine-tuned model has fewer.
+    -1 for concepts without a place (of size 0), and for those that are left where the fine-tuned model has fewer.
     """
     found = np.full(len(original.directions), -1)
     rows, columns = ((side.sizes != 0).numpy().nonzero()[0] for side in (original, tuned))
@@ -120,6 +122,8 @@ def moves(
     alpha: float = 1.0,
     draws: int = 5,
     seed: int = 0,
+    how: Average = "mean",
+    trim: float = 0.1,
 ) -> dict[str, list[Float[Tensor, "k d"] | None]]:
     """By form, what concepts are moved by (see the table above): one draw, or `draws` of those that are drawn.
 
@@ -130,6 +134,8 @@ def moves(
         alpha: By what every move is multiplied.
         draws: Of each random control.
         seed: Of the draws.
+        how: What average the shifts are, see `shift.average`; that of random groups is the same.
+        trim: See `shift.average`.
 
     Raises:
         BadInputError: Without draws.
@@ -144,7 +150,7 @@ def moves(
     found["shifted"].append(alpha * shifts.vectors)
     for _ in range(draws):
         dealt = concept[torch.randperm(len(concept), generator=drawn)]
-        found["random groups"].append(alpha * shift_vectors(deltas, dealt, k).vectors)
+        found["random groups"].append(alpha * shift_vectors(deltas, dealt, k, how, trim).vectors)
         random = normalize(torch.randn(shifts.vectors.shape, generator=drawn))
         found["random direction"].append(alpha * random * shifts.magnitude[:, None])
         found["another's"].append(alpha * shifts.vectors[_others(shifts.counts > 0, drawn)])
@@ -183,7 +189,7 @@ class Recovery:
         partner: The matched concept of the fine-tuned model, -1 for none.
         counts: Rows that Delta_k is the mean of.
         held_out: Held-out rows of the concept.
-        scores: Form -> score (see `SCORES`) -> per concept; NaN where there is nothing to score.
+        scores: Form -> score (see `SCORES`) -> per concept; NaN without a partner, and where there is nothing to score.
     """
 
     partner: Int[np.ndarray, " k"]
@@ -193,8 +199,9 @@ class Recovery:
 
 
 def share(wanted: Collection[str | int], found: Collection[str | int]) -> float:
-    """|wanted n found| / |wanted|; NaN where nothing is wanted."""
-    return len({*wanted} & {*found}) / len({*wanted}) if wanted else float("nan")
+    """|wanted n found| / |wanted|, whatever the case of words; NaN where nothing is wanted."""
+    one, other = ({item.casefold() if isinstance(item, str) else item for item in side} for side in (wanted, found))
+    return len(one & other) / len(one) if one else float("nan")
 
 
 def along(
@@ -211,7 +218,10 @@ def along(
 def top_by_direction(
     directions: Float[Tensor, "k d"], rows: Float[Tensor, "n d"], sample: Int[np.ndarray, " n"], count: int
 ) -> list[list[int]]:
-    """Per direction the samples with the row that lies farthest along it; no method's own activations are needed."""
+    """Per direction the samples with the row that lies farthest along it; no method's own activations are needed.
+
+    Of equals those with smaller numbers; numbers without rows are no samples. All, if there are no more than `count`.
+    """
     present, pooled = along(directions, rows, sample)
     order = np.argsort(-pooled, axis=0, kind="stable")[:count]
     return [present[column].tolist() for column in order.T]

@@ -30,7 +30,8 @@ from concept_dict.pictures import store_pictures
 from concept_dict.row_choice import described, learnt_where
 from concept_dict.rows import Processes
 from concept_dict.run_table import output_folder
-from concept_dict.shift_cards import build_report, write_html, write_tensorboard
+from concept_dict.shift_cards import build_report
+from concept_dict.shift_report import write_html, write_tensorboard
 from concept_dict.shift_run import (
     LEARN,
     MEASURE,

@@ -10,11 +10,15 @@ Samples are dealt into three parts:
 
 In sample the recovery would be circular: the mean of a group, moved by the group's mean shift, *is* the mean of what
 the fine-tuned model makes of that group.
+
+Parts differ in their means by chance. So of centred dictionaries the fine-tuned model's mean, from which moved concepts
+point, is that of the original and what rows moved by on average: it owes nothing to which samples a part has. Centring
+takes a common drift out, and `global` (with alpha 1) then points and lies as `unshifted` does.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from jaxtyping import Float, Int
@@ -26,7 +30,8 @@ from concept_dict.fates import Fates, fates
 from concept_dict.gains import Correlation, correlate, gain, relative_gain
 from concept_dict.grounding import is_signed
 from concept_dict.recovery import Concepts, HeldOut, Recovery, Words, moves, recover
-from concept_dict.shift import Average, Shifts, movements, shift_vectors
+from concept_dict.shift import Average, Shifts, average, movements, shift_vectors
+from hooked_mm.errors import BadInputError
 
 
 @dataclass(frozen=True)
@@ -36,12 +41,21 @@ class Part:
     Attributes:
         original: Of the original.
         tuned: The same of the fine-tuned model.
-        sample: The number of the sample each comes from, from 0.
+        sample: The number of the sample each comes from, from 0; some may have no rows here.
+
+    Raises:
+        BadInputError: If a row has no sample.
     """
 
     original: Float[Tensor, "n d"]
     tuned: Float[Tensor, "n d"]
     sample: Int[np.ndarray, " n"]
+
+    def __post_init__(self) -> None:
+        if np.shape(self.sample) != (len(self.original),):
+            raise BadInputError(
+                f"{len(self.original)} rows, but samples of shape {np.shape(self.sample)}; give one number per row"
+            )
 
 
 @dataclass(frozen=True)
@@ -74,9 +88,9 @@ class ShiftStudy:
     Attributes:
         fitted: The original's dictionary.
         tuned_fitted: The fine-tuned model's.
-        signed: Whether both ends of a concept are concepts of their own: k is twice the dictionary's then.
+        signed: Whether both ends of the original's concepts are concepts of their own, so that k is twice its own.
         original: The original's concepts, placed by the part `shift`.
-        tuned: The fine-tuned model's, placed by the part `measure`.
+        tuned: The fine-tuned model's, placed by the part `measure`; its mean see above.
         shifts: Delta_k and its consistency.
         recovery: Scores of every form.
         fates: What became of the concepts.
@@ -109,7 +123,7 @@ class ShiftStudy:
 
     @property
     def empty(self) -> list[int]:
-        """Concepts without rows in both models: they have no shift and no scores."""
+        """Concepts without rows in the part `shift`: they have no shift and no scores."""
         return [number for number, count in enumerate(self.shifts.counts.tolist()) if not count]
 
     def label(self, number: int) -> str:
@@ -153,21 +167,34 @@ def study(
     """
     fitted = clone(method).fit(learn.original) if learn is not None else method
     fitted.check_fitted()
-    made = tuned if tuned is not None else clone(method).fit(measure.tuned)
-    again, refitted = clone(method).fit(measure.original), clone(method).fit(shift.tuned)
-    signed = is_signed(fitted.components_, fitted.mean_, fitted.transform)
-    original = Concepts.of(fitted, shift.original, signed)
-    theirs = Concepts.of(made, measure.tuned, signed)
     deltas = movements(shift.original, shift.tuned)
+    movements(measure.original, measure.tuned)
+    made = tuned if tuned is not None else clone(method).fit(measure.tuned)
+    made.check_fitted()
+    again, refitted = clone(method).fit(measure.original), clone(made).fit(shift.tuned)
+    signed, theirs_signed = (is_signed(one.components_, one.mean_, one.transform) for one in (fitted, made))
+    original = Concepts.of(fitted, shift.original, signed)
+    theirs = Concepts.of(made, measure.tuned, theirs_signed)
+    if bool(original.mean.any()) and bool(theirs.mean.any()):
+        theirs = replace(theirs, mean=original.mean + average(deltas))
     shifts = shift_vectors(deltas, original.main, len(original.directions), settings.average, settings.trim)
     held = HeldOut(measure.original, measure.tuned, Concepts.of(fitted, measure.original, signed).main, measure.sample)
     recovery = recover(
         original,
         theirs,
         shifts,
-        moves(shifts, deltas, original.main, settings.alpha, settings.draws, settings.seed),
+        moves(
+            shifts,
+            deltas,
+            original.main,
+            settings.alpha,
+            settings.draws,
+            settings.seed,
+            settings.average,
+            settings.trim,
+        ),
         held,
-        refitted=Concepts.of(refitted, shift.tuned, signed),
+        refitted=Concepts.of(refitted, shift.tuned, theirs_signed),
         words=words,
         samples=settings.samples,
     )

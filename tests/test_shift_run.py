@@ -98,7 +98,7 @@ def test_words(llava: HookedMM) -> None:
     opened = []
 
     @contextmanager
-    def reading():  # noqa: ANN202
+    def reading():
         opened.append("in")
         yield
         opened.append("out")

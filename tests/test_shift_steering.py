@@ -24,7 +24,7 @@ def rows(llava: HookedMM, images: list[Image.Image]) -> torch.Tensor:
     return cache.select(HOOK, modality="text").values
 
 
-def _batch(model: HookedMM, images: list[Image.Image]):  # noqa: ANN202
+def _batch(model: HookedMM, images: list[Image.Image]):
     return model.prepare(images=[[image] for image in images[:4]], text=["describe the scene ."] * 4)
 
 
