@@ -47,6 +47,10 @@ class Word:
     probability: float
 
 
+Decode = Callable[[Tensor], list[list[Word]]]
+"""The words that directions (k, d) decode to in a model, of each the most probable first."""
+
+
 def is_whole_word(tokenizer: Any, token: int) -> bool:
     """Whether a token spells a whole word: letters only, and what the tokenizer makes of that word in a text.
 

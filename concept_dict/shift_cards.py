@@ -17,7 +17,7 @@ from torch.nn.functional import cosine_similarity
 
 from concept_dict.cards import CardSample
 from concept_dict.gains import ENOUGH, counted
-from concept_dict.grounding import Word
+from concept_dict.grounding import Decode, Word
 from concept_dict.recovery import Concepts, along, top_by_direction
 from concept_dict.run_table import Setting, method_settings
 from concept_dict.shift import movements
@@ -30,9 +30,6 @@ from concept_dict.shift_tables import (
     partner_fate,
 )
 from hooked_mm.errors import BadInputError
-
-Decode = Callable[[Tensor], list[list[Word]]]
-"""Directions (k, d), of any length -> the top words of each."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ import hooked_mm.datasets
 import hooked_mm.scenes.dataset  # noqa: F401  (data modules are offered by name)
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.grounding import STOPWORDS, read_words
+from concept_dict.grounding import STOPWORDS, Decode, read_words
 from concept_dict.pictures import store_pictures
 from concept_dict.row_choice import described, learnt_where
 from concept_dict.rows import Processes
@@ -38,7 +38,6 @@ from concept_dict.shift_run import (
     SHARES,
     SHIFT,
     Dealt,
-    Decode,
     circular,
     deal,
     decoder,
@@ -122,7 +121,8 @@ def check_options(made: Any) -> None:
         raise BadInputError(f"only --{(stores + models)[0]} is given; give both models, both stores, or all four")
     if not stores and (not models or made.data is None or made.selector is None):
         raise BadInputError(
-            "give two stores (--original_store, --tuned_store), or --original, --tuned, --data, --selector"
+            "nothing to compare: give two stores (--original_store, --tuned_store), or --original, --tuned, --data and "
+            "--selector"
         )
     if stores and made.data is not None:
         raise BadInputError("--data is given beside two stores, whose samples are used; leave one of them out")
@@ -223,7 +223,7 @@ def keep(
         texts=(texts_of(original, samples), texts_of(tuned, samples)),
         facts=[*facts, ("pictures", source)],
         hook=hook,
-        models=tuple(model_name(store.made_by) for store in stores),
+        models=(model_name(original.made_by), model_name(tuned.made_by)),
         count=made.count,
         enough=made.enough,
     )

@@ -13,7 +13,7 @@ from jaxtyping import Float, Int
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from concept_dict.grounding import STOPWORDS, Word, top_words
+from concept_dict.grounding import STOPWORDS, Decode, Word, top_words
 from concept_dict.recovery import Words
 from concept_dict.run_table import method_settings
 from concept_dict.shift_study import Part, ShiftStudy
@@ -22,9 +22,6 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.paired_rows import PairedRows, split_samples
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
-
-Decode = Callable[[Tensor], list[list[Word]]]
-"""Directions (k, d) -> the words of each, most probable first."""
 
 LEARN, SHIFT, MEASURE = "learn", "shift", "measure"
 SHARES = {LEARN: 0.4, SHIFT: 0.3, MEASURE: 0.3}
