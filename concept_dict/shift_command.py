@@ -117,8 +117,9 @@ def check_options(made: Any) -> None:
     """
     stores = [name for name in ("original_store", "tuned_store") if made[name] is not None]
     models = [name for name in ("original", "tuned") if made[name] is not None]
-    if len(stores) == 1 or len(models) == 1:
-        raise BadInputError(f"only --{(stores + models)[0]} is given; give both models, both stores, or all four")
+    for given in (stores, models):
+        if len(given) == 1:
+            raise BadInputError(f"only --{given[0]} is given; give both models, both stores, or all four")
     if not stores and (not models or made.data is None or made.selector is None):
         raise BadInputError(
             "nothing to compare: give two stores (--original_store, --tuned_store), or --original, --tuned, --data and "
