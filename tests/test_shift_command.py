@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import csv
 import json
+import re
+import shlex
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -144,3 +147,27 @@ def test_settings_can_be_written_down(tmp_path: Path) -> None:
     (tmp_path / "shift.yaml").write_text(parser.dump(parser.parse_args(options)))
     again = parser.instantiate(parser.parse_args(["-c", str(tmp_path / "shift.yaml")]))
     assert (again.average, again.alpha, type(again.method).__name__) == ("median", 2.0, "PCA")
+
+
+PAGE = (Path(__file__).parents[1] / "docs" / "shift.md").read_text()
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command and its Python in their order; the steered model says the place alone; links lead somewhere."""
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, Any] = {}
+    for language, block in re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL):
+        if language == "python":
+            exec(block, names)
+        else:
+            (command,) = (line for line in block.splitlines() if line.startswith("hooked-mm shift "))
+            main(shlex.split(command)[2:])
+    assert names["steered"] == names["by_concept"] == [f"in the {names['scene'].columns['place']} ."]
+    assert names["gained"].low > 0
+    for left in re.findall(r"^\| `(KMeans[^|]+|[^|]*csv[^|]+|extracted[^|]+)\|", PAGE, re.MULTILINE):
+        for place in re.findall(r"[\w./-]+", left):
+            assert (tmp_path / "runs" / "shift" / place).exists(), place
+    docs = Path(__file__).parents[1] / "docs"
+    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link]
+    assert not [link for link in links if not (docs / link).exists()]
