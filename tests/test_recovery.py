@@ -238,6 +238,7 @@ def test_samples_without_rows_are_none() -> None:
     """Where all rows lie behind a direction, numbers that have none are not before them; equals by their number."""
     rows = torch.tensor([[-1.0], [-3], [-2], [-2]])
     assert top_by_direction(torch.ones(1, 1), rows, np.array([50, 60, 90, 70]), 3) == [[50, 70, 90]]
+    assert top_by_direction(torch.ones(1, 1), rows, np.array([50, 60, 90, 70]), 9) == [[50, 70, 90, 60]]
     assert top_by_direction(torch.zeros(1, 1), rows, np.array([50, 60, 90, 70]), 2) == [[50, 60]]
 
 
