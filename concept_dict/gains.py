@@ -66,7 +66,8 @@ def counted(recovery: Recovery, enough: int = ENOUGH) -> Bool[np.ndarray, " k"]:
 
 @dataclass(frozen=True)
 class Comparison:
-    """Two forms over concepts: mean gain, its 95 % interval, the share of concepts that gain, and how many there are.
+    """Two forms over concepts: mean gain, its 95 % interval, the shares of concepts that gain and that lose,
+    and how many there are.
 
     `low` and `high` are NaN for fewer than two concepts.
     """
@@ -75,6 +76,7 @@ class Comparison:
     low: float
     high: float
     improved: float
+    worse: float
     concepts: int
 
 
@@ -91,9 +93,11 @@ def compare(
     found = gain(recovery, score, form, against)[counted(recovery, enough)]
     found = found[np.isfinite(found)]
     if not len(found):
-        return Comparison(float("nan"), float("nan"), float("nan"), float("nan"), 0)
+        nothing = float("nan")
+        return Comparison(nothing, nothing, nothing, nothing, nothing, 0)
     low, high = _interval(found, seed=seed)
-    return Comparison(float(found.mean()), low, high, float((found > ROUNDING).mean()), len(found))
+    better, worse = (float(side.mean()) for side in (found > ROUNDING, found < -ROUNDING))
+    return Comparison(float(found.mean()), low, high, better, worse, len(found))
 
 
 def _interval(found: Float[np.ndarray, " n"], seed: int) -> tuple[float, float]:

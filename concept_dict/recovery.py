@@ -14,7 +14,7 @@ prefer whatever moved towards anything.
 | `random direction` | a random vector as long as Delta_k | the length of the move |
 | `another's` | Delta of another concept | shifts that are alike |
 | `shifted` | Delta_k | |
-| `refitted` | nothing: the fine-tuned model's own, found on other samples | the ceiling: how well any come back |
+| `refitted` | nothing: the fine-tuned model's own, found on other samples | how well any come back, for reference |
 """
 
 from __future__ import annotations

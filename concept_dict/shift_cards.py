@@ -16,7 +16,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity
 
 from concept_dict.cards import CardSample
-from concept_dict.gains import ENOUGH, counted
+from concept_dict.gains import counted
 from concept_dict.grounding import Decode, Word
 from concept_dict.recovery import Concepts, along, top_by_direction
 from concept_dict.run_table import Setting, method_settings
@@ -97,7 +97,6 @@ class ShiftReport:
         new: Concepts of the fine-tuned model that are new, or no concept's partner.
         lost: Concepts of the original that nothing is left of.
         names: What concepts are called in figures; None where nothing was decoded.
-        enough: Rows that a concept needs to count.
         settings: TensorBoard compares runs by these.
     """
 
@@ -109,7 +108,6 @@ class ShiftReport:
     new: list[Alone]
     lost: list[Alone]
     names: list[str] | None = None
-    enough: int = ENOUGH
     settings: Mapping[str, Setting] = field(default_factory=dict)
 
 
@@ -125,7 +123,6 @@ def build_report(
     hook: str = "",
     models: tuple[str, str] = ("", ""),
     count: int = 6,
-    enough: int = ENOUGH,
 ) -> ShiftReport:
     """Gather what a person wants to see of a study.
 
@@ -140,7 +137,6 @@ def build_report(
         hook: Where rows were read.
         models: The names of both.
         count: Samples per form.
-        enough: Rows that a concept needs to count, see `gains.counted`.
 
     Raises:
         BadInputError: If no sample is to be shown, or a text is missing.
@@ -166,7 +162,7 @@ def build_report(
         for name, directions, of in kinds
     }
     cosines = _row_cosines(study, measure)
-    kept = counted(study.recovery, enough)
+    kept = counted(study.recovery, study.settings.enough)
     cards = []
     for place, number in enumerate(shown):
         theirs = frozenset(word.text for word in words["fine-tuned"][place])
@@ -177,7 +173,7 @@ def build_report(
         ]
         numbers = _numbers(study, number)
         if not kept[number]:
-            numbers.append(("in means", f"not counted: no partner, or fewer than {enough} rows"))
+            numbers.append(("in means", f"not counted: no partner, or fewer than {study.settings.enough} rows"))
         cards.append(ShiftCard(number, study.label(number), forms, numbers, cosines[number]))
     new, lost = _alone(study, decoders)
     names: list[str] | None = None
@@ -195,7 +191,7 @@ def build_report(
     }
     about = [*_about(study, measure, hook, models), *facts]
     empty = [study.label(number) for number in study.empty]
-    return ShiftReport(title, about, study, cards, empty, new, lost, names, enough, settings)
+    return ShiftReport(title, about, study, cards, empty, new, lost, names, settings)
 
 
 def _both(part: Part) -> tuple[Tensor, Tensor]:

@@ -102,7 +102,6 @@ def build_parser() -> ArgumentParser:
     shown = parser.add_argument_group("what is shown")
     shown.add_argument("--words", type=int, default=10, help="words per concept, compared and shown")
     shown.add_argument("--count", type=int, default=6, help="samples shown per concept and form")
-    shown.add_argument("--enough", type=int, default=20, help="rows that a concept needs to count in comparisons")
     shown.add_argument("--stopwords", type=Path | None, help="a text file of words to leave out, for our own list")
     shown.add_argument("--vocabulary", type=Path | None, help="a text file of the only words to name concepts by")
     parser.add_argument("--output", type=Path, required=True, help="folder for stores, dictionaries, tables, pages")
@@ -226,7 +225,6 @@ def keep(
         hook=hook,
         models=(model_name(original.made_by), model_name(tuned.made_by)),
         count=made.count,
-        enough=made.enough,
     )
     write_html(report, folder / "report.html")
     # A run that was cut off has left its own there, which would be shown as the same run.
@@ -281,6 +279,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings=settings,
         )
         keep(studies[name], output_folder(made.output / name), (original, tuned), dealt, hook, decode, facts, made)
-        print(f"\n{name}\n{table(studies[name], made.enough)}\n{made.output / name / 'report.html'}")
-    write_tables(studies, made.output, enough=made.enough)
+        print(f"\n{name}\n{table(studies[name])}\n{made.output / name / 'report.html'}")
+    write_tables(studies, made.output)
     print(f"\n{made.output / TABLES[0]}, ...\ntensorboard --logdir {made.output}")

@@ -14,13 +14,13 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from PIL import Image
 
-from concept_dict.gains import ENOUGH, Correlation, counted, gain
+from concept_dict.gains import Correlation, counted, gain
 from concept_dict.recovery import SCORES
 from concept_dict.shift_study import ShiftStudy
 from concept_dict.shift_tables import concept_names, form_values, known_scores
 from hooked_mm.errors import unknown
 
-BEFORE, AFTER, CEILING, FEW = "#8a8f98", "#2f6fde", "#d9822b", "white"
+BEFORE, AFTER, REFITTED, FEW = "#8a8f98", "#2f6fde", "#d9822b", "white"
 LONGEST = 28
 """Characters of a concept's name beside a plot."""
 
@@ -29,9 +29,8 @@ def recovery_figure(
     study: ShiftStudy,
     scores: Sequence[str] = ("cosine", "words"),
     names: Sequence[str] | None = None,
-    enough: int = ENOUGH,
 ) -> Figure:
-    """Per concept a score before and after the shift, joined by a line, with the ceiling; the largest gain on top.
+    """Per concept a score before and after the shift, joined by a line, beside `refitted`; the largest gain on top.
 
     Concepts without a partner have no scores and are left out; those with too few rows to count have hollow marks.
 
@@ -39,7 +38,6 @@ def recovery_figure(
         study: Whose concepts.
         scores: A panel each; those that were not computed are left out.
         names: What to call each concept beside its label, such as its words.
-        enough: Rows that a concept needs to count, see `gains.counted`.
 
     Raises:
         BadInputError: For a score that there is not, or if there is not one name per concept.
@@ -52,7 +50,7 @@ def recovery_figure(
     height = 1.6 + 0.24 * max(1, int((study.recovery.partner >= 0).sum()))
     figure = Figure(figsize=(5.6 * max(1, len(shown)), height), layout="constrained")
     for score, axes in zip(shown, figure.subplots(1, max(1, len(shown)), squeeze=False)[0], strict=False):
-        _recovery(axes, study, score, labels, counted(study.recovery, enough))
+        _recovery(axes, study, score, labels, counted(study.recovery, study.settings.enough))
     if shown:
         handles, told = figure.axes[0].get_legend_handles_labels()
         figure.legend(handles, told, loc="outside lower center", ncols=len(told), frameon=False, fontsize=9)
@@ -62,12 +60,12 @@ def recovery_figure(
 def _recovery(axes: Axes, study: ShiftStudy, score: str, labels: Sequence[str], kept: Bool[np.ndarray, " k"]) -> None:
     """One panel of `recovery_figure`."""
     before, after = (form_values(study, score, form) for form in ("unshifted", "shifted"))
-    ceiling, gained = form_values(study, score, "refitted"), gain(study.recovery, score)
+    refitted, gained = form_values(study, score, "refitted"), gain(study.recovery, score)
     there = np.flatnonzero(np.isfinite(gained))
     order = there[np.argsort(gained[there], kind="stable")]
     place = np.arange(len(order))
     axes.hlines(place, before[order], after[order], color="#c9ccd1", linewidth=2, zorder=1)
-    axes.plot(ceiling[order], place, "|", color=CEILING, markersize=11, markeredgewidth=2, label="refitted (ceiling)")
+    axes.plot(refitted[order], place, "|", color=REFITTED, markersize=11, markeredgewidth=2, label="refitted")
     # The one below is larger, so that both show where nothing is gained.
     for values, colour, name, size in ((before, BEFORE, "unshifted", 84), (after, AFTER, "shifted", 34)):
         inside = np.where(kept[order], colour, FEW).tolist()
@@ -84,11 +82,11 @@ def _recovery(axes: Axes, study: ShiftStudy, score: str, labels: Sequence[str], 
     _plain(axes)
 
 
-def correlation_figure(study: ShiftStudy, names: Sequence[str] | None = None, enough: int = ENOUGH) -> Figure:
+def correlation_figure(study: ShiftStudy, names: Sequence[str] | None = None) -> Figure:
     """Consistency and magnitude of the shifts against what they gain in cosine, a point per concept.
 
-    Areas go with the rows of a concept's shift; those with too few to count are hollow. Correlations are the study's:
-    over all points, hollow ones too.
+    Areas go with the rows of a concept's shift; those with too few to count are hollow and have no part in the
+    correlations.
 
     Raises:
         BadInputError: If there is not one name per concept.
@@ -97,7 +95,7 @@ def correlation_figure(study: ShiftStudy, names: Sequence[str] | None = None, en
     figure = Figure(figsize=(11.2, 4.8), layout="constrained")
     measured = {"consistency": study.shifts.pairwise.numpy(), "magnitude": study.shifts.magnitude.numpy()}
     told = {"consistency": "consistency (mean cosine of two rows' shifts)", "magnitude": "magnitude ||Δ||"}
-    gained, kept = gain(study.recovery, "cosine"), counted(study.recovery, enough)
+    gained, kept = gain(study.recovery, "cosine"), counted(study.recovery, study.settings.enough)
     counts = study.recovery.counts
     for (name, values), axes in zip(measured.items(), figure.subplots(1, 2), strict=True):
         there = np.isfinite(values) & np.isfinite(gained)

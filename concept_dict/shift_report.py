@@ -24,17 +24,17 @@ def write_html(report: ShiftReport, path: str | Path) -> Path:
     """The report as one page without outside resources; all text is escaped."""
     study = report.study
     figures = [
-        ("Recovery before and after the shift", recovery_figure(study, names=report.names, enough=report.enough)),
-        ("What recovery goes with", correlation_figure(study, report.names, report.enough)),
+        ("Recovery before and after the shift", recovery_figure(study, names=report.names)),
+        ("What recovery goes with", correlation_figure(study, report.names)),
     ]
     return write_page(
         "shift.html",
         path,
         report=report,
         scores=known_scores(study),
-        forms=form_rows(study, report.enough),
+        forms=form_rows(study),
         controls=CONTROLS,
-        compared={(r["against"], r["score"]): interval(r) for r in comparison_rows(study, report.enough)},
+        compared={(r["against"], r["score"]): interval(r) for r in comparison_rows(study)},
         figures=[(caption, figure_image(drawn)) for caption, drawn in figures],
         number=figure,
     )
@@ -59,9 +59,9 @@ def overview_markdown(report: ShiftReport) -> str:
     study, scores = report.study, known_scores(report.study)
     parts = [f"# {markdown_text(report.title)}"]
     parts.append("\n".join(f"- {markdown_text(name)}: {markdown_text(value)}" for name, value in report.facts))
-    forms = [[row["form"], *(figure(row[score]) for score in scores)] for row in form_rows(study, report.enough)]
+    forms = [[row["form"], *(figure(row[score]) for score in scores)] for row in form_rows(study)]
     parts.append(markdown_table(["form", *scores], forms))
-    compared = [[row["score"], row["against"], interval(row)] for row in comparison_rows(study, report.enough)]
+    compared = [[row["score"], row["against"], interval(row)] for row in comparison_rows(study)]
     parts.append(markdown_table(["score", "the shift over", "gains"], compared))
     for name, found in (("New", report.new), ("Lost", report.lost)):
         if found:
@@ -99,15 +99,13 @@ def write_tensorboard(report: ShiftReport, folder: str | Path) -> Path:
     what the shift gains over the controls, beside settings, so that runs compare.
     """
     study = report.study
-    found = {
-        f"{score}/{row['form']}": row[score] for row in form_rows(study, report.enough) for score in known_scores(study)
-    }
-    for row in comparison_rows(study, report.enough):
+    found = {f"{score}/{row['form']}": row[score] for row in form_rows(study) for score in known_scores(study)}
+    for row in comparison_rows(study):
         found[f"gain in {row['score']}/over {row['against']}"] = row["mean"]
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("overview", overview_markdown(report))
-        writer.add_figure("shift/recovery", recovery_figure(study, names=report.names, enough=report.enough))
-        writer.add_figure("shift/correlation", correlation_figure(study, report.names, report.enough))
+        writer.add_figure("shift/recovery", recovery_figure(study, names=report.names))
+        writer.add_figure("shift/correlation", correlation_figure(study, report.names))
         for card in report.cards:
             words = ", ".join(word.text for word in card.forms[0].words[:2])
             tag = f"concepts/{card.index:02d} {words}".rstrip()

@@ -27,7 +27,7 @@ from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
 from concept_dict.fates import Fates, fates
-from concept_dict.gains import Correlation, correlate, gain, relative_gain
+from concept_dict.gains import ENOUGH, Correlation, correlate, counted, gain, relative_gain
 from concept_dict.grounding import is_signed
 from concept_dict.recovery import Concepts, HeldOut, Recovery, Words, moves, recover
 from concept_dict.shift import Average, Shifts, average, movements, shift_vectors
@@ -69,6 +69,7 @@ class Settings:
         samples: Most activating samples to compare.
         draws: Of every random control.
         apart: See `fates`.
+        enough: Rows that a concept needs, see `gains.counted`.
         seed: Of the controls and the intervals.
     """
 
@@ -78,6 +79,7 @@ class Settings:
     samples: int = 10
     draws: int = 5
     apart: float = 0.5
+    enough: int = ENOUGH
     seed: int = 0
 
 
@@ -94,7 +96,8 @@ class ShiftStudy:
         shifts: Delta_k and its consistency.
         recovery: Scores of every form.
         fates: What became of the concepts.
-        correlations: Of `consistency` (pairwise) and `magnitude` with what cosine and distance gained.
+        correlations: Of `consistency` (pairwise) and `magnitude` with gains in cosine and distance, of
+            concepts with enough rows.
         unassigned: Rows of the part `shift` that activate no concept.
         settings: As given.
     """
@@ -204,8 +207,9 @@ def study(
         "gain in cosine": gain(recovery, "cosine"),
         "relative gain in distance": relative_gain(recovery, "distance"),
     }
+    kept = counted(recovery, settings.enough)
     correlations = {
-        f"{one} with {other}": correlate(x, y, settings.seed)
+        f"{one} with {other}": correlate(x[kept], y[kept], settings.seed)
         for one, x in measured.items()
         for other, y in came.items()
     }

@@ -25,7 +25,7 @@ import numpy as np
 from jaxtyping import Float
 
 from concept_dict.fates import FATES
-from concept_dict.gains import ENOUGH, compare, counted, gain, relative_gain, values
+from concept_dict.gains import compare, counted, gain, relative_gain, values
 from concept_dict.recovery import CONTROLS, FORMS, SCORES
 from concept_dict.run_table import method_settings, output_folder
 from concept_dict.shift_study import ShiftStudy
@@ -119,9 +119,9 @@ def _score_columns(study: ShiftStudy, score: str) -> dict[str, Float[np.ndarray,
     }
 
 
-def form_rows(study: ShiftStudy, enough: int = ENOUGH) -> list[Row]:
+def form_rows(study: ShiftStudy) -> list[Row]:
     """One row per form: the mean of each score over the concepts that count (see `gains.counted`), and how many do."""
-    kept = counted(study.recovery, enough)
+    kept = counted(study.recovery, study.settings.enough)
     return [
         {
             "form": form,
@@ -132,36 +132,36 @@ def form_rows(study: ShiftStudy, enough: int = ENOUGH) -> list[Row]:
     ]
 
 
-def comparison_rows(study: ShiftStudy, enough: int = ENOUGH) -> list[Row]:
+def comparison_rows(study: ShiftStudy) -> list[Row]:
     """One row per score and control: by how much moving a concept by its own shift is better (see `gains.compare`)."""
-    rows = []
+    rows, settings = [], study.settings
     for score in known_scores(study):
         for against in CONTROLS:
-            found = compare(study.recovery, score, "shifted", against, enough=enough, seed=study.settings.seed)
+            found = compare(study.recovery, score, "shifted", against, enough=settings.enough, seed=settings.seed)
             rows.append({"score": score, "form": "shifted", "against": against, **asdict(found)})
     return rows
 
 
-def summary(study: ShiftStudy, names: Sequence[str] | None = None, enough: int = ENOUGH) -> Row:
+def summary(study: ShiftStudy, names: Sequence[str] | None = None) -> Row:
     """All that tables hold of a study, with settings, correlations, fates and counts; see `write_tables`."""
     fates = study.fates
     there = [number for number, fate in enumerate(fates.fate) if fate]
     return {
         "method": method_settings(study.fitted),
-        "settings": {**asdict(study.settings), "enough": enough},
+        "settings": asdict(study.settings),
         "signed": study.signed,
         "counts": {
             "concepts": study.k,
             "concepts of the fine-tuned model": len(study.tuned.directions),
-            "with enough rows": int(counted(study.recovery, enough).sum()),
+            "with enough rows": int(counted(study.recovery, study.settings.enough).sum()),
             "rows": int(study.recovery.counts.sum()),
             "held-out rows": int(study.recovery.held_out.sum()),
             "unassigned rows": study.unassigned,
         },
         "empty": [study.label(number) for number in study.empty],
         "concepts": concept_rows(study, names),
-        "forms": form_rows(study, enough),
-        "comparisons": comparison_rows(study, enough),
+        "forms": form_rows(study),
+        "comparisons": comparison_rows(study),
         "correlations": {name: asdict(found) for name, found in study.correlations.items()},
         "fates": {
             "same": fates.same,
@@ -185,7 +185,6 @@ def write_tables(
     studies: Studies,
     folder: str | Path,
     names: Sequence[str] | Mapping[str, Sequence[str]] | None = None,
-    enough: int = ENOUGH,
 ) -> Path:
     """`concepts.csv`, `forms.csv`, `comparisons.csv` and `shift.json` into a folder, which is made.
 
@@ -193,7 +192,6 @@ def write_tables(
         studies: One study, or several by name, such as of several k: tables get a first column `study` then.
         folder: Where to.
         names: What to call each concept, see `concept_rows`; of several studies under their names.
-        enough: Rows that a concept needs to count, see `gains.counted`.
 
     Raises:
         BadInputError: If the folder can't be made, if there are no studies, or names do not fit them.
@@ -204,7 +202,7 @@ def write_tables(
     if isinstance(names, Mapping) == isinstance(studies, ShiftStudy) and names is not None:
         raise BadInputError("names are a list for one study, and lists by its name for several")
     of = names if isinstance(names, Mapping) else {"": names}
-    found = {name: summary(one, of.get(name) if of else None, enough) for name, one in several.items()}
+    found = {name: summary(one, of.get(name) if of else None) for name, one in several.items()}
     out = output_folder(folder)
     for table in ("concepts", "forms", "comparisons"):
         rows = [
@@ -250,7 +248,9 @@ def interval(row: Row) -> str:
         return "no concept has enough rows"
     # z: what rounds to 0 has no sign of its own.
     mean, low, high = ("–" if math.isnan(row[name]) else f"{row[name]:+z.3f}" for name in ("mean", "low", "high"))
-    return f"{mean} [{low}, {high}], better for {row['improved']:.0%} of {row['concepts']}"
+    return (
+        f"{mean} [{low}, {high}], better for {row['improved']:.0%}, worse for {row['worse']:.0%} of {row['concepts']}"
+    )
 
 
 def fate_counts(study: ShiftStudy) -> list[tuple[str, int]]:
@@ -258,17 +258,18 @@ def fate_counts(study: ShiftStudy) -> list[tuple[str, int]]:
     return [*((fate, study.fates.count(fate)) for fate in FATES), ("lost", len(study.fates.lost))]
 
 
-def table(study: ShiftStudy, enough: int = ENOUGH) -> str:
+def table(study: ShiftStudy) -> str:
     """Plain text: forms by scores, a line per comparison, correlations, fates, and what is empty."""
     scores = known_scores(study)
-    forms = form_rows(study, enough)
+    forms = form_rows(study)
     count = forms[0]["concepts"]
     lines = [
-        f"means over {count} of {study.k} concepts, those with {enough} rows or more to shift by and to measure on"
+        f"means over {count} of {study.k} concepts, those with {study.settings.enough} rows or more to shift by and to "
+        "measure on"
     ]
     lines += _columns([["", *scores], *([row["form"], *(figure(row[score]) for score in scores)] for row in forms)])
     lines += ["", "what the shift gains over (mean [95 % interval])"]
-    lines += _columns([[row["score"], row["against"], interval(row)] for row in comparison_rows(study, enough)], 3)
+    lines += _columns([[row["score"], row["against"], interval(row)] for row in comparison_rows(study)], 3)
     lines += ["", "correlations over concepts (Pearson's r [95 % interval], Spearman's rho)"]
     lines += _columns(
         [

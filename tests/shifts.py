@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import torch
 from torch import Tensor
@@ -46,8 +48,15 @@ def made_up(
     if empty:
         kept = fitted.transform(shift.original).argmax(dim=1) != 0
         shift = Part(shift.original[kept], shift.tuned[kept], shift.sample[kept.numpy()])
-    found = study(fitted, shift, parts[2], words=(sets, sets) if words else None, settings=Settings(samples=3, draws=2))
+    found = study(
+        fitted, shift, parts[2], words=(sets, sets) if words else None, settings=Settings(samples=3, draws=2, enough=1)
+    )
     return found, parts[2]
+
+
+def with_enough(study: ShiftStudy, enough: int) -> ShiftStudy:
+    """The same, where a concept needs so many rows to count."""
+    return replace(study, settings=replace(study.settings, enough=enough))
 
 
 def told(study: ShiftStudy) -> Recovery:

@@ -78,7 +78,7 @@ def test_nothing_is_gained_without_a_change() -> None:
         for score in ("cosine", "distance", "words"):
             same = _recovery(scores, scores, score)
             assert relative_gain(same, score).tolist() == [0] * 5
-            assert compare(same, score, against="unshifted") == Comparison(0, 0, 0, 0, 5)
+            assert compare(same, score, against="unshifted") == Comparison(0, 0, 0, 0, 0, 5)
     # The mean over draws of equal numbers may be another number in its last place.
     off = _recovery(scores, scores - 1e-16, "cosine", "random groups")
     assert compare(off, "cosine", against="random groups").improved == 0
@@ -109,6 +109,7 @@ def test_comparisons_against_another_bootstrap(score: str) -> None:
     gains = sign * (after - before)[2:]
     assert found.mean == pytest.approx(gains.mean())
     assert found.improved == pytest.approx((gains > 0).mean())
+    assert found.worse == pytest.approx((gains < 0).mean())
     assert found.concepts == 38
     theirs = bootstrap((gains,), np.mean, method="percentile", n_resamples=10_000).confidence_interval
     assert (found.low, found.high) == pytest.approx(tuple(theirs), abs=0.003)

@@ -16,7 +16,7 @@ from concept_dict.recovery import along, top_by_direction
 from concept_dict.shift_cards import ShiftReport, build_report
 from concept_dict.shift_study import Part, ShiftStudy, study
 from hooked_mm.errors import BadInputError
-from tests.shifts import SAMPLES, decode, made_up, part, told
+from tests.shifts import SAMPLES, decode, made_up, part, told, with_enough
 
 TEXTS = tuple([f"{name} {number}" for number in range(SAMPLES)] for name in ("before", "after"))
 
@@ -67,7 +67,7 @@ def test_how_far_samples_lie_by_hand(made: tuple[ShiftStudy, Part]) -> None:
 
 def test_numbers(made: tuple[ShiftStudy, Part]) -> None:
     """Of scores that are easy to count with; a concept without a partner has two forms and no scores."""
-    known = replace(made[0], recovery=told(made[0]))
+    known = with_enough(replace(made[0], recovery=told(made[0])), 20)
     cards = _report(known, made[1]).cards
     first = dict(cards[0].numbers)
     assert (first["rows"], first["held-out rows"], first["cosine"]) == ("30", "20", "0.100 → 0.500")

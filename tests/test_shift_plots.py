@@ -15,7 +15,7 @@ from concept_dict.pca import PCA
 from concept_dict.shift_plots import correlation_figure, correlation_text, figure_image, recovery_figure
 from concept_dict.shift_study import ShiftStudy
 from hooked_mm.errors import BadInputError
-from tests.shifts import made_up, told
+from tests.shifts import made_up, told, with_enough
 
 
 @pytest.fixture(scope="module")
@@ -27,7 +27,7 @@ def study() -> ShiftStudy:
 @pytest.fixture(scope="module")
 def known(study: ShiftStudy) -> ShiftStudy:
     """The same with scores that are easy to count with: gains .4, -.1, .2, none."""
-    return replace(study, recovery=told(study))
+    return with_enough(replace(study, recovery=told(study)), 20)
 
 
 def _points(axes: Axes) -> list[PathCollection]:
@@ -53,7 +53,8 @@ def test_too_few_rows_are_hollow(known: ShiftStudy) -> None:
     """White inside, in both plots: concept 2 has 19 rows; with 19 asked for it is as the others."""
 
     def hollow(enough: int) -> list[list[bool]]:
-        axes = [*recovery_figure(known, enough=enough).axes[:1], *correlation_figure(known, enough=enough).axes]
+        study = with_enough(known, enough)
+        axes = [*recovery_figure(study).axes[:1], *correlation_figure(study).axes]
         return [[bool((c[:3] == 1).all()) for c in _points(a)[-1].get_facecolors()] for a in axes]
 
     bars, consistency, magnitude = hollow(20)

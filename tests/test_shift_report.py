@@ -18,7 +18,7 @@ from concept_dict.recovery import CONTROLS, FORMS
 from concept_dict.shift_cards import ShiftReport, build_report
 from concept_dict.shift_report import card_markdown, overview_markdown, sheet, write_html, write_tensorboard
 from concept_dict.shift_tables import comparison_rows, form_rows
-from tests.shifts import SAMPLES, decode, made_up, told
+from tests.shifts import SAMPLES, decode, made_up, told, with_enough
 from tests.test_cards import HOSTILE, _Page, _read, _rows, _text
 
 RED, BLUE = (Image.new("RGB", (12, 8), colour) for colour in ("red", "blue"))
@@ -31,6 +31,7 @@ def _report(text: str = "red", *, empty: bool = False, known: bool = True) -> Sh
         return [[Word(text, 0.75), *words[1:]] for words in decode(directions)]
 
     study, measure = made_up(empty=empty)
+    study = with_enough(study, 19)
     if known:
         fates = replace(study.fates, fate=["new", "kept", "kept", "specialised"], lost=[1])
         study = replace(study, recovery=told(study), fates=fates)
@@ -45,7 +46,6 @@ def _report(text: str = "red", *, empty: bool = False, known: bool = True) -> Sh
         hook="blocks.1",
         models=("one", "other"),
         count=2,
-        enough=19,
     )
 
 
@@ -91,14 +91,14 @@ def test_the_tables_of_the_page(tmp_path: Path) -> None:
     report = _report()
     page = _Page(write_html(report, tmp_path / "page.html").read_text("utf-8"))
     cells = [data for tag, data in page.text if tag == "td"]
-    forms = {row["form"]: row for row in form_rows(report.study, 19)}
+    forms = {row["form"]: row for row in form_rows(report.study)}
     for form in FORMS:
         place = cells.index(form)
         assert cells[place + 1] == f"{forms[form]['cosine']:.3f}"
     heads = [data for tag, data in page.text if tag == "th"]
     assert [head for head in heads if head in CONTROLS] == list(CONTROLS)
     row = cells[cells.index("cosine") + 1 :][: len(CONTROLS)]
-    means = [found["mean"] for found in comparison_rows(report.study, 19)[: len(CONTROLS)]]
+    means = [found["mean"] for found in comparison_rows(report.study)[: len(CONTROLS)]]
     assert [float(cell.split()[0]) for cell in row] == pytest.approx(means, abs=5e-4)
 
 
@@ -159,11 +159,11 @@ def test_tensorboard(tmp_path: Path) -> None:
         assert [tag for tag in tags["images"] if tag.startswith(f"concepts/{card.index:02d} red")]
         drawn = events.Histograms(f"cosine of rows with the shift/{card.index:02d}")[0].histogram_value
         assert drawn.num == len(card.cosines)
-    forms = {row["form"]: row for row in form_rows(report.study, 19)}
+    forms = {row["form"]: row for row in form_rows(report.study)}
     for form in FORMS:
         assert events.Scalars(f"cosine/{form}")[0].value == pytest.approx(forms[form]["cosine"])
     assert "explained/refitted" not in tags["scalars"]
-    gained = comparison_rows(report.study, 19)[1]
+    gained = comparison_rows(report.study)[1]
     assert events.Scalars("gain in cosine/over global")[0].value == pytest.approx(gained["mean"])
     content = events.summary_metadata["_hparams_/session_start_info"].plugin_data.content
     started = plugin_data_pb2.HParamsPluginData.FromString(content).session_start_info.hparams

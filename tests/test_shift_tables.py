@@ -16,7 +16,7 @@ from concept_dict.recovery import CONTROLS, FORMS, SCORES
 from concept_dict.shift_study import ShiftStudy
 from concept_dict.shift_tables import comparison_rows, concept_rows, form_rows, table, write_tables
 from hooked_mm.errors import BadInputError
-from tests.shifts import made_up, told
+from tests.shifts import made_up, told, with_enough
 
 
 @pytest.fixture(scope="module")
@@ -28,7 +28,7 @@ def study() -> ShiftStudy:
 @pytest.fixture(scope="module")
 def known(study: ShiftStudy) -> ShiftStudy:
     """The same with scores that are easy to count with."""
-    return replace(study, recovery=told(study))
+    return with_enough(replace(study, recovery=told(study)), 20)
 
 
 def _read(path: Path) -> list[dict[str, str]]:
@@ -67,7 +67,7 @@ def test_forms_by_hand(known: ShiftStudy) -> None:
     assert rows["global"]["cosine"] == pytest.approx(0.16)
     assert rows["shifted"]["samples"] == pytest.approx(0.3)
     assert np.isnan(rows["refitted"]["explained"])
-    assert form_rows(known, enough=19)[5]["words"] == pytest.approx(1.1 / 3)
+    assert form_rows(with_enough(known, 19))[5]["words"] == pytest.approx(1.1 / 3)
 
 
 def test_comparisons_by_hand(known: ShiftStudy) -> None:
@@ -142,15 +142,15 @@ def test_plain_text(known: ShiftStudy) -> None:
     (refitted,) = [line for line in lines if line.startswith("refitted")]
     assert refitted.split() == ["refitted", "0.210", "0.210", "0.210", "0.210", "–", "–"]
     (line,) = [line for line in lines if line.split()[:2] == ["cosine", "global"]]
-    assert line.endswith("+0.140 [-0.110, +0.390], better for 50% of 2")
-    assert "no concept has enough rows" in table(known, enough=99)
+    assert line.endswith("+0.140 [-0.110, +0.390], better for 50%, worse for 50% of 2")
+    assert "no concept has enough rows" in table(with_enough(known, 99))
 
 
 def test_identical_models(tmp_path: Path) -> None:
     """Nothing moved: no shift is better than another, nothing is divided by 0, JSON has a number or null."""
     study, _ = made_up(same=True)
     assert {row["magnitude"] for row in concept_rows(study)} == {0.0}
-    (content,) = _json(write_tables(study, tmp_path, enough=1) / "shift.json")
+    (content,) = _json(write_tables(study, tmp_path) / "shift.json")
     found = [row for row in content["comparisons"] if row["against"] != "unshifted"]
     assert {(row["mean"], row["low"], row["high"], row["improved"]) for row in found} == {(0, 0, 0, 0)}
     assert [row["pairwise"] for row in content["concepts"]] == [None] * 4
@@ -161,7 +161,7 @@ def test_a_concept_without_rows(tmp_path: Path) -> None:
     """It is listed, has a row of empty cells, and does not count."""
     study, _ = made_up(empty=True)
     assert "without rows: concepts 0\n" in table(study)
-    first = _read(write_tables(study, tmp_path, enough=1) / "concepts.csv")[0]
+    first = _read(write_tables(study, tmp_path) / "concepts.csv")[0]
     assert (first["rows"], first["partner"], first["cosine_shifted"]) == ("0", "", "")
     (content,) = _json(tmp_path / "shift.json")
     assert (content["empty"], content["counts"]["with enough rows"]) == (["0"], 3)
