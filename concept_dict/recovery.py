@@ -5,16 +5,6 @@ Moved, it is u_k + alpha Delta_k. What is compared are directions: of the fine-t
 mean, of moved ones from the same mean, of the original's own from the original's mean (of dictionaries that are not
 centred, means are 0). Partners are found once, for concepts that were not moved: matching again behind the move would
 prefer whatever moved towards anything.
-
-| form | what it is moved by | what it controls for |
-|---|---|---|
-| `unshifted` | nothing | |
-| `global` | one mean shift for all | what a common drift explains |
-| `random groups` | means over rows that were dealt to groups of the same sizes | averaging over few rows |
-| `random direction` | a random vector as long as Delta_k | the length of the move |
-| `another's` | Delta of another concept | shifts that are alike |
-| `shifted` | Delta_k | |
-| `refitted` | nothing: the fine-tuned model's own, found on other samples | how well any come back, for reference |
 """
 
 from __future__ import annotations
@@ -35,10 +25,16 @@ from concept_dict.shift import Average, Shifts, main_concept, shift_vectors
 from hooked_mm.errors import BadInputError
 
 CONTROLS = ("unshifted", "global", "random groups", "random direction", "another's")
-FORMS = (*CONTROLS, "shifted", "refitted")
-DRAWN = ("random groups", "random direction", "another's")
-"""Controls that are drawn by chance, several times; their scores are means over the draws."""
-
+FORMS = {
+    "unshifted": "as the original has it",
+    "global": "moved by one mean shift for all: what a common drift explains",
+    "random groups": "moved by the mean over rows that were dealt to groups of the same sizes: averaging over few rows",
+    "random direction": "moved by a random vector as long as its own shift: the length of the move",
+    "another's": "moved by the shift of another concept: shifts that are alike",
+    "shifted": "moved by its own shift",
+    "refitted": "the fine-tuned model's own concept, found on other samples: how well any come back",
+}
+"""The forms of a concept that are scored."""
 SCORES = {
     "cosine": "with the matched concept of the fine-tuned model",
     "distance": "to it, in the rows' units: lower is better",
@@ -125,7 +121,7 @@ def moves(
     how: Average = "mean",
     trim: float = 0.1,
 ) -> dict[str, list[Float[Tensor, "k d"] | None]]:
-    """By form, what concepts are moved by (see the table above): one draw, or `draws` of those that are drawn.
+    """By form, what concepts are moved by (see `FORMS`): one draw, or `draws` of those that are drawn.
 
     Args:
         shifts: Of the concepts.

@@ -82,16 +82,12 @@ def _recovery(axes: Axes, study: ShiftStudy, score: str, labels: Sequence[str], 
     _plain(axes)
 
 
-def correlation_figure(study: ShiftStudy, names: Sequence[str] | None = None) -> Figure:
+def correlation_figure(study: ShiftStudy) -> Figure:
     """Consistency and magnitude of the shifts against what they gain in cosine, a point per concept.
 
     Areas go with the rows of a concept's shift; those with too few to count are hollow and have no part in the
     correlations.
-
-    Raises:
-        BadInputError: If there is not one name per concept.
     """
-    labels = [_short(name) for name in concept_names(study, names)]
     figure = Figure(figsize=(11.2, 4.8), layout="constrained")
     measured = {"consistency": study.shifts.pairwise.numpy(), "magnitude": study.shifts.magnitude.numpy()}
     told = {"consistency": "consistency (mean cosine of two rows' shifts)", "magnitude": "magnitude ||Δ||"}
@@ -119,7 +115,7 @@ def correlation_figure(study: ShiftStudy, names: Sequence[str] | None = None) ->
             right = values[number] > middle
             away = np.sqrt(sizes[number]) / 2 + 3
             axes.annotate(
-                labels[number],
+                study.label(int(number)),
                 (values[number], gained[number]),
                 xytext=(-away if right else away, 0),
                 textcoords="offset points",

@@ -10,7 +10,7 @@ from PIL import Image
 from torch.utils.tensorboard import SummaryWriter
 
 from concept_dict.page import markdown_table, markdown_text, markdown_words, write_page
-from concept_dict.recovery import CONTROLS
+from concept_dict.recovery import CONTROLS, FORMS, SCORES
 from concept_dict.run_table import compare_runs
 from concept_dict.shift_cards import ShiftCard, ShiftReport
 from concept_dict.shift_plots import correlation_figure, figure_image, recovery_figure
@@ -25,7 +25,7 @@ def write_html(report: ShiftReport, path: str | Path) -> Path:
     study = report.study
     figures = [
         ("Recovery before and after the shift", recovery_figure(study, names=report.names)),
-        ("What recovery goes with", correlation_figure(study, report.names)),
+        ("What recovery goes with", correlation_figure(study)),
     ]
     return write_page(
         "shift.html",
@@ -33,6 +33,8 @@ def write_html(report: ShiftReport, path: str | Path) -> Path:
         report=report,
         scores=known_scores(study),
         forms=form_rows(study),
+        form_meanings=FORMS,
+        score_meanings=SCORES,
         controls=CONTROLS,
         compared={(r["against"], r["score"]): interval(r) for r in comparison_rows(study)},
         figures=[(caption, figure_image(drawn)) for caption, drawn in figures],
@@ -105,7 +107,7 @@ def write_tensorboard(report: ShiftReport, folder: str | Path) -> Path:
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("overview", overview_markdown(report))
         writer.add_figure("shift/recovery", recovery_figure(study, names=report.names))
-        writer.add_figure("shift/correlation", correlation_figure(study, report.names))
+        writer.add_figure("shift/correlation", correlation_figure(study))
         for card in report.cards:
             words = ", ".join(word.text for word in card.forms[0].words[:2])
             tag = f"concepts/{card.index:02d} {words}".rstrip()

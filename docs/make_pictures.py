@@ -1,4 +1,4 @@
-"""The pictures of README and docs: a contact sheet of the scenes, the demo's report, its TensorBoard, an explanation.
+"""The pictures of README and docs: scenes, the demo's report and TensorBoard, an explanation, a shift.
 
 `make pictures`; report and TensorBoard are as headless Chromium shows them and need Debian's chromium (`--scenes`:
 the contact sheet alone).
@@ -7,6 +7,7 @@ the contact sheet alone).
 from __future__ import annotations
 
 import argparse
+import io
 import socket
 import subprocess
 import sys
@@ -26,6 +27,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import caption
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.scenes.draw import render
+from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.scenes.pairs import ATTRIBUTES, scene_pair
 from hooked_mm.scenes.world import HELD_OUT, Scene, scene
 
@@ -193,10 +195,31 @@ def explained(target: Path, demo: Path) -> None:
     found.draw().save(target, optimize=True)
 
 
+SHIFT = """shift --original.id small:llava --tuned.id small:llava --tuned.adapter colours --data ScenesDataModule
+--data.size 400 --hook blocks.3.hook_resid_post --selector TokenOfInterest --k [10] --words 5 --count 3"""
+"""What the picture of a shift is of, but for words and output."""
+
+
+def shift_picture(page: Page, report: Path, target: Path) -> None:
+    """The tables of recovery, the plot, and the first card."""
+    page.set_viewport_size({"width": 1180, "height": 900})
+    page.goto(report.resolve().as_uri())
+    page.wait_for_load_state("networkidle")
+    parts = [page.locator(".forms-table").first, page.locator("figure.plot").first, page.locator("section").first]
+    pictures = [Image.open(io.BytesIO(part.screenshot())).convert("RGB") for part in parts]
+    sheet = Image.new("RGB", (max(p.width for p in pictures), sum(p.height + 24 for p in pictures)), "white")
+    top = 0
+    for picture in pictures:
+        sheet.paste(picture, (0, top))
+        top += picture.height + 24
+    sheet.save(target, optimize=True)
+
+
 def main() -> None:
-    """Write the pictures of docs/; all but the contact sheet from a demo run, made first if it is missing."""
+    """Write the pictures of docs/; all but the contact sheet from runs, made first if they are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
+    parser.add_argument("--shift", type=Path, default=ROOT / "runs" / "shift")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     parser.add_argument("--scenes", action="store_true", help="only the contact sheet of the scenes")
@@ -204,9 +227,12 @@ def main() -> None:
     contact_sheet(options.output / "scenes.png")
     if options.scenes:
         return
+    program = str(Path(sys.executable).with_name("hooked-mm"))
     if not (options.demo / "report.html").is_file():
-        program = Path(sys.executable).with_name("hooked-mm")
-        subprocess.run([str(program), "demo", "--output", str(options.demo)], check=True)
+        subprocess.run([program, "demo", "--output", str(options.demo)], check=True)
+    if not (options.shift / "KMeans-k10" / "report.html").is_file():
+        words = f"[{','.join(word for name in DESCRIBED for word in WORD_CLASSES[name])}]"
+        subprocess.run([program, *SHIFT.split(), "--selector.words", words, "--output", str(options.shift)], check=True)
     explained(options.output / "explain.png", options.demo)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -220,6 +246,7 @@ def main() -> None:
         )
         page = browser.new_page()
         report_picture(page, options.demo / "report.html", options.output / "report.png")
+        shift_picture(page, options.shift / "KMeans-k10" / "report.html", options.output / "shift.png")
         with tensorboard(options.demo / "tensorboard") as address:
             images_picture(page, address, options.output / "tensorboard.png")
             card_picture(page, address, options.output / "tensorboard_card.png")

@@ -71,6 +71,7 @@ SHORTER = {
     "hooked-mm demo": "--samples 24 --held_out 20 --n_components 3",
     "hooked-mm learn": "--method.max_iter 20",
     "hooked-mm ground": "--count 3",
+    "hooked-mm shift": "--data.size 60 --k [3] --count 2",
 }
 """What the quick run of a command has in addition."""
 LONG = ("hooked-mm models", "hooked-mm demo --model")

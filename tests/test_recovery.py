@@ -17,7 +17,6 @@ from torch.nn.functional import normalize
 from concept_dict.kmeans import KMeans
 from concept_dict.recovery import (
     CONTROLS,
-    DRAWN,
     FORMS,
     SCORES,
     Concepts,
@@ -33,6 +32,9 @@ from hooked_mm.errors import BadInputError
 from tests.planted import planted
 
 SEEDS = st.integers(0, 2**16)
+
+DRAWN = ("random groups", "random direction", "another's")
+"""Controls that are drawn by chance."""
 
 
 def _drawn(seed: int, *shape: int) -> Tensor:
