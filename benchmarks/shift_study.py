@@ -61,7 +61,7 @@ METHODS: dict[str, Decomposition] = {
     "KMeans, k = 20": KMeans(20),
     "KMeans, k = 10": KMeans(10),
     "KMeans, k = 50": KMeans(50),
-    "NonNegativeDictionary, k = 20": NonNegativeDictionary(20),
+    "NonNegativeDictionary, k = 20": NonNegativeDictionary(20, tol=1e-4, max_iter=100),
 }
 """The first one's tables are shown in full."""
 GOAL = ("cosine", "words")
@@ -82,7 +82,7 @@ class Rows:
         hook = f"blocks.{layer}.hook_resid_post"
         parts = deal(self.original, self.tuned, self.pairs, hook, SHARES, seed).parts
         # Adapters leave the unembedding as it is.
-        words = spelled(decoder(model, 5))
+        words = spelled(decoder(model))
         method = clone(method).set_params(random_state=seed)
         return study(
             method,
@@ -121,17 +121,19 @@ def best_layer(rows: Mapping[tuple[str, str], Rows], position: str, model: Hooke
 
 
 def cell(found: Sequence[Comparison]) -> str:
-    """The first seed's gain with its interval and the share that improved; how many seeds are above zero for sure."""
+    """The first seed's gain, interval, shares of concepts that gain and that lose; seeds that are surely above zero."""
     first = found[0]
     sure = sum(one.low > 0 for one in found)
-    return f"{first.mean:+.3f} [{first.low:.3f}, {first.high:.3f}], {first.improved:.0%}; {sure} of {len(found)}"
+    shares = f"{first.improved:.0%} gain, {first.worse:.0%} lose"
+    return f"{first.mean:+.3f} [{first.low:.3f}, {first.high:.3f}], {shares}; {sure} of {len(found)}"
 
 
 def recovery_tables(name: str, folder: Path, seeds: int) -> Iterator[str]:
     """Of one model: a table of forms per adapter, then what the shift gains over the global one in every set-up."""
     model = HookedMM.small(name)
     validation, test = (rows_of(name, split, folder, seed) for split, seed in (("validation", 0), ("test", 0)))
-    overview = ["| position, block | adapter | concepts by | cosine | words | concepts |", "|---|---|---|---|---|---|"]
+    columns = ("position, block", "adapter", "concepts by", "cosine", "words", "concepts that count")
+    overview = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
     for position in POSITIONS:
         layer = best_layer(validation, position, model)
         for adapter in tqdm(CHANGES, desc=f"{name}, {position}"):
