@@ -14,10 +14,12 @@ a YAML file (`-c shift.yaml`; `--print_config` writes one).
 from __future__ import annotations
 
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
+import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from sklearn.base import clone
 
@@ -58,8 +60,11 @@ from hooked_mm.loading import OnError
 from hooked_mm.pair_extraction import Once, Texts, extract_pair, same_base
 from hooked_mm.paired_rows import By, pair_rows
 from hooked_mm.selectors import Selector
-from hooked_mm.steering_vector import save_vectors
+from hooked_mm.steering_vector import last_part, save_vectors
 from hooked_mm.store import ActivationStore
+
+SHOWN = 5
+"""Words of a concept in tables."""
 
 TABLES = ("concepts.csv", "forms.csv", "comparisons.csv", "shift.json")
 
@@ -131,13 +136,16 @@ def check_options(made: Any) -> None:
     parts = 2 if made.dictionary else 3
     if made.shares is not None and len(made.shares) != parts:
         raise BadInputError(f"shares={made.shares}; there are {parts} parts: {', '.join([*SHARES][-parts:])}")
-    there = [name for name in TABLES if (made.output / name).exists()]
-    if there:
+    names = [Path(name).name for name in made.dictionary]
+    twice = [name for name in names if names.count(name) > 1]
+    if twice:
+        raise BadInputError(f"two dictionaries are called {twice[0]!r}, as their studies would be; rename a folder")
+    there = [name for name in ("extracted", *TABLES) if (made.output / name).exists()]
+    if there and not made.resume:
         raise BadInputError(
-            f"{str(made.output)!r} already holds {', '.join(there)}; choose another folder, or remove them"
+            f"{str(made.output)!r} already holds {', '.join(there)}; pass --resume to keep what is extracted and make "
+            "the rest anew, or choose another folder"
         )
-    if (made.output / "extracted").exists() and not stores and not made.resume:
-        raise BadInputError(f"{str(made.output)!r} holds an extraction; pass --resume, or choose another folder")
 
 
 def stores_of(made: Any, tuned: ModelSource | None, hook: str) -> tuple[ActivationStore, ActivationStore]:
@@ -160,7 +168,7 @@ def decoders(original: ModelSource, tuned: ModelSource, made: Any) -> tuple[Deco
         return decoder(original.load(made.device), made.words, stopwords, vocabulary), tuned_decode
     if original.adapter == tuned.adapter:
         return tuned_decode, tuned_decode
-    off = lambda: adapters_off(theirs.hf_model)  # noqa: E731
+    off = partial(adapters_off, theirs.hf_model)
     return decoder(theirs, made.words, stopwords, vocabulary, off), tuned_decode
 
 
@@ -198,8 +206,8 @@ def keep(
     decode: tuple[Decode, Decode] | None,
     facts: Sequence[tuple[str, str]],
     made: Any,
-) -> None:
-    """Write dictionaries, shift vectors, the page and TensorBoard's files of one study."""
+) -> list[str] | None:
+    """Write dictionaries, shift vectors, the page and TensorBoard's files of one study; its concepts' words."""
     original, tuned = stores
     about = {part: getattr(made, part) for part in ("shares", "seed")}
     if not made.dictionary:
@@ -230,6 +238,7 @@ def keep(
     # A run that was cut off has left its own there, which would be shown as the same run.
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     write_tensorboard(report, folder / "tensorboard")
+    return [", ".join(own[:SHOWN]) for own in words] if decode else None
 
 
 def model_name(made_by: Mapping[str, Any]) -> str:
@@ -237,6 +246,27 @@ def model_name(made_by: Mapping[str, Any]) -> str:
     adapter = made_by.get("adapter")
     name = Path(str(made_by.get("model", ""))).name
     return f"{name} with {Path(adapter).name if isinstance(adapter, str) else ', '.join(adapter)}" if adapter else name
+
+
+def goes_on_alone() -> bool:
+    """Whether this process is the one that goes on, now that all have extracted: fits would wait for the others."""
+    first = not Processes().rank
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+    return first
+
+
+def doubts(
+    made: Any, stores: tuple[ActivationStore, ActivationStore], given: Mapping[str, ConceptDictionary]
+) -> Iterator[tuple[str, str]]:
+    """What is to be said of dictionaries and models that may not be what they should."""
+    for name, dictionary in given.items():
+        if circular(dictionary.made_by, stores[0]):
+            yield name, "learnt from samples of these data: scores may be in sample; give others"
+    for source, store in zip((made.original, made.tuned), stores, strict=True):
+        owner = str(store.made_by.get("model") or "")
+        if source is not None and owner and last_part(source.id) != last_part(owner):
+            yield "words", f"decoded by {source.id!r}, but the store names {owner!r} as its model"
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -250,16 +280,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     hook = the_hook(made, {**given, **({"tuned": theirs} if theirs else {})})
     tuned_source = None if made.tuned is None else Once.of(made.tuned)
     stores = stores_of(made, tuned_source, hook)
-    if Processes().rank:
+    if not goes_on_alone():
         return
     first = next(iter(given.values()), None)
     where = made.where if made.where is not None else learnt_where(first.made_by) if first is not None else {}
     original, tuned = (store.where(**where) for store in stores)
     pairs = pair_rows(original, tuned, made.by)
-    facts = [("chosen rows", described(where, original)), ("pairs", pairs.describe())]
-    for name, dictionary in given.items():
-        if circular(dictionary.made_by, original):
-            facts.append((name, "learnt from samples of these data: scores may be in sample; give others"))
+    facts = [("chosen rows", described(where, original)), ("pairs", pairs.describe()), *doubts(made, stores, given)]
     names = [*SHARES] if not given else [SHIFT, MEASURE]
     shares = made.shares or ([*SHARES.values()] if not given else [0.5, 0.5])
     dealt = deal(original, tuned, pairs, hook, dict(zip(names, shares, strict=True)), made.seed)
@@ -268,6 +295,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = None if made.original is None or tuned_source is None else decoders(made.original, tuned_source, made)
     settings = Settings(**{name: made[name] for name in Settings.__dataclass_fields__})
     studies: dict[str, ShiftStudy] = {}
+    words: dict[str, list[str]] = {}
     for name, method in jobs(made, given).items():
         studies[name] = study(
             method,
@@ -278,7 +306,9 @@ def main(argv: Sequence[str] | None = None) -> None:
             words=None if decode is None else (spelled(decode[0]), spelled(decode[1])),
             settings=settings,
         )
-        keep(studies[name], output_folder(made.output / name), (original, tuned), dealt, hook, decode, facts, made)
-        print(f"\n{name}\n{table(studies[name])}\n{made.output / name / 'report.html'}")
-    write_tables(studies, made.output)
+        folder = output_folder(made.output / name)
+        said = keep(studies[name], folder, (original, tuned), dealt, hook, decode, facts, made)
+        words |= {name: said} if said is not None else {}
+        write_tables(studies, made.output, words or None)
+        print(f"\n{name}\n{table(studies[name])}\n{folder / 'report.html'}")
     print(f"\n{made.output / TABLES[0]}, ...\ntensorboard --logdir {made.output}")

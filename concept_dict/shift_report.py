@@ -101,9 +101,9 @@ def write_tensorboard(report: ShiftReport, folder: str | Path) -> Path:
     what the shift gains over the controls, beside settings, so that runs compare.
     """
     study = report.study
-    found = {f"{score}/{row['form']}": row[score] for row in form_rows(study) for score in known_scores(study)}
-    for row in comparison_rows(study):
-        found[f"gain in {row['score']}/over {row['against']}"] = row["mean"]
+    # TensorBoard's table of runs shows the first few.
+    found = {f"gain in {row['score']}/over {row['against']}": row["mean"] for row in comparison_rows(study)}
+    found |= {f"{score}/{row['form']}": row[score] for row in form_rows(study) for score in known_scores(study)}
     with SummaryWriter(str(folder)) as writer:
         writer.add_text("overview", overview_markdown(report))
         writer.add_figure("shift/recovery", recovery_figure(study, names=report.names))

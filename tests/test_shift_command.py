@@ -6,6 +6,8 @@ import csv
 import json
 import re
 import shlex
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -19,6 +21,7 @@ from concept_dict.kmeans import KMeans
 from concept_dict.shift_command import build_parser, main
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.small import small_model_path
 from hooked_mm.steering_vector import load_vectors
 from hooked_mm.store import ActivationStore
 
@@ -64,6 +67,7 @@ def test_what_is_there(run: tuple[Path, str]) -> None:
     with (folder / "concepts.csv").open(newline="") as file:
         rows = list(csv.DictReader(file))
     assert [row["study"] for row in rows] == ["KMeans-k2"] * 2 + ["KMeans-k3"] * 3
+    assert all(len(row["words"].split(", ")) == 4 for row in rows)
     assert [found["study"] for found in json.loads((folder / "shift.json").read_text())] == ["KMeans-k2", "KMeans-k3"]
     one = folder / "KMeans-k3"
     assert {path.name for path in one.iterdir()} == {
@@ -118,6 +122,9 @@ def test_stores_and_a_dictionary(run: tuple[Path, str], tmp_path: Path, capsys: 
     assert not np.isclose(saved.components_, fitted.components_).all()
     with pytest.raises(BadInputError, match=r"already holds concepts\.csv, forms\.csv, comparisons\.csv, shift\.json"):
         main([*options, "--output", str(tmp_path / "out")])
+    before = (tmp_path / "out" / "shift.json").read_text()
+    main([*options, "--output", str(tmp_path / "out"), "--resume"])
+    assert (tmp_path / "out" / "shift.json").read_text() == before
 
 
 REFUSED = {
@@ -126,6 +133,7 @@ REFUSED = {
     "only --tuned is given": "--hook h --original_store a --tuned_store b --tuned.id x",
     "--data is given beside two stores": "--hook h --original_store a --tuned_store b --data ScenesDataModule",
     "give --hook, or a --dictionary": "--original_store a --tuned_store b",
+    "two dictionaries are called 'x'": "--original_store a --tuned_store b --dictionary [a/x,b/x]",
     r"shares=\[0.5, 0.5\]; there are 3 parts: learn, shift, measure": (
         "--hook h --original_store a --tuned_store b --shares [0.5,0.5]"
     ),
@@ -138,6 +146,42 @@ def test_refusals(reason: str, tmp_path: Path) -> None:
     with pytest.raises(BadInputError, match=reason):
         main([*REFUSED[reason].split(), "--output", str(tmp_path / "out")])
     assert not (tmp_path / "out").exists()
+
+
+def test_models_of_other_stores(run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Words of another model than the stores' are told of."""
+    folder, _ = run
+    stores = [str(folder / "extracted" / name) for name in ("original", "tuned")]
+    (tmp_path / "other").symlink_to(small_model_path("llava"))
+    models = [f"--{name}.id={tmp_path / 'other'}" for name in ("original", "tuned")]
+    options = ["--original_store", stores[0], "--tuned_store", stores[1], "--hook", HOOK, "--k", "[2]", *models]
+    main([*options, "--output", str(tmp_path / "out")])
+    assert re.search(
+        r"words: decoded by '.*other', but the store names '.*llava' as its model", capsys.readouterr().out
+    )
+
+
+@pytest.mark.slow
+def test_two_processes(tmp_path: Path) -> None:
+    """Both extract; one makes the tables, which are those of one process."""
+    shared = [
+        *("--original.id", "small:llava", "--tuned.id", "small:llava", "--tuned.adapter", "place", "--hook", HOOK),
+        *("--data", "ScenesDataModule", "--data.size", "40", "--selector", "LastPrompt", "--answer", "none"),
+        *("--k", "[2]", "--enough", "5", "--words", "4", "--count", "1"),
+    ]
+    program = Path(sys.executable).with_name("hooked-mm")
+    printed = []
+    for count in (1, 2):
+        how = f"{{accelerator: cpu, devices: {count}{', strategy: ddp' if count > 1 else ''}}}"
+        command = [str(program), "shift", *shared, "--trainer", how, "--output", str(tmp_path / str(count))]
+        done = subprocess.run(command, capture_output=True, text=True)
+        assert done.returncode == 0, done.stderr
+        printed.append(done.stdout)
+    assert [text.count("report.html") for text in printed] == [1, 1]
+    one, two = ([*csv.DictReader((tmp_path / str(n) / "forms.csv").open())] for n in (1, 2))
+    for row, again in zip(one, two, strict=True):
+        for name in ("cosine", "distance", "words", "samples"):
+            assert float(row[name]) == pytest.approx(float(again[name]), rel=1e-3)
 
 
 def test_settings_can_be_written_down(tmp_path: Path) -> None:
