@@ -140,6 +140,15 @@ REFUSED = {
 }
 
 
+def test_xl_vlms_fault_a_directory_nobody_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A folder that can't be made is refused before anything is loaded (those that can are made, see `run`)."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(HookedMM, "from_pretrained", None)
+    options = "--original.id small:llava --tuned.id small:llava --data ScenesDataModule --selector LastPrompt --hook h"
+    with pytest.raises(BadInputError, match="can't be made"):
+        main([*options.split(), "--output", str(tmp_path / "file" / "out")])
+
+
 @pytest.mark.parametrize("reason", REFUSED)
 def test_refusals(reason: str, tmp_path: Path) -> None:
     """Before anything runs or is made."""

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -10,9 +12,19 @@ from PIL import Image
 from concept_dict.kmeans import KMeans
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
+from concept_dict.shift import main_concept, movements, shift_vectors
 from concept_dict.shift_steering import ShiftConcepts
 from hooked_mm.errors import BadInputError
+from hooked_mm.extraction import ModelSource
 from hooked_mm.hooked import HookedMM
+from hooked_mm.interventions import Add
+from hooked_mm.pair_extraction import extract_pair
+from hooked_mm.scenes.captions import CAPTION_PROMPT
+from hooked_mm.scenes.dataset import ScenesDataModule
+from hooked_mm.scenes.world import scene
+from hooked_mm.selectors import LastPrompt
+from hooked_mm.small.adapter_scores import captions
+from hooked_mm.small.changes import CHANGES
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -97,3 +109,30 @@ def _change(shift: ShiftConcepts, value: torch.Tensor) -> torch.Tensor:
             self.value = value
 
     return shift.change(Here())  # type: ignore[arg-type]
+
+
+def test_the_original_speaks_like_the_fine_tuned_model(llava: HookedMM, tmp_path: Path) -> None:
+    """Shifts of 60 scenes make it answer 16 other ones by the place alone, and rightly; as long a vector does not."""
+    sources = ModelSource("small:llava"), ModelSource("small:llava", adapter="place")
+    data = ScenesDataModule(60, seed=5)
+    pair = extract_pair(*sources, data, HOOK, LastPrompt(), tmp_path / "pair", answer="none")
+    before, after = (store.activations(HOOK) for store in pair)
+    fitted = KMeans(3, random_state=0).fit(before)
+    shifts = shift_vectors(movements(before, after), main_concept(fitted.transform(before)), 3)
+    largest = shifts.vectors[int(shifts.counts.argmax())]
+    random = torch.randn(largest.shape, generator=torch.Generator().manual_seed(0))
+    steered = {
+        "nothing": None,
+        "one concept's": Add(HOOK, largest, at="last_prompt"),
+        "each its own": ShiftConcepts(HOOK, fitted, shifts.vectors, at="last_prompt"),
+        "random": Add(HOOK, random / random.norm() * largest.norm(), at="last_prompt"),
+    }
+    scenes = [scene("test", index, 77) for index in range(16)]
+    right = {}
+    for name, intervention in steered.items():
+        with llava.hooks([intervention] if intervention is not None else []):
+            texts = captions(llava, scenes, CAPTION_PROMPT)
+        right[name] = sum(text in CHANGES["place"].right(item) for text, item in zip(texts, scenes, strict=True))
+    assert right["nothing"] == right["random"] == 0
+    assert right["one concept's"] >= 15
+    assert right["each its own"] >= 15
