@@ -30,6 +30,7 @@ from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import ROW_COLUMNS
 
 peft = pytest.importorskip("peft")
+pytestmark = pytest.mark.usefixtures("unchecked")
 ROOT = Path(__file__).parents[1]
 HOOKS = ["blocks.2.hook_resid_post", "blocks.4.hook_resid_post"]
 SELECTORS: dict[str, Selector] = {"end": BeforeSpecial(), "picture": MeanOver("image"), "prompt": LastPrompt()}

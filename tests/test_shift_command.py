@@ -42,6 +42,8 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, str]:
 
     lines: list[str] = []
     patch.setattr(HookedMM, "from_pretrained", classmethod(counted))
+    # Whether a model is what it seems is tested elsewhere.
+    patch.setattr(HookedMM, "_check_on", lambda *_: None)
     capture.setattr("builtins.print", lambda *values, **_: lines.append(" ".join(map(str, values))))
     try:
         main(
@@ -79,7 +81,7 @@ def test_what_is_there(run: tuple[Path, str]) -> None:
     assert printed.count("report.html") == 2
 
 
-def test_vectors_by_hand(run: tuple[Path, str]) -> None:
+def test_vectors_by_hand(run: tuple[Path, str], llava: HookedMM) -> None:
     """The saved vectors are the mean movements of the samples that the saved dictionary groups."""
     folder, _ = run
     made = ConceptDictionary.load(folder / "KMeans-k2" / "dictionary")
@@ -96,7 +98,7 @@ def test_vectors_by_hand(run: tuple[Path, str]) -> None:
     for vector, mean in zip(vectors[1:], everywhere, strict=True):
         # Of three tenths of the samples, so near the mean of all, and not equal to it.
         assert torch.cosine_similarity(vector.values.double(), mean, dim=0) > 0.9
-    assert vectors[1].intervention(model=HookedMM.small("llava")).point == HOOK
+    assert vectors[1].intervention(model=llava).point == HOOK
 
 
 def test_stores_and_a_dictionary(run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,6 +159,7 @@ def test_refusals(reason: str, tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
+@pytest.mark.usefixtures("unchecked")
 def test_models_of_other_stores(run: tuple[Path, str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """Words of another model than the stores' are told of."""
     folder, _ = run
@@ -205,7 +208,7 @@ def test_settings_can_be_written_down(tmp_path: Path) -> None:
 PAGE = (Path(__file__).parents[1] / "docs" / "shift.md").read_text()
 
 
-@pytest.mark.usefixtures("loaded")
+@pytest.mark.usefixtures("loaded", "unchecked")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command and its Python in their order; the steered model says the place alone; links lead somewhere."""
     monkeypatch.chdir(tmp_path)

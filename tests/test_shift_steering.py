@@ -111,6 +111,7 @@ def _change(shift: ShiftConcepts, value: torch.Tensor) -> torch.Tensor:
     return shift.change(Here())  # type: ignore[arg-type]
 
 
+@pytest.mark.usefixtures("loaded", "unchecked")
 def test_the_original_speaks_like_the_fine_tuned_model(llava: HookedMM, tmp_path: Path) -> None:
     """Shifts of 60 scenes make it answer 16 other ones by the place alone, and rightly; as long a vector does not."""
     sources = ModelSource("small:llava"), ModelSource("small:llava", adapter="place")
