@@ -140,7 +140,7 @@ def test_an_adapter_that_changes_the_base_is_not_switched(
     monkeypatch.setattr("hooked_mm.pair_extraction.lasting", lambda config: "it has changed biases")
     extract_pair(BASE, TUNED, ScenesDataModule(2), HOOKS, LastPrompt(), tmp_path / "pair")
     assert loads == [0, 0]
-    assert "the base model is loaded without the adapter first, then with it: it has changed biases" in caplog.text
+    assert "the base model is loaded without the adapter and with it: it has changed biases" in caplog.text
 
 
 def test_loaded_models(llava: HookedMM, adapted: HookedMM, tmp_path: Path, loads: list[int]) -> None:
