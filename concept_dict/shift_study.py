@@ -171,7 +171,7 @@ def study(
     fitted = clone(method).fit(learn.original) if learn is not None else method
     fitted.check_fitted()
     deltas = movements(shift.original, shift.tuned)
-    movements(measure.original, measure.tuned)
+    movements(measure.original, measure.tuned)  # refuses what is not in pairs
     made = tuned if tuned is not None else clone(method).fit(measure.tuned)
     made.check_fitted()
     again, refitted = clone(method).fit(measure.original), clone(made).fit(shift.tuned)
