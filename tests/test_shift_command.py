@@ -142,7 +142,7 @@ REFUSED = {
 }
 
 
-def test_xl_vlms_fault_a_directory_nobody_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_xl_vlms_fault_saving_into_a_directory_nobody_made(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A folder that can't be made is refused before anything is loaded (those that can are made, see `run`)."""
     (tmp_path / "file").write_text("")
     monkeypatch.setattr(HookedMM, "from_pretrained", None)
