@@ -205,9 +205,10 @@ def keep(
     hook: str,
     decode: tuple[Decode, Decode] | None,
     facts: Sequence[tuple[str, str]],
+    words: Sequence[Sequence[str]],
     made: Any,
-) -> list[str] | None:
-    """Write dictionaries, shift vectors, the page and TensorBoard's files of one study; its concepts' words."""
+) -> None:
+    """Write dictionaries, shift vectors, the page and TensorBoard's files of one study."""
     original, tuned = stores
     about = {part: getattr(made, part) for part in ("shares", "seed")}
     if not made.dictionary:
@@ -218,7 +219,6 @@ def keep(
         ConceptDictionary(found.tuned_fitted, hook, {**tuned.made_by, "part": {"name": MEASURE, **about}}).save(
             folder / "tuned_dictionary"
         )
-    words = [[word.text for word in own] for own in decode[0](found.original.directions)] if decode else []
     save_vectors(shift_steering_vectors(found, original, tuned, hook, words), folder / "vectors")
     samples = dealt.samples[MEASURE]
     pictures, source = store_pictures(original)
@@ -238,7 +238,6 @@ def keep(
     # A run that was cut off has left its own there, which would be shown as the same run.
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     write_tensorboard(report, folder / "tensorboard")
-    return [", ".join(own[:SHOWN]) for own in words] if decode else None
 
 
 def model_name(made_by: Mapping[str, Any]) -> str:
@@ -295,7 +294,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     decode = None if made.original is None or tuned_source is None else decoders(made.original, tuned_source, made)
     settings = Settings(**{name: made[name] for name in Settings.__dataclass_fields__})
     studies: dict[str, ShiftStudy] = {}
-    words: dict[str, list[str]] = {}
+    called: dict[str, list[str]] = {}
     for name, method in jobs(made, given).items():
         studies[name] = study(
             method,
@@ -307,8 +306,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             settings=settings,
         )
         folder = output_folder(made.output / name)
-        said = keep(studies[name], folder, (original, tuned), dealt, hook, decode, facts, made)
-        words |= {name: said} if said is not None else {}
-        write_tables(studies, made.output, words or None)
+        found = decode[0](studies[name].original.directions) if decode else []
+        words = [[word.text for word in own] for own in found]
+        called |= {name: [", ".join(own[:SHOWN]) for own in words]} if decode else {}
+        write_tables(studies, made.output, called or None)
+        keep(studies[name], folder, (original, tuned), dealt, hook, decode, facts, words, made)
         print(f"\n{name}\n{table(studies[name])}\n{folder / 'report.html'}")
     print(f"\n{made.output / TABLES[0]}, ...\ntensorboard --logdir {made.output}")
