@@ -165,6 +165,8 @@ def shift_steering_vectors(
                     shifts.vectors[number],
                     name,
                     concept=found.label(number),
+                    number=number,
+                    concepts=found.k,
                     rows=count,
                     # JSON has no NaN, which a single row's consistency is.
                     consistency=consistency if np.isfinite(consistency) else None,

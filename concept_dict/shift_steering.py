@@ -9,6 +9,7 @@ translation per concept is then repeated by the original.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Self
 
 import torch
@@ -16,12 +17,14 @@ from jaxtyping import Float
 from torch import Tensor
 
 from concept_dict.decomposition import Decomposition
+from concept_dict.dictionary import ConceptDictionary
 from concept_dict.metrics import poles
 from concept_dict.shift import main_concept
 from concept_dict.shift_study import ShiftStudy
 from hooked_mm.errors import BadInputError
 from hooked_mm.interventions import AtPoint
 from hooked_mm.positions import ALL, At
+from hooked_mm.steering_vector import load_vectors
 from hooked_mm.vectors import Spread, checked
 
 
@@ -57,6 +60,32 @@ class ShiftConcepts(AtPoint):
     def of(cls, study: ShiftStudy, hook: str, alpha: float = 1.0, at: At = ALL) -> Self:
         """The shifts of a study, at the hook point of its rows."""
         return cls(hook, study.fitted, study.shifts.vectors, alpha, at=at)
+
+    @classmethod
+    def load(
+        cls, folder: str | Path, dictionary: ConceptDictionary | None = None, alpha: float = 1.0, at: At = ALL
+    ) -> Self:
+        """The shifts of a study that `hooked-mm shift` has kept; concepts without rows are not moved.
+
+        Args:
+            folder: Of the study, such as `runs/shift/KMeans-k20`.
+            dictionary: The original's, where it was given to the command and so does not lie in the folder.
+            alpha: How much.
+            at: Which positions.
+
+        Raises:
+            BadInputError: If the folder holds no dictionary or no shift vectors of concepts.
+        """
+        owner = dictionary if dictionary is not None else ConceptDictionary.load(Path(folder) / "dictionary")
+        kept = [vector for vector in load_vectors(Path(folder) / "vectors") if "number" in vector.made_from]
+        if not kept:
+            raise BadInputError(
+                f"{str(folder)!r} holds no shift vectors of concepts; give a study of `hooked-mm shift`"
+            )
+        vectors = torch.zeros(kept[0].made_from["concepts"], len(kept[0].values))
+        for vector in kept:
+            vectors[vector.made_from["number"]] = vector.values
+        return cls(kept[0].hook, owner.decomposition, vectors, alpha, at=at)
 
     def change(self, spread: Spread) -> Tensor:
         """x + alpha Delta_k."""

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
+from concept_dict.dictionary import ConceptDictionary
 from concept_dict.kmeans import KMeans
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
@@ -25,6 +26,7 @@ from hooked_mm.scenes.world import scene
 from hooked_mm.selectors import LastPrompt
 from hooked_mm.small.adapter_scores import captions
 from hooked_mm.small.changes import CHANGES
+from hooked_mm.steering_vector import SteeringVector, save_vectors
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -92,6 +94,28 @@ def test_nothing_active_nothing_moved() -> None:
     assert torch.equal(moved[0, 0], value[0, 0])
     assert torch.equal(moved[0, 1], value[0, 1] + 1)
     assert _change(ShiftConcepts(HOOK, fitted, torch.ones(3, 3)), value.bfloat16()).dtype == torch.bfloat16
+
+
+def test_what_the_command_keeps(tmp_path: Path) -> None:
+    """Vectors go to their own concepts, whichever have none; the dictionary lies beside them, or is given."""
+    fitted = KMeans(3).fit(torch.randn(9, 2, generator=torch.Generator().manual_seed(0)))
+
+    def vector(value: float, **made_from: int) -> SteeringVector:
+        return SteeringVector(torch.full((2,), value), HOOK, "shift", made_from=made_from)
+
+    numbered = [vector(float(number), number=number, concepts=3) for number in (2, 1)]
+    save_vectors([vector(9.0), *numbered], tmp_path / "vectors")
+    dictionary = ConceptDictionary(fitted, HOOK)
+    given = ShiftConcepts.load(tmp_path, dictionary, alpha=0.5, at="text")
+    dictionary.save(tmp_path / "dictionary")
+    for made in (given, ShiftConcepts.load(tmp_path)):
+        assert made.vectors.tolist() == [[0, 0], [1, 1], [2, 2]]
+        assert made.point == HOOK
+        assert torch.equal(made.fitted.components_, fitted.components_)
+    assert given.alpha == 0.5
+    save_vectors([vector(9.0)], tmp_path / "vectors")
+    with pytest.raises(BadInputError, match="holds no shift vectors of concepts"):
+        ShiftConcepts.load(tmp_path)
 
 
 def test_refusals() -> None:
