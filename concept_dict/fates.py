@@ -17,9 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 from jaxtyping import Float, Int
-from torch import Tensor
-from torch.nn.functional import normalize
 
+from concept_dict.quality import cosines
 from concept_dict.recovery import Concepts
 from hooked_mm.errors import BadInputError
 
@@ -53,11 +52,6 @@ class Fates:
 
 ROUNDING = 1e-6
 """By how much a cosine of directions in float32 may be off."""
-
-
-def cosines(one: Tensor, other: Tensor) -> Float[np.ndarray, "k m"]:
-    """Between directions; 0 with one of length 0."""
-    return (normalize(one.double()) @ normalize(other.double()).T).numpy()
 
 
 def fates(original: Concepts, again: Concepts, tuned: Concepts, apart: float = 0.5) -> Fates:

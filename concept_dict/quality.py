@@ -90,6 +90,11 @@ def reconstruction(dictionary: Fitted, rows: Float[Tensor, "n d"]) -> Reconstruc
     )
 
 
+def folded(items: Collection[Hashable]) -> set[Hashable]:
+    """The items, words without their case."""
+    return {item.casefold() if isinstance(item, str) else item for item in items}
+
+
 def overlap(lists: Sequence[Collection[Hashable]]) -> float:
     """Mean over i != j of |T_i n T_j| / |T_i| (CoX-LMM, arXiv 2406.08074): 0 if all differ, 1 if all are the same.
 
@@ -100,11 +105,17 @@ def overlap(lists: Sequence[Collection[Hashable]]) -> float:
         NaN with fewer than two lists. Concepts with an empty list have no share of their own to give: as T_i they are
         left out, as T_j they share nothing.
     """
-    sets = [{item.casefold() if isinstance(item, str) else item for item in entries} for entries in lists]
+    sets = [folded(entries) for entries in lists]
     shares = [
         len(one & other) / len(one) for i, one in enumerate(sets) if one for j, other in enumerate(sets) if i != j
     ]
     return float(np.mean(shares)) if shares else float("nan")
+
+
+def cosines(one: Float[Tensor, "k d"], other: Float[Tensor, "m d"]) -> Float[np.ndarray, "k m"]:
+    """Between directions; 0 with one of length 0."""
+    unit, partner = (torch.nn.functional.normalize(side.detach().double().cpu(), dim=1) for side in (one, other))
+    return (unit @ partner.T).numpy()
 
 
 def matched_cosines(
@@ -127,10 +138,9 @@ def matched_cosines(
             f"dictionaries of shapes {tuple(one.shape)} and {tuple(other.shape)} can't be matched concept by concept; "
             "fit both with the same number of concepts on the same hook point"
         )
-    unit, partner = (torch.nn.functional.normalize(side.detach().double().cpu(), dim=1) for side in (one, other))
-    cosines = (unit @ partner.T).numpy()
-    cosines = np.abs(cosines) if signed else cosines
-    return cosines[linear_sum_assignment(cosines, maximize=True)]
+    found = cosines(one, other)
+    found = np.abs(found) if signed else found
+    return found[linear_sum_assignment(found, maximize=True)]
 
 
 def stability(runs: Sequence[Float[Tensor, "k d"]], *, signed: bool = False) -> float:

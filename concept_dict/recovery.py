@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import cosine_similarity, normalize
 
 from concept_dict.metrics import poles, pool_samples
-from concept_dict.quality import Fitted
+from concept_dict.quality import Fitted, cosines, folded
 from concept_dict.shift import Average, Shifts, main_concept, shift_vectors
 from hooked_mm.errors import BadInputError
 
@@ -105,8 +105,7 @@ def match(original: Concepts, tuned: Concepts) -> Int[np.ndarray, " k"]:
     found = np.full(len(original.directions), -1)
     rows, columns = ((side.sizes != 0).numpy().nonzero()[0] for side in (original, tuned))
     if len(rows) and len(columns):
-        cosines = normalize(original.vectors[rows]).double() @ normalize(tuned.vectors[columns]).double().T
-        one, other = linear_sum_assignment(cosines.numpy(), maximize=True)
+        one, other = linear_sum_assignment(cosines(original.vectors[rows], tuned.vectors[columns]), maximize=True)
         found[rows[one]] = columns[other]
     return found
 
@@ -196,7 +195,7 @@ class Recovery:
 
 def share(wanted: Collection[str | int], found: Collection[str | int]) -> float:
     """|wanted n found| / |wanted|, whatever the case of words; NaN where nothing is wanted."""
-    one, other = ({item.casefold() if isinstance(item, str) else item for item in side} for side in (wanted, found))
+    one, other = folded(wanted), folded(found)
     return len(one & other) / len(one) if one else float("nan")
 
 

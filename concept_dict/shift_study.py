@@ -98,7 +98,6 @@ class ShiftStudy:
         fates: What became of the concepts.
         correlations: Of `consistency` (pairwise) and `magnitude` with gains in cosine and distance, of
             concepts with enough rows.
-        unassigned: Rows of the part `shift` that activate no concept.
         settings: As given.
     """
 
@@ -111,13 +110,17 @@ class ShiftStudy:
     recovery: Recovery
     fates: Fates
     correlations: dict[str, Correlation]
-    unassigned: int
     settings: Settings = field(default_factory=Settings)
 
     @property
     def k(self) -> int:
         """Number of concepts, both ends counted where they are told apart."""
         return len(self.shifts.vectors)
+
+    @property
+    def unassigned(self) -> int:
+        """Rows of the part `shift` that activate no concept."""
+        return int((self.original.main < 0).sum())
 
     @property
     def shifted(self) -> Float[Tensor, "k d"]:
@@ -213,7 +216,4 @@ def study(
         for one, x in measured.items()
         for other, y in came.items()
     }
-    unassigned = int((original.main < 0).sum())
-    return ShiftStudy(
-        fitted, made, signed, original, theirs, shifts, recovery, fate, correlations, unassigned, settings
-    )
+    return ShiftStudy(fitted, made, signed, original, theirs, shifts, recovery, fate, correlations, settings)

@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from concept_dict.fates import FATES, cosines, fates
+from concept_dict.fates import FATES, fates
+from concept_dict.quality import cosines
 from concept_dict.recovery import Concepts
 from hooked_mm.errors import BadInputError
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
-import shlex
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -27,6 +25,7 @@ from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
 from hooked_mm.scenes.world import COLOURS
 from hooked_mm.selectors import LastPrompt, TokenOfInterest
 from hooked_mm.store import ActivationStore
+from tests.pages import broken_links, run_page
 
 HOOK = "blocks.4.hook_resid_post"
 
@@ -202,23 +201,13 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Pa
     assert not (tmp_path / "out").exists()
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "concepts.md").read_text()
-
-
 @pytest.mark.usefixtures("loaded")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python and its command in their order; shapes in comments are the real ones; its links lead somewhere."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for language, block in re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL):
-        if language == "python":
-            exec(block, names)
-        else:
-            (command,) = (line for line in block.splitlines() if line.startswith("hooked-mm ground "))
-            main(shlex.split(command)[2:])
+    names = run_page("concepts.md", "ground", main)
     assert {"report.html", "report.json", "tensorboard"} == {path.name for path in Path("runs/grounded").iterdir()}
     assert names["strongest"].where[0].values.shape == (8, 8)
     assert names["activations"].shape == (len(names["held_out"]), 12)
     assert Path("runs/explained.png").is_file()
-    docs = Path(__file__).parents[1] / "docs"
-    assert not [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if not (docs / link).exists()]
+    assert not broken_links("concepts.md")

@@ -5,11 +5,9 @@ from __future__ import annotations
 import csv
 import json
 import re
-import shlex
 import subprocess
 import sys
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import pytest
@@ -24,6 +22,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.small import small_model_path
 from hooked_mm.steering_vector import load_vectors
 from hooked_mm.store import ActivationStore
+from tests.pages import DOCS, broken_links, run_page
 
 HOOK = "blocks.2.hook_resid_post"
 
@@ -205,25 +204,16 @@ def test_settings_can_be_written_down(tmp_path: Path) -> None:
     assert (again.average, again.alpha, type(again.method).__name__) == ("median", 2.0, "PCA")
 
 
-PAGE = (Path(__file__).parents[1] / "docs" / "shift.md").read_text()
-
-
 @pytest.mark.usefixtures("loaded", "unchecked")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command and its Python in their order; the steered model says the place alone; links lead somewhere."""
     monkeypatch.chdir(tmp_path)
-    names: dict[str, Any] = {}
-    for language, block in re.findall(r"```(python|bash)\n(.*?)```", PAGE, re.DOTALL):
-        if language == "python":
-            exec(block, names)
-        else:
-            (command,) = (line for line in block.splitlines() if line.startswith("hooked-mm shift "))
-            main(shlex.split(command)[2:])
+    names = run_page("shift.md", "shift", main)
     assert names["steered"] == names["by_concept"] == [f"in the {names['scene'].columns['place']} ."]
     assert names["gained"].low > 0
-    for left in re.findall(r"^\| `(KMeans[^|]+|[^|]*csv[^|]+|extracted[^|]+)\|", PAGE, re.MULTILINE):
+    for left in re.findall(
+        r"^\| `(KMeans[^|]+|[^|]*csv[^|]+|extracted[^|]+)\|", (DOCS / "shift.md").read_text(), re.MULTILINE
+    ):
         for place in re.findall(r"[\w./-]+", left):
             assert (tmp_path / "runs" / "shift" / place).exists(), place
-    docs = Path(__file__).parents[1] / "docs"
-    links = [link for link in re.findall(r"\]\(([^)#]+)\)", PAGE) if "://" not in link]
-    assert not [link for link in links if not (docs / link).exists()]
+    assert not broken_links("shift.md", web=True)

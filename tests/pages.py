@@ -1,0 +1,33 @@
+"""A page of docs/ run as it stands: its Python and its commands in their order, in one session, as a reader would."""
+
+from __future__ import annotations
+
+import re
+import shlex
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+DOCS = Path(__file__).parents[1] / "docs"
+
+
+def run_page(name: str, command: str, main: Callable[[Sequence[str]], object]) -> dict[str, Any]:
+    """Run the blocks of a page; of its shell blocks the one line that calls `hooked-mm COMMAND`, by `main`.
+
+    Returns:
+        The names that its Python has made.
+    """
+    names: dict[str, Any] = {}
+    for language, block in re.findall(r"```(python|bash)\n(.*?)```", (DOCS / name).read_text(), re.DOTALL):
+        if language == "python":
+            exec(block, names)
+        else:
+            (line,) = (line for line in block.splitlines() if line.startswith(f"hooked-mm {command} "))
+            main(shlex.split(line)[2:])
+    return names
+
+
+def broken_links(name: str, web: bool = False) -> list[str]:
+    """Links of a page that lead nowhere; those that lead into the web among them, unless the page may have such."""
+    links = re.findall(r"\]\(([^)#]+)\)", (DOCS / name).read_text())
+    return [link for link in links if not (DOCS / link).exists() and not (web and "://" in link)]
