@@ -37,13 +37,14 @@ from concept_dict.shift import main_concept, movements, shift_vectors
 from concept_dict.shift_run import SHARES, deal, decoder, spelled
 from concept_dict.shift_steering import ShiftConcepts
 from concept_dict.shift_study import Settings, ShiftStudy, study
-from hooked_mm.extraction import Extractor, ModelSource
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add, Intervention
 from hooked_mm.pair_extraction import extract_pair
 from hooked_mm.paired_rows import PairedRows, pair_rows
 from hooked_mm.positions import as_rule
+from hooked_mm.reader import ModelSource
 from hooked_mm.scenes.captions import CAPTION_PROMPT, WORDINGS
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES

@@ -25,8 +25,8 @@ from concept_dict.report import How, ground
 from concept_dict.row_choice import described, learnt_where
 from concept_dict.run_table import output_folder
 from hooked_mm.errors import BadInputError
-from hooked_mm.extraction import ModelSource
 from hooked_mm.hooked import HookedMM
+from hooked_mm.reader import ModelSource
 from hooked_mm.store import ActivationStore
 
 MADE_HERE = ("tensorboard", "report.html", "report.json")

@@ -54,11 +54,11 @@ from hooked_mm.adapter_switch import adapters_off
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.extract_command import instantiated
-from hooked_mm.extraction import ModelSource
 from hooked_mm.extraction_job import quiet
 from hooked_mm.loading import OnError
 from hooked_mm.pair_extraction import Once, Texts, extract_pair, same_base
 from hooked_mm.paired_rows import By, pair_rows
+from hooked_mm.reader import ModelSource
 from hooked_mm.selectors import Selector
 from hooked_mm.steering_vector import last_part, save_vectors
 from hooked_mm.store import ActivationStore

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
         UnknownHookError,
         UnsupportedModelError,
     )
-    from hooked_mm.extraction import Extractor, ModelSource
+    from hooked_mm.extraction import Extractor
     from hooked_mm.extraction_job import extract
     from hooked_mm.generation import GenerationOutput
     from hooked_mm.hooked import HookedMM
@@ -31,6 +31,7 @@ if TYPE_CHECKING:
     from hooked_mm.patching import Patch
     from hooked_mm.positions import Positions
     from hooked_mm.processors import load_processor
+    from hooked_mm.reader import ModelSource
     from hooked_mm.runner import Hook
     from hooked_mm.selectors import AtIndex, BeforeSpecial, EachOf, LastPrompt, MeanOver, Selector, TokenOfInterest
     from hooked_mm.steering_vector import SteeringVector
@@ -55,7 +56,7 @@ _HOME = {
     "UnknownHookError": "errors",
     "UnsupportedModelError": "errors",
     "Extractor": "extraction",
-    "ModelSource": "extraction",
+    "ModelSource": "reader",
     "extract": "extraction_job",
     "GenerationOutput": "generation",
     "HookedMM": "hooked",

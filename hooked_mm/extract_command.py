@@ -23,9 +23,10 @@ import hooked_mm.datasets
 import hooked_mm.scenes.dataset  # noqa: F401  (data modules are offered by name)
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import HookedMMError
-from hooked_mm.extraction import Extractor, ModelSource
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract, quiet
 from hooked_mm.loading import OnError
+from hooked_mm.reader import ModelSource
 from hooked_mm.store_writer import LOG
 
 PLAIN = ("enable_model_summary", "enable_progress_bar", "enable_checkpointing", "use_distributed_sampler")

@@ -10,22 +10,20 @@ from __future__ import annotations
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext
-from dataclasses import dataclass, field
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
 
-from hooked_mm.adapter_switch import adapters_off, adapters_on, check_switchable
+from hooked_mm.adapter_switch import adapters_off, check_switchable
 from hooked_mm.batch import Batch, Modality, Role, count_positions
-from hooked_mm.data import OWN_COLUMNS
 from hooked_mm.errors import BadInputError
 from hooked_mm.generation import until_end
 from hooked_mm.hooked import HookedMM
 from hooked_mm.image_reuse import encode, proven, without_pictures, write_features
 from hooked_mm.loading import AnswerSource, BatchMaker, Prepared
+from hooked_mm.reader import Extracted, ModelSource, Reader, sample_rows, versions
 from hooked_mm.runner import Hook, match_names
 from hooked_mm.selectors import Pick, Selector, gather
 from hooked_mm.store import ActivationStore
@@ -33,46 +31,7 @@ from hooked_mm.store import ActivationStore
 logger = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True)
-class ModelSource:
-    """A model to load: on every process its own, or one over several GPUs (`device_map="auto"`).
-
-    Attributes:
-        id: Hub id or folder, or `small:NAME` for a model that ships with the package.
-        dtype: `"bfloat16"`, ..., or `"auto"` for the checkpoint's own.
-        device_map: As in transformers; None puts the whole model on the process's own device.
-        adapter: Hub id or folder of a PEFT adapter; of a shipped model, its name.
-        revision: Of a model on the hub.
-    """
-
-    id: str
-    dtype: str = "auto"
-    device_map: str | None = None
-    adapter: str | None = None
-    revision: str | None = None
-
-    def load(self, device: torch.device | str) -> HookedMM:
-        """The model, hooked and checked."""
-        where = self.device_map or ({"": str(device)} if str(device) != "cpu" else None)
-        if self.id.startswith("small:"):
-            name = self.id.removeprefix("small:")
-            return HookedMM.small(name, self.adapter, dtype=self.dtype, device_map=where)
-        options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
-        return HookedMM.from_pretrained(self.id, dtype=self.dtype, device_map=where, adapter=self.adapter, **options)
-
-
-@dataclass
-class Extracted:
-    """The store's share of one batch (see `StoreWriter.add`), and what it took: samples, positions computed."""
-
-    values: dict[str, Tensor] = field(default_factory=dict)
-    rows: list[dict[str, Any]] = field(default_factory=list)
-    samples: list[dict[str, Any]] = field(default_factory=list)
-    skipped: list[dict[str, str]] = field(default_factory=list)
-    positions: int = 0
-
-
-class Extractor:
+class Extractor(Reader):
     """Turns prepared batches into representations.
 
     Args:
@@ -115,23 +74,18 @@ class Extractor:
             raise BadInputError(f"answer={answer!r}, stored={stored!r}: 'stored' and a store's path belong together")
         if stored_by not in ("itself", "another"):
             raise BadInputError(f"stored_by={stored_by!r}; it must be 'itself' or 'another'")
-        self.hooks, self.answer, self.max_new_tokens = hooks, answer, max_new_tokens
-        self.answer_prefix, self.stored, self.max_positions = answer_prefix, stored, max_positions
+        self.hooks, self.max_new_tokens, self.stored = hooks, max_new_tokens, stored
         self.selectors = dict(selector) if isinstance(selector, Mapping) else {type(selector).__name__: selector}
         self.share_pictures = share_pictures
         self._shares: bool | None = None if share_pictures else False
         self.stored_by, self.adapter_off = stored_by, adapter_off
-        self.source = model
-        self.answers: dict[str, list[int]] = {}
-        """Stored answers, sample -> token ids."""
         self.answers_of: dict[str, Any] = {}
-        """Which model gave them, if another."""
+        """Which model gave the stored answers, if another."""
         self.hook_names: list[str] = []
-        if isinstance(model, HookedMM):
-            self._attach(model)
+        super().__init__(model, answer, answer_prefix, max_positions)
 
     def _attach(self, model: HookedMM) -> None:
-        self.model = model
+        super()._attach(model)
         self.hook_names = match_names(self.hooks, model.hook_names)
         points = model.hook_points
         foreign = [name for name in self.hook_names if points[name].stream != "text" or points[name].form != "vector"]
@@ -144,8 +98,7 @@ class Extractor:
 
     def load(self, device: torch.device | str) -> None:
         """Load the model, if it is not there yet, and the stored answers."""
-        if isinstance(self.source, ModelSource) and not self.hook_names:
-            self._attach(self.source.load(device))
+        super().load(device)
         if self.adapter_off:
             check_switchable(self.model.hf_model)
         if self.stored is not None and not self.answers:
@@ -166,19 +119,12 @@ class Extractor:
 
     def made_by(self) -> dict[str, Any]:
         """What the store's manifest says."""
-        config = self.model.hf_model.config
-        adapters = [] if self.adapter_off else adapters_on(self.model.hf_model)
-        named = self.source.adapter if isinstance(self.source, ModelSource) else adapters
         return {
-            "model": config._name_or_path,
-            "revision": getattr(config, "_commit_hash", None),
-            "adapter": named if adapters else None,
-            "family": self.model.cfg.family,
-            "dtype": str(self.model.dtype).removeprefix("torch."),
+            **self.whose(adapters=not self.adapter_off),
             "hooks": self.hook_names,
             **self.settings(),
             **({"answers_of": self.answers_of} if self.answers_of else {}),
-            "versions": {name: version(name) for name in ("hooked-mm", "torch", "transformers", "nnsight")},
+            "versions": versions(),
         }
 
     @torch.no_grad()
@@ -194,10 +140,6 @@ class Extractor:
     def _represent(self, prepared: Prepared) -> Extracted:
         if prepared.batch is None:
             return Extracted(skipped=prepared.skipped)
-        samples = prepared.samples
-        clashing = sorted({name for sample in samples for name in sample.columns} & set(OWN_COLUMNS))
-        if clashing:
-            raise BadInputError(f"the data set's columns {clashing} are names of the store's own; rename them")
         batch = prepared.batch.to(self.model.device)
         shared: Any = nullcontext()
         if self._may_share(prepared, batch):
@@ -211,20 +153,8 @@ class Extractor:
             # All rows of a sample together.
             picks.sort(key=lambda named: named[1].sample)
             values = self._read(batch, [pick for _, pick in picks])
-        table = [
-            {
-                **sample.columns,
-                "sample": sample.id,
-                "sample_number": number,
-                "image": sample.images,
-                "prompt": sample.text,
-                "text": text,
-                "answer": sample.answer,
-                "answer_tokens": said,
-            }
-            for number, sample, text, said in zip(prepared.numbers, samples, texts, tokens, strict=True)
-        ]
-        ids = [sample.id for sample in samples]
+        table = sample_rows(prepared, text=texts, answer_tokens=tokens)
+        ids = [sample.id for sample in prepared.samples]
         computed = int(batch.inputs["attention_mask"].sum())
         return Extracted(values, _rows(batch, picks, ids), table, prepared.skipped, computed)
 

@@ -25,8 +25,9 @@ from tqdm import tqdm
 
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import StoreError
-from hooked_mm.extraction import Extracted, Extractor, halves, is_out_of_memory
+from hooked_mm.extraction import halves, is_out_of_memory
 from hooked_mm.loading import Batches, BatchMaker, OnError, Prepared, deal
+from hooked_mm.reader import Extracted, Reader
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import read_manifest
 from hooked_mm.store_writer import StoreWriter
@@ -73,7 +74,7 @@ class Extraction(lightning.LightningModule):
     """
 
     def __init__(
-        self, extractor: Extractor, data: SampleDataModule, path: Path, resume: bool, on_error: OnError, **shards: Any
+        self, extractor: Reader, data: SampleDataModule, path: Path, resume: bool, on_error: OnError, **shards: Any
     ) -> None:
         super().__init__()
         self.extractor, self.data, self.path = extractor, data, path
@@ -214,7 +215,7 @@ def quiet_trainer(**options: Any) -> lightning.Trainer:
 
 
 def extract(
-    extractor: Extractor,
+    extractor: Reader,
     data: SampleDataModule,
     path: str | Path,
     *,

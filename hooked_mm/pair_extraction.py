@@ -23,10 +23,11 @@ from lightning.pytorch.utilities import rank_zero_only
 from hooked_mm.adapter_switch import adapters_on, lasting, read_config
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError
-from hooked_mm.extraction import Extractor, ModelSource
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import OnError
+from hooked_mm.reader import ModelSource
 from hooked_mm.runner import match_names
 from hooked_mm.selectors import Selector
 from hooked_mm.small import small_adapter_path

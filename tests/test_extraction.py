@@ -17,10 +17,11 @@ from torch import Tensor
 import hooked_mm.extraction_job as module
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import StoreError
-from hooked_mm.extraction import Extracted, Extractor
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
+from hooked_mm.reader import Extracted
 from hooked_mm.scenes.captions import CAPTION_PROMPT, caption
 from hooked_mm.scenes.world import Scene
 from hooked_mm.selectors import LastPrompt, TokenOfInterest

@@ -20,10 +20,11 @@ from PIL import Image
 
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError
-from hooked_mm.extraction import Extracted, Extractor, ModelSource
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
+from hooked_mm.reader import Extracted, ModelSource
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
 from hooked_mm.selectors import BeforeSpecial, LastPrompt, MeanOver, Selector
@@ -175,7 +176,7 @@ SCRIPT = """
     sys.path.insert(0, {root!r})
     from pathlib import Path
     from hooked_mm import Extractor, LastPrompt, MeanOver, Sample, SampleDataModule, extract
-    from hooked_mm.extraction import ModelSource
+    from hooked_mm.reader import ModelSource
     from hooked_mm.scenes.dataset import SceneDataset
     path, processes, seconds = sys.argv[1:4]
     samples = [SceneDataset(60)[n] for n in range(60)]

@@ -17,11 +17,12 @@ from transformers import AutoModelForImageTextToText
 from hooked_mm.adapter_switch import adapters_on
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError
-from hooked_mm.extraction import Extracted, Extractor, ModelSource
+from hooked_mm.extraction import Extractor
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
 from hooked_mm.pair_extraction import extract_pair
+from hooked_mm.reader import Extracted, ModelSource
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.selectors import BeforeSpecial, LastPrompt, MeanOver, Selector, TokenOfInterest

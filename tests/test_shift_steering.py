@@ -16,10 +16,10 @@ from concept_dict.pca import PCA
 from concept_dict.shift import main_concept, movements, shift_vectors
 from concept_dict.shift_steering import ShiftConcepts
 from hooked_mm.errors import BadInputError
-from hooked_mm.extraction import ModelSource
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add
 from hooked_mm.pair_extraction import extract_pair
+from hooked_mm.reader import ModelSource
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.scenes.world import scene
