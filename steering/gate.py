@@ -142,8 +142,8 @@ def learn_gate(
     """
     if min(len(inside), len(outside)) < 2 or inside.shape[1:] != outside.shape[1:]:
         raise BadInputError(
-            f"a gate is learnt from rows inside {tuple(inside.shape)} and outside {tuple(outside.shape)}; give at least "
-            "two of each, of one width"
+            f"a gate is learnt from rows inside {tuple(inside.shape)} and outside {tuple(outside.shape)}; give at "
+            "least two of each, of one width"
         )
     if not 0 <= leak < 1:
         raise BadInputError(f"leak={leak}; it is a share of the rows outside, from 0 to below 1")

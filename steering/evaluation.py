@@ -1,0 +1,255 @@
+"""A sweep: many settings judged on validation samples, the chosen one, its front and its controls on test samples.
+
+1. Every setting of a grid answers the validation samples; the unsteered model stands beside them.
+2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
+3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
+   random vectors of the same norm and, where they are given, vectors of shuffled labels.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+from hooked_mm.data import SampleDataModule
+from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.reader import ModelSource
+from hooked_mm.steering_vector import SteeringVector
+from steering.controls import random_like
+from steering.gate import Gate
+from steering.scoring import Row, all_scores, choose, rows_of
+from steering.setting import ANSWERING, Setting
+from steering.steered_answers import Answers, answer
+from steering.sweep_result import SweepResult
+from steering.tasks import Task
+
+SHOWN = 6
+"""Examples of each kind."""
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is tried of every vector.
+
+    Attributes:
+        alphas: How much.
+        at: Where, see `setting.positions`.
+        operations: How, see the table in `setting`.
+        gated: Without the gates that are given, with them, or both.
+    """
+
+    alphas: Sequence[float] = (0.25, 0.5, 0.75, 1.0, 1.25, 1.5, 2.0, 3.0)
+    at: Sequence[str] = (ANSWERING,)
+    operations: Sequence[str] = ("add",)
+    gated: Sequence[bool] = (False,)
+
+    def settings(self, vectors: Sequence[SteeringVector], gates: Sequence[Gate] = ()) -> list[Setting]:
+        """Every combination; a gate that stands at a later point than a vector is not combined with it.
+
+        Raises:
+            BadInputError: If nothing is left to try, or gates are asked for and none is given.
+        """
+        if any(self.gated) and not gates:
+            raise BadInputError("gated settings are asked for, but there is no gate; make one (see learn_gate)")
+        found = []
+        for vector, at, how, gated in product(vectors, self.at, self.operations, self.gated):
+            fitting = [gate for gate in gates if not _later(gate, vector)] if gated else [None]
+            alphas = (1.0,) if how == "project_out" else self.alphas
+            found += [Setting(vector, alpha, at, how, gate) for gate in fitting for alpha in alphas]
+        if not found:
+            raise BadInputError(
+                f"{len(vectors)} vectors, {len(self.alphas)} alphas, {len(self.at)} rules of positions, "
+                f"{len(self.operations)} operations and {len(gates)} gates make no setting; give at least one of each, "
+                "and gates that stand no later than the vectors"
+            )
+        return found
+
+
+def _later(gate: Gate, vector: SteeringVector) -> bool:
+    """Whether a gate judges at a block behind the vector's."""
+    point = gate.condition.point
+    if point is None or vector.layer is None:
+        return False
+    own = SteeringVector([1.0], point).layer  # type: ignore[arg-type]
+    return own is not None and own > vector.layer
+
+
+@dataclass(frozen=True)
+class Judged:
+    """Settings on one split.
+
+    Attributes:
+        rows: See `scoring.rows_of`.
+        answers: What was said.
+        numbers: Of the settings, the unsteered one's 0 first, in the order of the answers.
+    """
+
+    rows: list[Row]
+    answers: Answers
+    numbers: list[int]
+
+
+def judge(
+    model: HookedMM | ModelSource,
+    data: SampleDataModule,
+    task: Task,
+    settings: Mapping[int, Setting],
+    path: Path,
+    split: str,
+    *,
+    control_of: Mapping[int, str] | None = None,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    **trainer_options: Any,
+) -> Judged:
+    """Let settings, by their numbers, answer a data set, and score them.
+
+    Args:
+        model: The hooked model, or where to load it from.
+        data: The samples.
+        task: What is scored.
+        settings: Number -> setting.
+        path: Of the store of answers.
+        split: What these samples are called.
+        control_of: Number -> which control it is.
+        resume: Go on with, or read, what lies at `path`.
+        options: Of `SteeredAnswers`.
+        seed: Of the bootstrap.
+        trainer_options: As in `extract`.
+    """
+    found = answer(model, data, list(settings.values()), path, resume=resume, options=options, **trainer_options)
+    scores = all_scores(task, found)
+    rows = rows_of(list(settings.values()), list(settings), scores, split, task.goal, control_of, seed=seed)
+    return Judged(rows, found, [0, *settings])
+
+
+def controls_for(
+    chosen: Setting, alphas: Sequence[float], shuffled: Sequence[SteeringVector] = (), seeds: int = 2
+) -> list[tuple[Setting, str]]:
+    """The chosen setting with other vectors of the same norm, at every alpha: `("random" | "shuffled")` each.
+
+    Args:
+        chosen: What they are controls of.
+        alphas: Of the grid; those of the setting's own operation.
+        shuffled: Made of the same rows with shuffled labels.
+        seeds: Of random vectors.
+    """
+    vector = chosen.vector
+    if vector is None:
+        return []
+    made = [(random_like(vector, seed), "random") for seed in range(seeds)]
+    made += [(other, "shuffled") for other in shuffled if other.hook == vector.hook]
+    amounts = (chosen.alpha,) if chosen.operation == "project_out" else tuple(dict.fromkeys([*alphas, chosen.alpha]))
+    return [(replace(chosen, vector=other, alpha=alpha), kind) for other, kind in made for alpha in amounts]
+
+
+def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
+    """Those of saved vectors that were made as controls of one."""
+    return [
+        other
+        for other in vectors
+        if other.kind == "shuffled" and other.hook == chosen.hook and other.made_from.get("control_of") == chosen.name
+    ]
+
+
+def sweep(
+    model: HookedMM | ModelSource,
+    vectors: Sequence[SteeringVector],
+    task: Task,
+    validation: SampleDataModule,
+    test: SampleDataModule,
+    folder: str | Path,
+    *,
+    grid: Grid | None = None,
+    gates: Sequence[Gate] = (),
+    settings: Sequence[Setting] | None = None,
+    seeds: int = 2,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    facts: Sequence[tuple[str, str]] = (),
+    **trainer_options: Any,
+) -> SweepResult:
+    """Try every setting on validation samples, and what it says on test samples; see the module.
+
+    Args:
+        model: The hooked model, or where to load it from.
+        vectors: To try, and controls of them (kind `"shuffled"`).
+        task: What shall change, and what shall not.
+        validation: Samples to choose by.
+        test: Others to report.
+        folder: For the answers; what is there is used again with `resume`.
+        grid: What is tried of every vector.
+        gates: For the grid.
+        settings: To try instead of, or beside, the grid's, which then must be given.
+        seeds: Random controls of the chosen setting.
+        resume: Go on with a sweep that was cut off.
+        options: Of `SteeredAnswers`, on test.
+        seed: Of the bootstrap.
+        facts: To be shown on top of the result.
+        trainer_options: As in `extract`.
+
+    Raises:
+        BadInputError: If there is nothing to try, or samples are the same in both splits.
+    """
+    both = set(validation.ids()) & set(test.ids())
+    if both:
+        raise BadInputError(
+            f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
+            "says nothing on it: give two sets"
+        )
+    folder = Path(folder)
+    real = [vector for vector in vectors if vector.kind not in ("shuffled", "random", "gate")]
+    grid = grid or (Grid() if settings is None else None)
+    tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
+    numbered = dict(enumerate(tried, 1))
+    same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
+    plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
+    first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
+    chosen = choose(first.rows, task.goal)
+    kept = {row["setting"]: numbered[row["setting"]] for row in first.rows if row["front"] and row["setting"]}
+    kept |= {chosen: numbered[chosen]} if chosen else {}
+    control_of: dict[int, str] = {}
+    if chosen:
+        best = numbered[chosen]
+        assert best.vector is not None
+        alphas = [one.alpha for one in tried if one.operation == best.operation]
+        for setting, kind in controls_for(best, alphas, controls_among(vectors, best.vector), seeds):
+            number = len(tried) + len(control_of) + 1
+            kept[number], control_of[number] = setting, kind
+    second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
+    rows = [{**row, "chosen": row["setting"] == chosen and chosen > 0} for row in (*first.rows, *second.rows)]
+    counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
+    return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:
+    """What a setting did to some samples: of the source, and of those others that it changed."""
+    if number not in judged.numbers:
+        return []
+    before, after = judged.answers.texts[0], judged.answers.texts[judged.numbers.index(number)]
+    shown: list[dict[str, Any]] = []
+    for what in ("source", "same type", "other"):
+        own = [place for place, one in enumerate(task.about(judged.answers)) if one == what]
+        # Of what should stay, what did not stands in front.
+        own.sort(key=lambda place: what != "source" and before[place] == after[place])
+        for place in own[:count]:
+            sample = judged.answers.samples[place]
+            shown.append(
+                {
+                    "sample": sample["sample"],
+                    "picture": sample["sample_number"],
+                    "prompt": sample["prompt"],
+                    "before": before[place],
+                    "after": after[place],
+                    "reference": sample["answer"],
+                    "setting": number,
+                    "about": what,
+                }
+            )
+    return shown
