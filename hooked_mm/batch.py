@@ -5,7 +5,7 @@ A batch is what every reader of activations selects by: `batch.mask(modality="im
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from enum import IntEnum
 from typing import Any
@@ -14,6 +14,7 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooked_mm.batch_rows import take_inputs, take_layout, taken
 from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.layout import Layout
 from hooked_mm.layout_kinds import Source, has_image_positions, read_layout
@@ -126,6 +127,26 @@ class Batch:
             role=self.role.to(device),
             layout=self.layout.to(device),
             decoder=None if self.decoder is None else self.decoder.to(device),
+        )
+
+    def take(self, rows: Sequence[int]) -> Batch:
+        """The batch of these samples, in this order; a sample may come several times. Padding stays as it is.
+
+        Args:
+            rows: Numbers of samples, from 0 on.
+
+        Raises:
+            BadInputError: If a sample does not exist, or it can't be told which part of an input belongs to a sample.
+        """
+        which = taken(self.layout, rows)
+        return replace(
+            self,
+            inputs=take_inputs(self.inputs, self.layout, which),
+            modality=self.modality[which.samples],
+            role=self.role[which.samples],
+            layout=take_layout(self.layout, which),
+            tokens=[list(self.tokens[row]) for row in which.samples.tolist()] if self.tokens else [],
+            decoder=None if self.decoder is None else self.decoder.take(rows),
         )
 
     def mask(

@@ -210,15 +210,19 @@ class AtPoint(Intervention):
 class Add(AtPoint):
     """x + alpha v; relative: x + alpha |x| u (steering; Turner et al. 2023, arXiv 2308.10248).
 
+    With keep_norm y = x + alpha v becomes y |x| / |y|.
+
     Attributes:
         vector: v, (d,) or (samples, d).
         alpha: A number, or (samples,).
         relative: Only the direction of v counts, and alpha is a share of the activation's own length.
+        keep_norm: The sum is given the length that the activation had.
     """
 
     vector: Float[Tensor, "*samples d"]
     alpha: float | Float[Tensor, " samples"] = 1.0
     relative: bool = field(default=False, kw_only=True)
+    keep_norm: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -231,7 +235,11 @@ class Add(AtPoint):
         shift = wide(spread.vector("vector", self.vector)) * spread.number("alpha", self.alpha)
         if self.relative:
             shift = shift * wide(spread.value).norm(dim=-1, keepdim=True)
-        return spread.value + shift.to(spread.value.dtype)
+        if not self.keep_norm:
+            return spread.value + shift.to(spread.value.dtype)
+        total = wide(spread.value) + shift
+        length, new = (x.norm(dim=-1, keepdim=True) for x in (wide(spread.value), total))
+        return total * (length / new.clamp_min(torch.finfo(total.dtype).tiny))
 
 
 @dataclass(frozen=True, eq=False, repr=False)

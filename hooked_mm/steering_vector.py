@@ -4,6 +4,8 @@
     with model.hooks([shift.intervention(alpha=2.0, model=model)]):
         model.generate(batch)
 
+Vectors of one hook are added and scaled: `2 * sea - snow`; see `vector_arithmetic`.
+
 On disk, one or many in a folder (see `tensor_folder`):
 
     steering_vectors.json         per vector its hook, kind, name and provenance, in order
@@ -30,6 +32,7 @@ from hooked_mm.interventions import Add
 from hooked_mm.positions import At
 from hooked_mm.tensor_folder import read_json, read_tensors, write_folder
 from hooked_mm.value_layout import stream_of
+from hooked_mm.vector_arithmetic import added, scaled
 from hooked_mm.vectors import checked
 
 logger = logging.getLogger(__name__)
@@ -161,6 +164,42 @@ class SteeringVector:
                 f"{what} of {self._owner()} has length {len(self.values)}, the vectors at {self.hook!r} of "
                 f"{name!r} have {model.cfg.d_model}; make it for this model"
             )
+
+    def check_alike(self, other: SteeringVector) -> None:
+        """Refuse a vector that this one can't be added to.
+
+        Raises:
+            BadInputError: If it belongs to another hook, model or revision (both known), or is of another width.
+        """
+        differs = [
+            (what, one, two)
+            for what, one, two in (("hook", self.hook, other.hook), ("width", len(self.values), len(other.values)))
+            if one != two
+        ]
+        if self.model and other.model and last_part(self.model) != last_part(other.model):
+            differs.append(("model", self.model, other.model))
+        if self.revision and other.revision and self.revision != other.revision:
+            differs.append(("revision", self.revision, other.revision))
+        if differs:
+            what, one, two = differs[0]
+            raise BadInputError(
+                f"{self!r} and {other!r} do not belong together: {what} {one!r} and {two!r}; use vectors of one hook "
+                "of one model, or add each by an intervention of its own"
+            )
+
+    def __mul__(self, factor: float) -> SteeringVector:
+        return scaled(self, factor) if isinstance(factor, int | float) else NotImplemented
+
+    __rmul__ = __mul__
+
+    def __neg__(self) -> SteeringVector:
+        return scaled(self, -1)
+
+    def __add__(self, other: SteeringVector) -> SteeringVector:
+        return added([self, other]) if isinstance(other, SteeringVector) else NotImplemented
+
+    def __sub__(self, other: SteeringVector) -> SteeringVector:
+        return added([self, other], [1, -1]) if isinstance(other, SteeringVector) else NotImplemented
 
     def save(self, folder: str | Path) -> Path:
         """Write it into a folder, in place of what vectors were there; see `save_vectors`."""

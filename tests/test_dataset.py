@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
+from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.scenes.captions import CAPTION_PROMPT, STYLES, caption
 from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule, Task, picture
@@ -22,7 +23,7 @@ def pixels(image: object) -> bytes:
     return image.tobytes()
 
 
-@given(st.lists(st.integers(0, 11), min_size=1, max_size=6), st.sampled_from(["caption", "question"]))
+@given(st.lists(st.integers(0, 11), min_size=1, max_size=6), st.sampled_from(["caption", "question", "questions"]))
 def test_random_access_equals_sequential(order: list[int], task: Task) -> None:
     """Samples do not depend on which were asked for before."""
     one_by_one = list(map(SceneDataset(12, task, seed=3).__getitem__, range(12)))
@@ -99,6 +100,37 @@ def test_question_samples_draw_from_every_type() -> None:
         if kinds[-1] == "place":
             assert sample.answer == sample.columns["place"]
     assert set(kinds) == set(QUESTION_TYPES)
+
+
+def test_every_question_of_a_scene_is_a_sample() -> None:
+    """As many as the scene allows, in order, the one that `"question"` draws among them; all with one picture."""
+    every, one = SceneDataset(12, "questions", seed=4), SceneDataset(12, "question", seed=4)
+    by_scene: dict[str, list[Sample]] = {}
+    for sample in every:
+        by_scene.setdefault(sample.id[:-3], []).append(sample)
+    assert list(by_scene) == one.ids()
+    assert every.ids() == [f"{scene}-{asked:02d}" for scene in by_scene for asked in range(len(by_scene[scene]))]
+    assert len(every) == len(every.ids()) > 8 * 12
+    for number, (asked, single) in enumerate(zip(by_scene.values(), one, strict=True)):
+        assert (single.text, single.answer, dict(single.columns)) in [
+            (s.text, s.answer, dict(s.columns)) for s in asked
+        ]
+        kinds = [sample.columns["question_type"] for sample in asked]
+        assert kinds == sorted(set(kinds), key=QUESTION_TYPES.index)
+        assert [sample.answer for sample in asked] == [truth(every.scene(number), sample.text) for sample in asked]
+        assert len({id(sample.images) for sample in asked}) == 1
+        assert pixels(asked[0].images) == pixels(single.images)
+    assert len(list(SceneDataset(0, "questions"))) == 0
+
+
+def test_counting_questions_draws_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Length and ids are known without; the data module passes the task on."""
+    monkeypatch.setattr("hooked_mm.scenes.dataset.render", lambda *_: pytest.fail("a picture was drawn"))
+    module = ScenesDataModule(size=5, task="questions", seed=2)
+    assert len(module.ids()) == len(SceneDataset(5, "questions", seed=2)) == module.describe()["samples"]
+    assert module.describe()["task"] == "questions"
+    with pytest.raises(IndexError, match="sample 99 of"):
+        module.scenes[99]
 
 
 def test_picture_is_the_rendered_scene() -> None:

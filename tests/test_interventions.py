@@ -66,6 +66,10 @@ KINDS: dict[str, tuple[Callable[..., AtPoint], Callable[[Tensor], Tensor]]] = {
         lambda **at: Add(POINT, U, 0.5, relative=True, **at),
         lambda x: x + 0.5 * x.norm(dim=-1)[..., None] * UNIT,
     ),
+    "keep norm": (
+        lambda **at: Add(POINT, U, 1.5, keep_norm=True, **at),
+        lambda x: (x + 1.5 * U) * (x.norm(dim=-1) / (x + 1.5 * U).norm(dim=-1))[..., None],
+    ),
     "replace": (lambda **at: Replace(POINT, U, **at), lambda x: U.expand_as(x)),
     "zero": (lambda **at: Replace(POINT, 0, **at), lambda x: x * 0),
     "scale": (lambda **at: Scale(POINT, 0.25, **at), lambda x: x * 0.25),
