@@ -25,8 +25,9 @@ $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 
 $(VENV)/.installed-tests: $(VENV)/.installed
 	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[tests]"
-	# A rival to measure against. Without its dependencies, which are vision models and their CUDA libraries.
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete
+	# What tests compare with, without its dependencies: those of overcomplete, a rival, are vision models and their CUDA
+	# libraries; those of pycocoevalcap, whose CIDEr and BLEU are the reference for ours, serve scorers in Java.
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --no-deps overcomplete pycocoevalcap
 	@touch $@
 
 demo: $(VENV)/.installed
