@@ -7,7 +7,7 @@ from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import ChoiceLoader, Environment, PackageLoader, StrictUndefined
 from PIL import Image
 
 from concept_dict.grounding import Word
@@ -17,17 +17,19 @@ SIDE = 128
 """Pixels of the longer side of a sample's picture."""
 
 
-def write_page(template: str, path: str | Path, **context: Any) -> Path:
-    """A page made of a template in `templates/`: all text is escaped.
+def write_page(template: str, path: str | Path, *, package: str = "concept_dict", **context: Any) -> Path:
+    """A page made of a template in a package's `templates/`: all text is escaped.
 
     In templates `picture(image)` is the address of a small picture, `picture(image, None)` of one as large as it is.
 
     Args:
         template: Its file name.
         path: Of the page.
+        package: Whose template; what it extends or imports may be one of `concept_dict`.
         context: What it shows.
     """
-    loader = PackageLoader("concept_dict")
+    # dict: each package once.
+    loader = ChoiceLoader([PackageLoader(name) for name in dict.fromkeys((package, "concept_dict"))])
     environment = Environment(loader=loader, autoescape=True, undefined=StrictUndefined)
     environment.globals["picture"] = _address
     page = environment.get_template(template).render(**context)
