@@ -19,7 +19,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
-from steering.controls import random_like
+from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
 from steering.scoring import Row, all_scores, choose, rows_of
 from steering.setting import ANSWERING, Setting
@@ -142,19 +142,18 @@ def controls_for(
     vector = chosen.vector
     if vector is None:
         return []
-    made = [(random_like(vector, seed), "random") for seed in range(seeds)]
-    made += [(other, "shuffled") for other in shuffled if other.hook == vector.hook]
+    made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
     amounts = (chosen.alpha,) if chosen.operation == "project_out" else tuple(dict.fromkeys([*alphas, chosen.alpha]))
-    return [(replace(chosen, vector=other, alpha=alpha), kind) for other, kind in made for alpha in amounts]
+    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other in made for alpha in amounts]
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
-    return [
-        other
-        for other in vectors
-        if other.kind == "shuffled" and other.hook == chosen.hook and other.made_from.get("control_of") == chosen.name
-    ]
+
+    def owner(other: SteeringVector) -> tuple[str, Any]:
+        return other.hook, (other.made_from.get("control_of") or {}).get("name")
+
+    return [other for other in vectors if other.kind == "shuffled" and owner(other) == (chosen.hook, chosen.name)]
 
 
 def sweep(
@@ -204,7 +203,7 @@ def sweep(
             "says nothing on it: give two sets"
         )
     folder = Path(folder)
-    real = [vector for vector in vectors if vector.kind not in ("shuffled", "random", "gate")]
+    real = [vector for vector in vectors if vector.kind not in (*CONTROLS, "gate")]
     grid = grid or (Grid() if settings is None else None)
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
     numbered = dict(enumerate(tried, 1))

@@ -168,9 +168,9 @@ def learn_gate(
 
 
 def _exceeded_by(values: Float[Tensor, " m"], share: float) -> float:
-    """The smallest value that no more than this share of them exceeds."""
+    """What no more than this share of them exceeds, up to the rounding of activations in float32."""
     ordered = values.sort(descending=True).values
-    return float(ordered[int(share * len(ordered))])
+    return float(ordered[int(share * len(ordered))] + 1e-5 * values.abs().max())
 
 
 def gates_of(vectors: Sequence[SteeringVector]) -> list[Gate]:

@@ -101,29 +101,29 @@ class Setting:
 
     def describe(self) -> dict[str, Any]:
         """The setting as tables and manifests show it."""
-        vector = self.vector
-        told: dict[str, Any] = {
-            "vector": "" if vector is None else vector.name or vector.kind,
-            "kind": "none" if vector is None else vector.kind,
-            "hook": None if vector is None else vector.hook,
-            "layer": None if vector is None else vector.layer,
-            "alpha": 0.0 if vector is None else float(self.alpha),
-            "at": self.at,
-            "operation": self.operation,
-            "gate": "" if self.gate is None else self.gate.name,
+        parts = self.parts
+        names = [part.vector.name or part.vector.kind for part in parts if part.vector is not None]
+        first = parts[0] if parts else self
+        return {
+            "vector": " + ".join(names),
+            "kind": "none" if first.vector is None else first.vector.kind,
+            "hook": None if first.vector is None else first.vector.hook,
+            "layer": None if first.vector is None else first.vector.layer,
+            "alpha": float(first.alpha) if parts else 0.0,
+            "at": first.at,
+            "operation": first.operation,
+            "gate": "" if first.gate is None else first.gate.name,
         }
-        return told | ({"also": [part.describe() for part in self.also]} if self.also else {})
 
     def fingerprint(self) -> dict[str, Any]:
         """What tells it from any other setting: its description and a digest of its numbers."""
-        digests = [
-            [round(float(v.values.double().sum()), 6), round(v.norm, 6)]
-            for part in self.parts
-            for v in (part.vector, part.second)
-            if v is not None
-        ]
-        thresholds = [part.gate.condition.threshold for part in self.parts if part.gate is not None]
-        return {**self.describe(), "numbers": digests, "thresholds": thresholds}
+        return {**self.describe(), "parts": [part._digest() for part in self.parts]}
+
+    def _digest(self) -> list[Any]:
+        """Of one part: what it is called, and sums that other vectors do not have."""
+        sums = [[round(float(v.values.double().sum()), 6), v.norm] for v in (self.vector, self.second) if v is not None]
+        threshold = None if self.gate is None else self.gate.condition.threshold
+        return [self.describe(), sums, threshold]
 
 
 @dataclass
