@@ -52,8 +52,8 @@ def caption_scores(captions: Sequence[str], references: Sequence[Sequence[str]])
         "CIDEr" (0 to 10; published ones are often times 100), "BLEU-1" to "BLEU-4" and "ROUGE-L" (0 to 1).
 
     Raises:
-        BadInputError: If there are no captions, one has no references or a text for a list of them, or the lists differ in
-            length.
+        BadInputError: If there are no captions, one has no references or one text for a list of them, or the lists
+            differ in length.
     """
     check(captions, references)
     own = [words_of(caption) for caption in captions]
