@@ -9,8 +9,9 @@ pictures and df the number of pictures that have the n-gram in any reference. Fo
     CIDEr_n(c, r) = sum_g min(g_n(c), g_n(r)) g_n(r) / (|g_n(c)| |g_n(r)|) * exp(-(l_c - l_r)^2 / (2 sigma^2))
     CIDEr(c) = 10 * mean over n and over r in R of CIDEr_n(c, r)
 
-with sigma = 6, and l the number of *bigrams*, as in pycocoevalcap. Weights come from the references of the pictures
-that are scored: CIDEr is a number about a set of pictures (of one picture alone it is 0), to compare on the same set.
+with sigma = 6, and l the number of tokens (pycocoevalcap counts bigrams, which differ by the same). Weights come from
+the references of the pictures that are scored: CIDEr is a number about a set of pictures (0 of one alone), to compare
+on the same set.
 """
 
 from __future__ import annotations
@@ -33,11 +34,11 @@ Gram = tuple[str, ...]
 
 
 class GramVector(NamedTuple):
-    """Per n: the weight of each n-gram and the vector's length; and the number of bigrams."""
+    """Per n: the weight of each n-gram and the vector's norm; and the number of tokens."""
 
     weights: list[dict[Gram, float]]
     norms: list[float]
-    bigrams: int
+    length: int
 
 
 def grams(tokens: Sequence[str]) -> Counter[Gram]:
@@ -53,7 +54,7 @@ def vector(counts: Counter[Gram], rarity: dict[Gram, float], unseen: float) -> G
     for gram, count in counts.items():
         weights[len(gram) - 1][gram] = count * rarity.get(gram, unseen)
     norms = [math.sqrt(sum(weight**2 for weight in own.values())) for own in weights]
-    return GramVector(weights, norms, sum(count for gram, count in counts.items() if len(gram) == 2))
+    return GramVector(weights, norms, sum(count for gram, count in counts.items() if len(gram) == 1))
 
 
 def similarity(candidate: GramVector, reference: GramVector) -> float:
@@ -63,7 +64,7 @@ def similarity(candidate: GramVector, reference: GramVector) -> float:
         if all(norms):
             shared = own.keys() & other.keys()
             cosines += sum(min(own[gram], other[gram]) * other[gram] for gram in shared) / math.prod(norms)
-    return cosines / LONGEST * math.exp(-((candidate.bigrams - reference.bigrams) ** 2) / (2 * SIGMA**2))
+    return cosines / LONGEST * math.exp(-((candidate.length - reference.length) ** 2) / (2 * SIGMA**2))
 
 
 def cider(

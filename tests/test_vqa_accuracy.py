@@ -63,7 +63,8 @@ def official(answer: str, answers: Sequence[str]) -> Fraction:
 
 WORDS = """a an the The A none None zero one two Three ten eleven yes no Yes NO cat cats' dont don't Im im Ive whats
     somebody'd somebodyd've oclock o'clock 'ows'at ow's'at theyre let's 3 10 1,000 1,0 3.5 .5 5. u.s. U.S.A. mr. e.g
-    t-shirt no-one 50% $5 #1 & ~ ^ | : 7:30 red/blue (red) "stop" what? wow! a,b a, ,b 1, ,1 2,3? café ½ ² 1,² … – '""".split()
+    t-shirt no-one 50% $5 #1 & ~ ^ | : 7:30 red/blue (red) "stop" what? wow! a,b a, ,b 1, ,1 2,3? café ½ ² 1,² … – '
+""".split()
 ENDS = ["", "", "", ".", "..", "?", "!", " ", "\n", "\t", ",", " ,", " .", ". ", "\n\n", "." * 40]
 
 
