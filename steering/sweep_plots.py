@@ -119,7 +119,7 @@ def tradeoff_figure(result: SweepResult, split: str | None = None) -> Figure | N
 def alpha_figure(result: SweepResult, split: str | None = None) -> Figure | None:
     """Effect and damage against alpha, a row of panels per vector: a line per layer, controls dashed.
 
-    Bands are 95 % intervals. Of more than `MOST` vectors those with the largest effects are drawn.
+    Upright strokes are 95 % intervals. Of more than `MOST` vectors those with the largest effects are drawn.
 
     Args:
         result: The sweep.
@@ -163,8 +163,9 @@ def alpha_figure(result: SweepResult, split: str | None = None) -> Figure | None
             _alpha_axis(axes, [row["alpha"] for row in rows if not unsteered(row)])
             axes.set_title(_short(vector) if len(vectors) > 1 else "", fontsize=10, parse_math=False)
             told = _damage_scale(axes, "y", rows, result.goal("damage")) if score == "damage" else ""
+            if score == "effect":
+                axes.yaxis.set_major_formatter(FuncFormatter(_percent))
             axes.set_ylabel(f"{score} (%){told}")
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
             _plain(axes)
     for axes in panels[-1]:
         axes.set_xlabel("alpha")
@@ -317,23 +318,22 @@ def _series(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], score: str, colour: str, style: str, mark: str | None, label: str) -> None:
-    """A line with its interval as a band."""
-    alphas = np.array([float(row["alpha"]) for row in rows])
-    values, low, high = (np.array([number(row, f"{score}{end}") for row in rows]) for end in ("", "_low", "_high"))
+    """A line with its intervals: upright strokes, since bands of many lines would cover each other."""
+    alphas, values = ([float(row["alpha"]) for row in rows], [number(row, score) for row in rows])
     front = 2 if mark is None else 3
     axes.plot(
         alphas, values, style, color=colour, marker=mark, markersize=4.5, linewidth=1.6, label=label, zorder=front
     )
-    if np.isfinite(low).any():
-        axes.fill_between(alphas, low, high, color=colour, alpha=0.14 if mark else 0.08, linewidth=0, zorder=front - 1)
+    strokes = axes.errorbar(alphas, values, _errors(rows, score), fmt="none", ecolor=colour, elinewidth=1.6, zorder=1)
+    strokes[2][0].set_alpha(0.4)
 
 
 def _damage_scale(axes: Axes, name: Literal["x", "y"], rows: Sequence[Row], goal: float) -> str:
     """Percent; logarithmic beyond the goal if values lie far beyond it, which the text says that is returned."""
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(_percent))
     values = [value for row in rows if math.isfinite(value := number(row, "damage"))]
     if not (goal > 0 and max(values) > FAR * goal):
+        axis.set_major_formatter(FuncFormatter(_percent))
         return ""
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if name == "x" else (axes.set_yscale, axes.set_ylim)
     set_scale("symlog", linthresh=goal, linscale=1.0)
@@ -343,6 +343,8 @@ def _damage_scale(axes: Axes, name: Literal["x", "y"], rows: Sequence[Row], goal
     beyond = [tick for tick in TICKS if tick > 1.2 * goal]
     axis.set_major_locator(FixedLocator([*([-goal] if least <= -goal else []), 0, goal / 2, goal, *beyond]))
     axis.set_minor_locator(NullLocator())
+    # After the scale, which brings a formatter of its own.
+    axis.set_major_formatter(FuncFormatter(_percent))
     return f", logarithmic beyond {100 * goal:g} %"
 
 
