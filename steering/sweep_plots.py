@@ -236,7 +236,9 @@ def layer_figure(result: SweepResult, split: str | None = None) -> Figure | None
         axes.tick_params(length=0)
     for axes in panels.ravel()[len(vectors) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=panels, format=FuncFormatter(_percent), label="effect (%)", shrink=0.9)
+    figure.colorbar(
+        image, ax=panels, format=FuncFormatter(_percent), label="effect (%)", shrink=0.9, aspect=24, fraction=0.05
+    )
     return figure
 
 

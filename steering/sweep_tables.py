@@ -70,7 +70,8 @@ def front_rows(result: SweepResult, split: str) -> list[Row]:
     """The rows that `front_table` shows, in its order, each with its `role` as its first column.
 
     First the front, the least damage first, and the chosen settings among them; then the controls at the chosen
-    settings; then the unsteered model. Without any number for damage: all settings, the largest effect first.
+    settings (of the whole front if none was chosen); then the unsteered model. Without any number for damage: all
+    settings, the largest effect first.
 
     Raises:
         BadInputError: If nothing was evaluated on the split.
@@ -83,9 +84,9 @@ def front_rows(result: SweepResult, split: str) -> list[Row]:
     else:
         kept = sorted(mine, key=lambda row: _last(-number(row, "effect")))
     controls: list[Row] = []
-    for row in kept:
-        if row["setting"] in chosen:
-            controls += [other for other in controls_of(row, rows) if other not in controls]
+    picked = [row for row in kept if row["setting"] in chosen]
+    for row in picked or [row for row in kept if row.get("front")] or kept[:1]:
+        controls += [other for other in controls_of(row, rows) if other not in controls]
     bare = [row for row in rows if unsteered(row)]
     return [{"role": role_of(row, chosen)} | row for row in (*kept, *controls, *bare)]
 
@@ -179,9 +180,9 @@ def settings_table(result: SweepResult, rows: Sequence[Row], further: bool = Tru
 
 
 def _detail(name: str, value: str) -> str:
-    if name == "gate":
-        return f"gate {value}" if value else "no gate"
-    return f"{name} {value}" if value else ""
+    if name == "gate" and not value:
+        return "no gate"
+    return f"{name} {_line(value)}" if value else ""
 
 
 def _line(text: object) -> str:

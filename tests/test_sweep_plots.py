@@ -223,7 +223,7 @@ def test_names_are_shown_as_they_are() -> None:
     assert [axes.get_title() for axes in made[1][1].axes[::2]] == [
         "$\\frac$",
         "two lines",
-        "long long long long long long long…",
+        "long long long long long long lon…",
     ]
     assert pyplot.get_fignums() == []
 
