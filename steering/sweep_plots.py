@@ -212,16 +212,14 @@ def layer_figure(result: SweepResult, split: str | None = None) -> Figure | None
     for vector, axes in zip(vectors, shown, strict=True):
         grid = np.full((len(layers), len(alphas)), np.nan)
         best: dict[tuple[int, int], Row] = {}
-        for row in (r for r in mine if r["vector"] == vector):
-            cell = layers.index(where(row)), alphas.index(float(row["alpha"]))
-            if cell not in best or (bool(row.get("goal_met")), row["effect"]) > (
-                bool(best[cell].get("goal_met")),
-                best[cell]["effect"],
-            ):
+        # The best comes last and stays.
+        for row in sorted(mine, key=lambda row: (bool(row.get("goal_met")), row["effect"])):
+            if row["vector"] == vector:
+                cell = layers.index(where(row)), alphas.index(float(row["alpha"]))
                 best[cell], grid[cell] = row, row["effect"]
         image = axes.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower")
-        for (line, column), row in best.items():
-            bright = (row["effect"] - low) / (high - low) > 0.6
+        for (line, column), row in sorted(best.items(), key=lambda item: item[0]):
+            bright = (row["effect"] - low) / (high - low) > 0.5
             told = f"{100 * row['effect']:z.0f}" + ("✓" if row.get("goal_met") else "")
             colour = "black" if bright else "white"
             axes.text(column, line, told, ha="center", va="center", fontsize=8, color=colour)
