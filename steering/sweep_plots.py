@@ -19,7 +19,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedLocator, FuncFormatter, NullLocator
 
 from steering.sweep_result import Row, SweepResult, number, steered, unsteered
-from steering.sweep_tables import DETAILS, chosen_settings, place, several_hooks, shown_split
+from steering.sweep_tables import DETAILS, chosen_settings, controls_for, shown_split, where_name
 
 GREY, DARK, RING, GOAL, LINE = "#8a8f98", "#3a3f47", "#d9822b", "#2a9d5c", "#c9ccd1"
 MARKS = "osD^vPXp"
@@ -64,21 +64,23 @@ def tradeoff_figure(result: SweepResult, split: str | None = None) -> Figure | N
         return None
     figure = Figure(figsize=(9.6, 5.6), layout="constrained")
     axes = figure.subplots()
-    colours, marks = _colours(rows), _marks(row["vector"] for row in mine)
+    where, colours = where_name(rows), _colours(rows)
+    # Of more vectors than there are marks only their kinds can be told apart.
+    name = "vector" if len(_vectors(mine)) <= len(MARKS) else "kind"
+    marks = _marks(row[name] for row in mine)
+    groups: dict[tuple[str, str], list[Row]] = {}
+    for row in mine:
+        groups.setdefault((where(row), row[name]), []).append(row)
     for control, mark in CONTROL_MARKS.items():
         points = [row for row in steered(rows, control=True) if row["control"] == control]
         if points:
             told = f"control: {control}"
             # A cross has no inside; a circle's is left empty.
-            paint = {"color": GREY} if mark == "x" else {"facecolors": "none", "edgecolors": GREY}
+            paint: dict[str, Any] = {"color": GREY} if mark == "x" else {"facecolors": "none", "edgecolors": GREY}
             axes.scatter(*_points(points), marker=mark, s=34, linewidths=1.1, label=told, zorder=2, **paint)
-    for layer, colour in colours.items():
-        for vector, mark in marks.items():
-            points = [row for row in mine if (_layer(row, rows), row["vector"]) == (layer, vector)]
-            if points:
-                axes.scatter(
-                    *_points(points), marker=mark, s=46, c=colour, edgecolors="white", linewidths=0.6, zorder=4
-                )
+    for (layer, own), points in groups.items():
+        style: dict[str, Any] = {"marker": marks[own], "c": colours[layer], "edgecolors": "white", "linewidths": 0.6}
+        axes.scatter(*_points(points), s=46, zorder=4, **style)
     bare = [row for row in rows if unsteered(row)]
     if bare:
         axes.scatter(*_points(bare), marker="*", s=150, c=DARK, label="unsteered", zorder=5)
@@ -96,7 +98,8 @@ def tradeoff_figure(result: SweepResult, split: str | None = None) -> Figure | N
             elinewidth=0.9,
             zorder=1,
         )
-    chosen = [row for row in mine if row["setting"] in chosen_settings(result)]
+    picked = chosen_settings(result)
+    chosen = [row for row in mine if row["setting"] in picked]
     if chosen:
         axes.scatter(
             *_points(chosen), s=210, facecolors="none", edgecolors=RING, linewidths=2.2, label="chosen", zorder=6
@@ -107,8 +110,8 @@ def tradeoff_figure(result: SweepResult, split: str | None = None) -> Figure | N
     for layer, colour in colours.items():
         axes.scatter([], [], s=60, marker="s", color=colour, label=layer)
     if len(marks) > 1:
-        for vector, mark in marks.items():
-            axes.scatter([], [], s=46, marker=mark, color=DARK, label=_short(vector))
+        for own, mark in marks.items():
+            axes.scatter([], [], s=46, marker=mark, color=DARK, label=_short(own))
     axes.set_ylabel("effect (%)")
     axes.yaxis.set_major_formatter(FuncFormatter(_percent))
     _plain(axes)
@@ -119,7 +122,7 @@ def tradeoff_figure(result: SweepResult, split: str | None = None) -> Figure | N
 def alpha_figure(result: SweepResult, split: str | None = None) -> Figure | None:
     """Effect and damage against alpha, a row of panels per vector: a line per layer, controls dashed.
 
-    Bands are 95 % intervals. Of more than `MOST` vectors those with the largest effects are drawn.
+    Upright strokes are 95 % intervals. Of more than `MOST` vectors those with the largest effects are drawn.
 
     Args:
         result: The sweep.
@@ -138,24 +141,23 @@ def alpha_figure(result: SweepResult, split: str | None = None) -> Figure | None
         return None
     figure = Figure(figsize=(5.4 * len(scores) + 1.6, 3.3 * len(vectors) + 0.5), layout="constrained")
     panels = figure.subplots(len(vectors), len(scores), squeeze=False, sharex=True, sharey="col")
-    colours, ways = _colours(rows), _marks(_way(row) for row in steered(rows))
+    where, colours, ways = where_name(rows), _colours(rows), _marks(_way(row) for row in steered(rows))
+    picked = chosen_settings(result)
     for vector, line in zip(vectors, panels, strict=True):
         for score, axes in zip(scores, line, strict=True):
-            for found in _series(_controls_for(vector, rows)):
+            for found in _series(controls_for(vector, rows)):
                 control = found[0]["control"]
                 style = CONTROL_LINES.get(control, "-.")
                 _draw(axes, found, score, GREY, style, None, f"control: {control}")
             for found in _series([row for row in steered(rows) if row["vector"] == vector]):
-                layer, mark = _layer(found[0], rows), ways[_way(found[0])]
+                layer, mark = where(found[0]), ways[_way(found[0])]
                 _draw(axes, found, score, colours[layer], "-", mark, layer)
             for row in rows:
                 if unsteered(row) and math.isfinite(number(row, score)):
                     axes.axhline(row[score], color=DARK, linewidth=1, dashes=(6, 2, 1, 2), label="unsteered")
             if math.isfinite(goal := result.goal(score)):
                 axes.axhline(goal, color=GOAL, linewidth=1.4, alpha=0.8, label="goal")
-            own = [
-                row for row in steered(rows) if row["vector"] == vector and row["setting"] in chosen_settings(result)
-            ]
+            own = [row for row in steered(rows) if row["vector"] == vector and row["setting"] in picked]
             points = [(row["alpha"], row[score]) for row in own if math.isfinite(number(row, score))]
             if points:
                 x, y = zip(*points, strict=True)
@@ -163,8 +165,9 @@ def alpha_figure(result: SweepResult, split: str | None = None) -> Figure | None
             _alpha_axis(axes, [row["alpha"] for row in rows if not unsteered(row)])
             axes.set_title(_short(vector) if len(vectors) > 1 else "", fontsize=10, parse_math=False)
             told = _damage_scale(axes, "y", rows, result.goal("damage")) if score == "damage" else ""
+            if score == "effect":
+                axes.yaxis.set_major_formatter(FuncFormatter(_percent))
             axes.set_ylabel(f"{score} (%){told}")
-            axes.yaxis.set_major_formatter(FuncFormatter(_percent))
             _plain(axes)
     for axes in panels[-1]:
         axes.set_xlabel("alpha")
@@ -192,7 +195,9 @@ def layer_figure(result: SweepResult, split: str | None = None) -> Figure | None
     """
     rows = result.of(split or most_settings(result))
     mine = [row for row in steered(rows) if math.isfinite(number(row, "effect"))]
-    layers = [layer for layer in _colours(rows) if any(_layer(row, rows) == layer for row in mine)]
+    where, picked = where_name(rows), chosen_settings(result)
+    there = {where(row) for row in mine}
+    layers = [layer for layer in _colours(rows) if layer in there]
     alphas = sorted({float(row["alpha"]) for row in mine})
     if len(layers) < 2 or len(alphas) < 2:
         return None
@@ -207,22 +212,20 @@ def layer_figure(result: SweepResult, split: str | None = None) -> Figure | None
     for vector, axes in zip(vectors, shown, strict=True):
         grid = np.full((len(layers), len(alphas)), np.nan)
         best: dict[tuple[int, int], Row] = {}
-        for row in (r for r in mine if r["vector"] == vector):
-            cell = layers.index(_layer(row, rows)), alphas.index(float(row["alpha"]))
-            if cell not in best or (bool(row.get("goal_met")), row["effect"]) > (
-                bool(best[cell].get("goal_met")),
-                best[cell]["effect"],
-            ):
+        # The best comes last and stays.
+        for row in sorted(mine, key=lambda row: (bool(row.get("goal_met")), row["effect"])):
+            if row["vector"] == vector:
+                cell = layers.index(where(row)), alphas.index(float(row["alpha"]))
                 best[cell], grid[cell] = row, row["effect"]
         image = axes.imshow(grid, cmap="viridis", vmin=low, vmax=high, aspect="auto", origin="lower")
-        for (line, column), row in best.items():
-            bright = (row["effect"] - low) / (high - low) > 0.6
+        for (line, column), row in sorted(best.items(), key=lambda item: item[0]):
+            bright = (row["effect"] - low) / (high - low) > 0.5
             told = f"{100 * row['effect']:z.0f}" + ("✓" if row.get("goal_met") else "")
             colour = "black" if bright else "white"
             axes.text(column, line, told, ha="center", va="center", fontsize=8, color=colour)
-            if row["setting"] in chosen_settings(result):
-                ring = {"fill": False, "edgecolor": RING, "linewidth": 2.6, "zorder": 3}
-                axes.add_patch(Rectangle((column - 0.46, line - 0.46), 0.92, 0.92, **ring))
+            if row["setting"] in picked:
+                corner = (column - 0.46, line - 0.46)
+                axes.add_patch(Rectangle(corner, 0.92, 0.92, fill=False, edgecolor=RING, linewidth=2.6, zorder=3))
         axes.set_xticks(range(len(alphas)), [f"{alpha:g}" for alpha in alphas], fontsize=8)
         axes.set_yticks(range(len(layers)), layers, fontsize=8)
         axes.set_xlabel("alpha")
@@ -231,7 +234,9 @@ def layer_figure(result: SweepResult, split: str | None = None) -> Figure | None
         axes.tick_params(length=0)
     for axes in panels.ravel()[len(vectors) :]:
         axes.set_axis_off()
-    figure.colorbar(image, ax=panels, format=FuncFormatter(_percent), label="effect (%)", shrink=0.9)
+    figure.colorbar(
+        image, ax=panels, format=FuncFormatter(_percent), label="effect (%)", shrink=0.9, aspect=24, fraction=0.05
+    )
     return figure
 
 
@@ -265,16 +270,12 @@ def _errors(rows: Sequence[Row], score: str) -> np.ndarray:
     return np.nan_to_num(np.stack([middle - low, high - middle])).clip(0)
 
 
-def _layer(row: Row, rows: Sequence[Row]) -> str:
-    """What a series is called by."""
-    return str(row["hook"]) if row["layer"] is None or several_hooks(rows) else f"layer {place(row)}"
-
-
 def _colours(rows: Sequence[Row]) -> dict[str, str]:
     """A colour per layer (or hook), in their order."""
     mine = [row for row in rows if not unsteered(row)]
     order = sorted(mine, key=lambda row: (row["layer"] is None, row["layer"] or 0, str(row["hook"])))
-    names = list(dict.fromkeys(_layer(row, mine) for row in order))
+    where = where_name(rows)
+    names = list(dict.fromkeys(where(row) for row in order))
     # Not to the end: yellow on white does not show.
     shades = colormaps["viridis"](np.linspace(0.05, 0.85, max(2, len(names))))
     return {name: to_hex(shade) for name, shade in zip(names, shades, strict=False)}
@@ -302,12 +303,6 @@ def _strongest(rows: Sequence[Row]) -> list[str]:
     return [name for name in best if name in kept]
 
 
-def _controls_for(vector: str, rows: Sequence[Row]) -> list[Row]:
-    """Controls that bear the vector's name; all those that bear no vector's."""
-    names = set(_vectors(steered(rows)))
-    return [row for row in steered(rows, control=True) if row["vector"] == vector or row["vector"] not in names]
-
-
 def _series(rows: Sequence[Row]) -> list[list[Row]]:
     """Rows that one line joins: alike but for alpha, by which they are sorted."""
     found: dict[tuple[Any, ...], list[Row]] = {}
@@ -317,23 +312,22 @@ def _series(rows: Sequence[Row]) -> list[list[Row]]:
 
 
 def _draw(axes: Axes, rows: Sequence[Row], score: str, colour: str, style: str, mark: str | None, label: str) -> None:
-    """A line with its interval as a band."""
-    alphas = np.array([float(row["alpha"]) for row in rows])
-    values, low, high = (np.array([number(row, f"{score}{end}") for row in rows]) for end in ("", "_low", "_high"))
+    """A line with its intervals: upright strokes, since bands of many lines would cover each other."""
+    alphas, values = ([float(row["alpha"]) for row in rows], [number(row, score) for row in rows])
     front = 2 if mark is None else 3
     axes.plot(
         alphas, values, style, color=colour, marker=mark, markersize=4.5, linewidth=1.6, label=label, zorder=front
     )
-    if np.isfinite(low).any():
-        axes.fill_between(alphas, low, high, color=colour, alpha=0.14 if mark else 0.08, linewidth=0, zorder=front - 1)
+    strokes = axes.errorbar(alphas, values, _errors(rows, score), fmt="none", ecolor=colour, elinewidth=1.6, zorder=1)
+    strokes[2][0].set_alpha(0.4)
 
 
 def _damage_scale(axes: Axes, name: Literal["x", "y"], rows: Sequence[Row], goal: float) -> str:
     """Percent; logarithmic beyond the goal if values lie far beyond it, which the text says that is returned."""
     axis = axes.xaxis if name == "x" else axes.yaxis
-    axis.set_major_formatter(FuncFormatter(_percent))
     values = [value for row in rows if math.isfinite(value := number(row, "damage"))]
     if not (goal > 0 and max(values) > FAR * goal):
+        axis.set_major_formatter(FuncFormatter(_percent))
         return ""
     set_scale, set_limits = (axes.set_xscale, axes.set_xlim) if name == "x" else (axes.set_yscale, axes.set_ylim)
     set_scale("symlog", linthresh=goal, linscale=1.0)
@@ -343,6 +337,8 @@ def _damage_scale(axes: Axes, name: Literal["x", "y"], rows: Sequence[Row], goal
     beyond = [tick for tick in TICKS if tick > 1.2 * goal]
     axis.set_major_locator(FixedLocator([*([-goal] if least <= -goal else []), 0, goal / 2, goal, *beyond]))
     axis.set_minor_locator(NullLocator())
+    # After the scale, which brings a formatter of its own.
+    axis.set_major_formatter(FuncFormatter(_percent))
     return f", logarithmic beyond {100 * goal:g} %"
 
 
@@ -362,10 +358,14 @@ def _shade(axes: Axes, result: SweepResult) -> None:
 
 
 def _alpha_axis(axes: Axes, values: Iterable[float]) -> None:
-    """Ticks at the alphas; logarithmic if they are positive and spread widely."""
+    """Ticks at the alphas; logarithmic if they spread widely."""
     alphas = sorted({float(value) for value in values})
-    if alphas[0] > 0 and alphas[-1] / alphas[0] > 8:
-        axes.set_xscale("log")
+    sizes = sorted(abs(alpha) for alpha in alphas if alpha)
+    if sizes and sizes[-1] / sizes[0] > 8:
+        if alphas[0] > 0:
+            axes.set_xscale("log")
+        else:
+            axes.set_xscale("symlog", linthresh=sizes[0])
     if len(alphas) <= 10:
         axes.xaxis.set_major_locator(FixedLocator(alphas))
         axes.xaxis.set_minor_locator(NullLocator())
@@ -375,7 +375,9 @@ def _alpha_axis(axes: Axes, values: Iterable[float]) -> None:
 def _legend(figure: Figure, panels: Sequence[Axes]) -> None:
     """Beside the panels, every name once."""
     once = {name: handle for axes in panels for handle, name in zip(*axes.get_legend_handles_labels(), strict=True)}
-    legend = figure.legend(list(once.values()), list(once), loc="outside right upper", frameon=False, fontsize=9)
+    legend = figure.legend(
+        list(once.values()), list(once), loc="outside right upper", ncols=1 + len(once) // 22, frameon=False, fontsize=9
+    )
     for text in legend.get_texts():
         text.set_parse_math(False)
 

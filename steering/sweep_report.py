@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +13,18 @@ from torch.utils.tensorboard import SummaryWriter
 from concept_dict.page import markdown_table, markdown_text, write_page
 from concept_dict.shift_plots import figure_image
 from steering.sweep_plots import figures
-from steering.sweep_result import Row, SweepResult, number, steered
+from steering.sweep_result import Row, SweepResult, number, steered, unsteered
 from steering.sweep_tables import (
     DETAILS,
     Table,
     chosen_settings,
     front_rows,
     meaning,
-    place,
     role_of,
     settings_table,
-    several_hooks,
     shown_split,
     verdicts,
+    where_name,
 )
 
 ABOUT = {
@@ -102,8 +101,7 @@ def table_markdown(table: Table) -> str:
 
 
 def _alphas(result: SweepResult) -> list[float]:
-    mine = [*steered(result.rows), *steered(result.rows, control=True)]
-    return sorted({float(row["alpha"]) for row in mine})
+    return sorted({float(row["alpha"]) for row in result.rows if not unsteered(row)})
 
 
 def write_tensorboard(result: SweepResult, folder: str | Path) -> Path:
@@ -120,19 +118,21 @@ def write_tensorboard(result: SweepResult, folder: str | Path) -> Path:
             writer.add_figure(f"sweep/{caption.split(',')[0]}", drawn)
         for split in result.splits():
             rows = result.of(split)
-            mine = [*steered(rows), *steered(rows, control=True)]
-            for row in sorted(mine, key=lambda row: float(row["alpha"])):
+            mine = sorted((row for row in rows if not unsteered(row)), key=lambda row: float(row["alpha"]))
+            for row, name in zip(mine, series_names(mine), strict=True):
                 for score in ("effect", "damage"):
-                    value = number(row, score)
-                    if math.isfinite(value):
-                        tag = f"{score} ({split})/{series_name(row, mine)}"
-                        writer.add_scalar(tag, value, alphas.index(float(row["alpha"])))
+                    if math.isfinite(value := number(row, score)):
+                        writer.add_scalar(f"{score} ({split})/{name}", value, alphas.index(float(row["alpha"])))
     return Path(folder)
 
 
-def series_name(row: Row, rows: list[Row]) -> str:
-    """Vector and layer (or hook), with positions, operation and gate where these differ between the rows."""
-    where = str(row["hook"]) if row["layer"] is None or several_hooks(rows) else f"layer {place(row)}"
-    names = [name for name in DETAILS if len({other[name] for other in rows}) > 1]
-    vector = row["vector"] if row["control"] in ("", row["vector"]) else f"{row['vector']} {row['control']}"
-    return ", ".join([str(vector), where, *(f"{name} {row[name]}" for name in names if row[name])])
+def series_names(rows: Sequence[Row]) -> list[str]:
+    """Per row vector and layer (or hook), with positions, operation and gate where these differ between the rows."""
+    where = where_name(rows)
+    details = [name for name in DETAILS if len({row[name] for row in rows}) > 1]
+    found = []
+    for row in rows:
+        control = row["control"] if row["control"] not in str(row["vector"]) else ""
+        parts = [f"{row['vector']} {control}".rstrip(), where(row)]
+        found.append(", ".join([*parts, *(f"{name} {row[name]}" for name in details if row[name])]))
+    return found

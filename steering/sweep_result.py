@@ -178,7 +178,8 @@ def write_rows(rows: Sequence[Row], path: str | Path) -> Path:
     """A CSV file at one stroke; columns in the order in which rows have them, empty cells where there is nothing."""
     columns = list(dict.fromkeys(name for row in rows for name in row))
     text = io.StringIO()
-    writer = csv.DictWriter(text, columns, lineterminator="\n")
+    # Lines end as RFC 4180 has it: otherwise a carriage return within text would stand unquoted.
+    writer = csv.DictWriter(text, columns, lineterminator="\r\n")
     writer.writeheader()
     writer.writerows(cast("list[Row]", plain(rows)))
     file = Path(path)

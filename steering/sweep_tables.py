@@ -7,7 +7,7 @@ settings stand there, the largest effect first.
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -44,11 +44,21 @@ def chosen_settings(result: SweepResult) -> set[int]:
     return {row["setting"] for row in steered(result.rows) if row.get("chosen")}
 
 
+def controls_for(vector: str, rows: Sequence[Row]) -> list[Row]:
+    """A vector's controls: those whose names hold its name, and those whose names hold no vector's.
+
+    Of several names that a control's name holds the longest counts: `random for 11 -> 3` is no control for `1 -> 3`.
+    """
+    names = sorted({str(row["vector"]) for row in steered(rows)}, key=len, reverse=True)
+    controls = steered(rows, control=True)
+    owners = {row["vector"]: next((n for n in names if n in str(row["vector"])), vector) for row in controls}
+    return [row for row in controls if owners[row["vector"]] == vector]
+
+
 def controls_of(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """The controls at the same hook, alpha, positions, operation and gate, on the same split."""
-    place = [row[name] for name in SAME_PLACE]
-    found = [other for other in steered(rows, control=True) if [other[name] for name in SAME_PLACE] == place]
-    return [other for other in found if other["split"] == row["split"]]
+    """The vector's controls at the same hook, alpha, positions, operation and gate, on the same split."""
+    shared = [row[name] for name in (*SAME_PLACE, "split")]
+    return [o for o in controls_for(row["vector"], rows) if [o[name] for name in (*SAME_PLACE, "split")] == shared]
 
 
 def shown_split(result: SweepResult) -> str:
@@ -60,7 +70,8 @@ def front_rows(result: SweepResult, split: str) -> list[Row]:
     """The rows that `front_table` shows, in its order, each with its `role` as its first column.
 
     First the front, the least damage first, and the chosen settings among them; then the controls at the chosen
-    settings; then the unsteered model. Without any number for damage: all settings, the largest effect first.
+    settings (of the whole front if none was chosen); then the unsteered model. Without any number for damage: all
+    settings, the largest effect first.
 
     Raises:
         BadInputError: If nothing was evaluated on the split.
@@ -73,9 +84,9 @@ def front_rows(result: SweepResult, split: str) -> list[Row]:
     else:
         kept = sorted(mine, key=lambda row: _last(-number(row, "effect")))
     controls: list[Row] = []
-    for row in kept:
-        if row["setting"] in chosen:
-            controls += [other for other in controls_of(row, rows) if other not in controls]
+    picked = [row for row in kept if row["setting"] in chosen]
+    for row in picked or [row for row in kept if row.get("front")] or kept[:1]:
+        controls += [other for other in controls_of(row, rows) if other not in controls]
     bare = [row for row in rows if unsteered(row)]
     return [{"role": role_of(row, chosen)} | row for row in (*kept, *controls, *bare)]
 
@@ -110,15 +121,16 @@ def _interval(row: Row, score: str) -> str:
     return f"[{_percent(low)}, {_percent(high)}]" if math.isfinite(low) and math.isfinite(high) else ""
 
 
-def place(row: Row) -> str:
-    """The layer, or the hook where it has none."""
-    return str(row["hook"] or "–") if row["layer"] is None else str(row["layer"])
+def where_name(rows: Sequence[Row], before: str = "layer ") -> Callable[[Row], str]:
+    """What to call where a row is steered: `layer 3`, or its hook where it has no layer or a layer has several hooks.
 
-
-def several_hooks(rows: Sequence[Row]) -> bool:
-    """Whether a layer does not tell which hook it is."""
+    Args:
+        rows: Among which the name must tell places apart.
+        before: The number of a layer.
+    """
     hooks = {(row["hook"], row["layer"]) for row in rows if row["layer"] is not None}
-    return len(hooks) > len({layer for _, layer in hooks})
+    several = len(hooks) > len({layer for _, layer in hooks})
+    return lambda row: _line(row["hook"] or "–") if row["layer"] is None or several else f"{before}{row['layer']}"
 
 
 def score_text(row: Row, score: str) -> str:
@@ -143,18 +155,18 @@ def settings_table(result: SweepResult, rows: Sequence[Row], further: bool = Tru
     roles = [str(row.get("role", "")) for row in rows]
     shown = further_scores(rows) if further else []
     asked = any(math.isfinite(result.goal(score)) for score in ("effect", "damage"))
-    where = "hook" if several_hooks(rows) else "layer"
-    names = ["role"] * any(roles) + ["setting", "vector", "kind", where, *details]
+    where = where_name(with_vector, "")
+    names = ["role"] * any(roles) + ["setting", "vector", "kind", "layer", *details]
     head = [*names, "alpha", "effect %", "95 %", "damage %", "95 %", *["goal"] * asked, *shown]
     lines = []
     for row, role in zip(rows, roles, strict=True):
         bare = unsteered(row)
-        kind = f"{row['kind']}, {row['control']}" if row["control"] else row["kind"]
+        kind = row["kind"] if row["control"] in ("", row["kind"]) else f"{row['kind']}, {row['control']}"
         own = [
             str(row["setting"]),
             "–" if bare else _line(row["vector"]),
             _line(kind),
-            "–" if bare else _line(row["hook"] if several_hooks(rows) else place(row)),
+            "–" if bare else where(row),
             *("" if bare else _line(row[name]) for name in details),
             "–" if bare else f"{float(row['alpha']):g}",
         ]
@@ -168,9 +180,9 @@ def settings_table(result: SweepResult, rows: Sequence[Row], further: bool = Tru
 
 
 def _detail(name: str, value: str) -> str:
-    if name == "gate":
-        return f"gate {value}" if value else "no gate"
-    return f"{name} {value}" if value else ""
+    if name == "gate" and not value:
+        return "no gate"
+    return f"{name} {_line(value)}" if value else ""
 
 
 def _line(text: object) -> str:
@@ -209,7 +221,7 @@ def _verdict(result: SweepResult, row: Row, controls: Sequence[Row]) -> str:
     details = ", ".join(text for name in DETAILS if row[name] and (text := _detail(name, str(row[name]))))
     where = row["hook"] or f"layer {row['layer']}"
     picked = f"Setting {row['setting']} (chosen on validation): {_line(row['vector'])} ({row['kind']}) at {where}"
-    scores = [f"{score} {percent(row, score)}" for score in ("effect", "damage")]
+    scores = [f"{score} {_said(row, score)}" for score in ("effect", "damage")]
     text = f"{picked}, alpha {float(row['alpha']):g}, {details}. On {row['split']}: {', '.join(scores)}"
     asked = [
         f"{score} {sign} {100 * goal:g} %"
@@ -222,10 +234,12 @@ def _verdict(result: SweepResult, row: Row, controls: Sequence[Row]) -> str:
         text += f"; the goal ({', '.join(asked)}) is {'met' if row.get('goal_met') else 'not met'}{unsure}"
     if not controls:
         return f"{text}. No control ran there."
-    told = (
-        f"{other['control']} effect {percent(other, 'effect')}, damage {percent(other, 'damage')}" for other in controls
-    )
+    told = (f"{o['control']} effect {_said(o, 'effect')}, damage {_said(o, 'damage')}" for o in controls)
     return f"{text}. Controls there: {'; '.join(told)}."
+
+
+def _said(row: Row, score: str) -> str:
+    return percent(row, score) if math.isfinite(number(row, score)) else "not measured"
 
 
 def front_table(result: SweepResult, split: str = "test") -> str:

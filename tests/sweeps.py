@@ -71,13 +71,16 @@ def made_up(text: str = "red", *, controls: bool = True, damage: bool = True) ->
                     own = scored(good - worse, lost + worse / 3, accuracy=0.941 - lost, same_type_changed=0.4 * good)
                     kind = "coarse" if vector == "coarse" else "fine"
                     here.append(row(setting, split, vector, layer, alpha, kind=kind, **own))
-        for control in ("random", "shuffled") if controls else ():
-            for layer in LAYERS:
-                for alpha in ALPHAS:
-                    setting += 1
-                    lost = 0.6 / (1 + math.exp(-1.3 * (math.log2(alpha) - 6.4 + 0.2 * layer)))
-                    own = scored(0.01 + 0.02 * (control == "shuffled"), lost, accuracy=0.941 - lost)
-                    here.append(row(setting, split, control, layer, alpha, control=control, **own))
+        for vector in VECTORS if controls else ():
+            for control in ("random", "shuffled"):
+                for layer in LAYERS:
+                    for alpha in ALPHAS:
+                        setting += 1
+                        lost = 0.6 / (1 + math.exp(-1.3 * (math.log2(alpha) - 6.4 + 0.2 * layer)))
+                        lost *= 1.0 if vector == "coarse" else 0.6
+                        own = scored(0.01 + 0.02 * (control == "shuffled"), lost, accuracy=0.941 - lost)
+                        name = f"{control} for {vector}, seed 0"
+                        here.append(row(setting, split, name, layer, alpha, kind=control, control=control, **own))
         mark_front(here)
         rows += here
     best = max((r for r in rows if r["split"] == "validation" and r["goal_met"]), key=lambda r: r["effect"])
