@@ -5,13 +5,15 @@
 
 Labels that are shuffled by plain chance keep some of the true direction: if a share p of one shuffled class and q of
 the other are target rows, (q - p) coarse is left of it. They are therefore dealt: half of the source rows and half of
-the target rows make each class, so that p = q and nothing is left but the noise of single rows.
+the target rows make each class, so that p = q and nothing is left but the noise of single rows. Where rows vary along
+few directions, that noise has a cosine with the true vector all the same: it is kept with every control.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import replace
+from zlib import crc32
 
 import torch
 from jaxtyping import Float
@@ -129,8 +131,9 @@ def controls_of(
         orthogonal: Whether random ones are at right angles to the vector.
 
     Returns:
-        Vectors of the kinds `"random"` and `"shuffled"` at the same hook, with its norm and provenance; `made_from`
-        says in `control_of` whose controls they are.
+        Vectors of the kinds `"random"` and `"shuffled"` at the same hook, with its norm and provenance. `made_from`
+        says in `control_of` whose controls they are, in `controls_for` what for, and in `cosine` how much of the vector
+        they hold. Random ones of other vectors are other ones.
 
     Raises:
         BadInputError: If rows are given without a recipe or the other way round, and as `shuffled`.
@@ -141,12 +144,15 @@ def controls_of(
     told = {"name": vector.name, "kind": vector.kind, "norm": vector.norm}
 
     def control(values: Tensor, kind: str, seed: int, **more: bool) -> SteeringVector:
+        cosine = float(torch.nn.functional.cosine_similarity(values.double().cpu(), vector.values.double(), dim=0))
         about = {**vector.made_from, "control_of": told, "controls_for": FOR[kind], "control_seed": seed, **more}
+        about["cosine"] = cosine
         return replace(vector, values=values, kind=kind, name=f"{kind} for {vector.name}, seed {seed}", made_from=about)
 
     found = []
     for seed in seeds:
-        drawn = random_like(vector.values, seed, orthogonal)
+        own = crc32(f"{seed} {vector.hook} {vector.kind} {vector.name}".encode())
+        drawn = random_like(vector.values, own, orthogonal)
         found.append(control(drawn, "random", seed, orthogonal=orthogonal))
         if source is not None and target is not None and make is not None:
             found.append(control(shuffled(source, target, make, seed, vector.norm), "shuffled", seed))

@@ -122,11 +122,13 @@ class ConceptPoints:
         values: A point per concept that has rows.
         numbers: Which concepts these are; of signed ones k + i is the other end of i.
         counts: How many rows each has.
+        main: Per row the number of its concept, -1 for none.
     """
 
     values: Float[Tensor, "m d"]
     numbers: Int[Tensor, " m"]
     counts: Int[Tensor, " m"]
+    main: Int[Tensor, " n"]
 
 
 def concept_points(rows: Float[Tensor, "n d"], decomposition: Decomposition) -> ConceptPoints:
@@ -157,7 +159,7 @@ def concept_points(rows: Float[Tensor, "n d"], decomposition: Decomposition) -> 
     if not len(numbers):
         raise BadInputError("no row activates a concept, so concepts have no place among them; take other rows")
     values = torch.stack([wide[main == number].mean(dim=0) for number in numbers.tolist()])
-    return ConceptPoints(values.float(), numbers, counts[numbers])
+    return ConceptPoints(values.float(), numbers, counts[numbers], main)
 
 
 def nearest_centre(rows: Float[Tensor, "n d"], fitted: KMeans) -> Int[Tensor, " n"]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -125,7 +126,13 @@ def test_vectors_with_provenance(tmp_path: Path) -> None:
         assert one.made_from["control_of"] == {"name": "red -> blue", "kind": "coarse", "norm": vector.norm}
         assert one.made_from["source"] == {"rows": 60}
         assert "what" in one.made_from["controls_for"]
+        assert one.made_from["cosine"] == pytest.approx(cosine(one.values, vector.values), abs=1e-6)
     assert abs(cosine(found[0].values, vector.values)) < 1e-5
+    # The same seed is another direction for another vector, and the same one for the same.
+    (other,) = controls_of(replace(vector, name="red -> green"), seeds=(3,))
+    (again,) = controls_of(vector, seeds=(3,), orthogonal=True)
+    assert abs(cosine(other.values, found[0].values)) < 0.9
+    assert torch.equal(again.values, found[0].values)
     assert torch.equal(found[1].values, shuffled(source, target, coarse, 3, vector.norm))
     assert [one.kind for one in controls_of(vector)] == ["random"]
 
