@@ -1,0 +1,63 @@
+"""`hooked-mm steer` starts at once, and hands arguments on to the command that is chosen."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from configparser import ConfigParser
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+
+import steering.steer_command as steer
+from hooked_mm.errors import BadInputError
+
+ROOT = Path(__file__).parent.parent
+HEAVY = ("torch", "transformers", "lightning", "nnsight", "numpy", "pyarrow", "sklearn")
+
+
+def test_help_is_quick_and_light() -> None:
+    """Within a second of processor time, and nothing heavy is imported."""
+    code = (
+        "import sys, time; from steering.steer_command import main; main(['--help']); "
+        f"print([name for name in {HEAVY} if name in sys.modules], time.process_time() < 1)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=ROOT)
+    *lines, last = done.stdout.splitlines()
+    assert last == "[] True"
+    assert [line.split()[0] for line in lines if line.startswith("  ")] == ["compute", "apply", "evaluate", "sweep"]
+
+
+@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
+def test_every_way_to_ask_for_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    """Without arguments, too."""
+    steer.main(arguments)
+    assert capsys.readouterr().out == f"{steer.usage()}\n"
+
+
+@pytest.mark.parametrize("name", steer.COMMANDS)
+def test_arguments_are_handed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What stands behind the name goes to the function of its module."""
+    module, function, _ = steer.COMMANDS[name]
+    given: list[list[str]] = []
+    fake = ModuleType(module)
+    setattr(fake, function, given.append)
+    monkeypatch.setitem(sys.modules, f"steering.{module}", fake)
+    steer.main([name, "--store", "x"])
+    assert given == [["--store", "x"]]
+
+
+def test_unknown_words_offer_the_nearest() -> None:
+    """The program makes exit status 2 of it."""
+    with pytest.raises(
+        BadInputError, match="no command of steer 'comptue'; nearest: compute; there are: compute, apply"
+    ):
+        steer.main(["comptue"])
+
+
+def test_it_is_a_command_of_the_program() -> None:
+    """By the entry point that the package declares."""
+    config = ConfigParser()
+    config.read(ROOT / "setup.cfg")
+    assert "steer = steering.steer_command:main" in config["options.entry_points"]["hooked_mm.commands"].splitlines()
