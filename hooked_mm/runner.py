@@ -328,6 +328,9 @@ class Runner:
         # Position ids grow with every step: transformers counts them from the attention mask, as we do.
         inputs = {**{name: value for name, value in batch.inputs.items() if name != "position_ids"}, **options}
         prepared = self._prepared(visits)
+        # What a cache that is given has of the prompts is not computed again.
+        cache = options.get("past_key_values")
+        first = batch.length - (0 if cache is None else cache.get_seq_length())
         result = None
         with warnings.catch_warnings(), torch.no_grad(), self._taps(visits):
             # The loop over steps has an open end, since nobody knows when the model will stop.
@@ -340,7 +343,7 @@ class Runner:
                 if each_step:
                     with tracer.invoke():
                         for step in tracer.iter[:]:
-                            run = Pass(self.get, 1 if step else batch.length, dict(prepared))
+                            run = Pass(self.get, 1 if step else first, dict(prepared))
                             for visit in each_step:
                                 self._visit(visit, run, batch, step, copy=False)
                 with tracer.invoke():
