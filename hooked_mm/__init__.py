@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hooked_mm.knockout import KnockOut
     from hooked_mm.patching import Patch
     from hooked_mm.positions import Positions
+    from hooked_mm.prefix import SharedPrompts
     from hooked_mm.processors import load_processor
     from hooked_mm.runner import Hook
     from hooked_mm.selectors import AtIndex, BeforeSpecial, EachOf, LastPrompt, MeanOver, Selector, TokenOfInterest
@@ -70,6 +71,7 @@ _HOME = {
     "KnockOut": "knockout",
     "Patch": "patching",
     "Positions": "positions",
+    "SharedPrompts": "prefix",
     "load_processor": "processors",
     "Hook": "runner",
     "AtIndex": "selectors",
@@ -121,6 +123,7 @@ __all__ = [
     "Selection",
     "Selector",
     "SetComponent",
+    "SharedPrompts",
     "SteeringVector",
     "StoreError",
     "StoreWriter",

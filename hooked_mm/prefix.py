@@ -188,9 +188,9 @@ def compute(
         hooks.append(write_features(head, *written))
         head = without_pictures(head)
     cache = DynamicCache(config=model._config.get_text_config(decoder=True))
-    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    with torch.no_grad():
-        model._runner.forward(head, (), hooks, options=options)
+    # As a generation, which has its own way of counting positions; its one token is not run.
+    options = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 1}
+    model._runner.generate(head, hooks, {**options, "past_key_values": cache})
     return cache
 
 
