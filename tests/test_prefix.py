@@ -357,6 +357,16 @@ def test_text_alone(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) 
                 assert_same(got, whole(model, batch.take(rows), hooks, max_new_tokens=5, return_logits=True))
 
 
+@pytest.mark.usefixtures("fresh")
+def test_the_proof_is_made_with_a_picture(images: list[Image.Image]) -> None:
+    """Also where only the last sample has one, of middling length."""
+    model, _ = loaded_with_batch("llava", images)
+    batch = model.prepare([None] * 5 + [images[0]], ["what ?"] * 4 + ["describe the scene . " * 40, "what ?"])
+    few = batch.take(module._few_rows(batch))
+    assert few.has_images
+    assert len(few) == module.PROOF_ROWS
+
+
 def test_bad_batches_are_refused(images: list[Image.Image]) -> None:
     """Padded on the right; rows that do not exist."""
     model, batch = loaded_with_batch("llava", images)
