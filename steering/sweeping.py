@@ -1,9 +1,10 @@
 """A sweep: many settings judged on validation samples, the chosen one, its front and its controls on test samples.
 
 1. Every setting of a grid answers the validation samples; the unsteered model stands beside them.
-2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
-3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
-   random vectors of the same norm and, where they are given, vectors of shuffled labels.
+2. `scoring.choose` picks one there, and the best of every kind of vector, with and without a gate. What is reported of
+   them comes from test samples, which had no part in the choice.
+3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
+   and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from steering.scoring import Row, all_scores, choose, rows_of
 from steering.setting import ANSWERING, Setting
 from steering.steered_answers import Answers, answer
 from steering.sweep_result import SweepResult
-from steering.tasks import Task
+from steering.tasks import Goal, Task
 
 SHOWN = 6
 """Examples of each kind."""
@@ -211,20 +212,34 @@ def sweep(
     plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
     chosen = choose(first.rows, task.goal)
+    best = best_of_kinds(first.rows, task.goal)
     kept = {row["setting"]: numbered[row["setting"]] for row in first.rows if row["front"] and row["setting"]}
-    kept |= {chosen: numbered[chosen]} if chosen else {}
+    kept |= {number: numbered[number] for number in best}
     control_of: dict[int, str] = {}
-    if chosen:
-        best = numbered[chosen]
-        assert best.vector is not None
-        alphas = [one.alpha for one in tried if one.operation == best.operation]
-        for setting, kind in controls_for(best, alphas, controls_among(vectors, best.vector), seeds):
-            number = len(tried) + len(control_of) + 1
-            kept[number], control_of[number] = setting, kind
+    for number in best:
+        one = numbered[number]
+        assert one.vector is not None
+        alphas = [other.alpha for other in tried if other.operation == one.operation] if number == chosen else []
+        for setting, kind in controls_for(one, alphas, controls_among(vectors, one.vector), seeds):
+            after = len(tried) + len(control_of) + 1
+            kept[after], control_of[after] = setting, kind
     second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
-    rows = [{**row, "chosen": row["setting"] == chosen and chosen > 0} for row in (*first.rows, *second.rows)]
+    rows = [
+        {**row, "chosen": row["setting"] == chosen and chosen > 0, "best_of": best.get(row["setting"], "")}
+        for row in (*first.rows, *second.rows)
+    ]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
+    """What `choose` picks of each kind of vector, with and without a gate: number -> `"coarse"`, `"coarse, gated"`."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["setting"] and not row["control"]:
+            kinds.setdefault(f"{row['kind']}{', gated' if row['gate'] else ''}", []).append(row)
+    picked = {name: choose(own, goal) for name, own in kinds.items()}
+    return {number: name for name, number in picked.items() if number}
 
 
 def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:
