@@ -1,7 +1,7 @@
 """A sweep: many settings judged on validation samples, the chosen one, its front and its controls on test samples.
 
 1. Every setting of a grid answers the validation samples; the unsteered model stands beside them.
-2. `scoring.choose` picks one there, and the best of every kind of vector, with and without a gate. What is reported of
+2. `scoring.choose` picks one there, and the best of every kind of vector, alone and with each gate. What is reported of
    them comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
    and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
@@ -233,11 +233,11 @@ def sweep(
 
 
 def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
-    """What `choose` picks of each kind of vector, with and without a gate: number -> `"coarse"`, `"coarse, gated"`."""
+    """What `choose` picks of each kind of vector, alone and with each gate: number -> `"coarse"`, `"coarse, GATE"`."""
     kinds: dict[str, list[Row]] = {}
     for row in rows:
         if row["setting"] and not row["control"]:
-            kinds.setdefault(f"{row['kind']}{', gated' if row['gate'] else ''}", []).append(row)
+            kinds.setdefault(", ".join(filter(None, (row["kind"], row["gate"]))), []).append(row)
     picked = {name: choose(own, goal) for name, own in kinds.items()}
     return {number: name for name, number in picked.items() if number}
 

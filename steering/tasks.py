@@ -112,6 +112,12 @@ def fall(accuracy: Float[Tensor, "s n"]) -> Float[Tensor, "s n"]:
     return accuracy[:1] - accuracy
 
 
+def kept(answers: Answers, who: Sequence[bool]) -> Float[Tensor, "s n"]:
+    """Whether each text is, to the letter, what the unsteered model says."""
+    texts = answers.texts
+    return counted(answers, who, lambda s, n: float(texts[s][n] == texts[0][n]))
+
+
 def _some(scores: Scores, what: Mapping[str, str]) -> Scores:
     for name, missing in what.items():
         if bool(scores[name].isnan().all()):
@@ -125,7 +131,8 @@ class AnswerTask(Task):
 
     Scores: `effect`, `damage`; of questions of the same type that are answered otherwise than with `source`,
     `same_type_changed` (the share of other answers than before) and, but for those answered with `target` anyway,
-    `same_type_to_target`; `accuracy` on questions of other types.
+    `same_type_to_target`; of all but source questions `kept`, the share of answers that are the same as before;
+    `accuracy` on questions of other types.
 
     Attributes:
         source: An answer; None for every answer but the target.
@@ -165,6 +172,7 @@ class AnswerTask(Task):
             "damage": fall(accuracy),
             "same_type_changed": counted(answers, same, lambda s, n: float(texts[s][n] != texts[0][n])),
             "same_type_to_target": counted(answers, others, lambda s, n: float(texts[s][n] == target)),
+            "kept": kept(answers, [one != "source" for one in about]),
             "accuracy": accuracy,
         }
         asked = f"question of type {', '.join(self.types)}"
@@ -189,7 +197,7 @@ class StyleTask(Task):
     """Captions shall have words of one class and none of others, under a prompt that asks for neither.
 
     Scores: `effect`, `damage`; `wanted` and `unwanted`, the shares of captions with at least one word of these; `words`
-    per caption; `accuracy` on questions.
+    per caption; `kept` and `accuracy` on questions.
 
     Attributes:
         wanted: A class of words (`hooked_mm.word_classes`), or words.
@@ -222,6 +230,7 @@ class StyleTask(Task):
             "wanted": has,
             "unwanted": lacks,
             "words": counted(answers, captions, lambda s, n: float(len(said[s][n]))),
+            "kept": kept(answers, questions),
             "accuracy": accuracy,
         }
         missing = {
