@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
@@ -62,6 +63,11 @@ class ConceptAbove(Condition):
         return projection > self.threshold
 
 
+def digest(values: Tensor) -> str:
+    """What no other numbers have, on whatever device they are."""
+    return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, eq=False)
 class Gate:
     """A condition with a name, for whole samples.
@@ -82,6 +88,15 @@ class Gate:
                 f"the gate {self.name!r} judges positions one by one (over='position'), but a gate opens for whole "
                 "samples; make its condition with over='mean' or over='any'"
             )
+
+    def fingerprint(self) -> list[Any]:
+        """What tells it from any other gate: how it judges, and digests of its numbers."""
+        told = self.condition
+        found = [type(told).__name__, told.point, told.over, repr(told.at), told.cosine, float(told.threshold)]
+        found.append(digest(told.direction))
+        if isinstance(told, ConceptAbove):
+            found += [repr(told.fitted), told.concept, digest(told.fitted.components_)]
+        return found
 
     def of(self, intervention: Intervention) -> Intervention:
         """The intervention, for samples that the gate opens for."""

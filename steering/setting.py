@@ -14,6 +14,7 @@ per row, so many alphas and vectors share a forward pass.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +26,7 @@ from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.interventions import Add, AtPoint, Intervention, ProjectOut, Rotate, SetComponent
 from hooked_mm.positions import PositionRule, Positions, as_rule
 from hooked_mm.steering_vector import SteeringVector
-from steering.gate import Gate
+from steering.gate import Gate, digest
 
 OPERATIONS = ("add", "add_keep_norm", "project_out", "set", "rotate")
 
@@ -120,10 +121,9 @@ class Setting:
         return {**self.describe(), "parts": [part._digest() for part in self.parts]}
 
     def _digest(self) -> list[Any]:
-        """Of one part: what it is called, and sums that other vectors do not have."""
-        sums = [[round(float(v.values.double().sum()), 6), v.norm] for v in (self.vector, self.second) if v is not None]
-        threshold = None if self.gate is None else self.gate.condition.threshold
-        return [self.describe(), sums, threshold]
+        """Of one part: what it is called, and digests that other vectors and gates do not have."""
+        vectors = [digest(v.values) for v in (self.vector, self.second) if v is not None]
+        return [self.describe(), vectors, None if self.gate is None else self.gate.fingerprint()]
 
 
 @dataclass
@@ -145,17 +145,19 @@ def side_by_side(settings: Sequence[Setting]) -> list[Intervention]:
     """
     groups: dict[tuple[Any, ...], _Group] = {}
     for row, setting in enumerate(settings):
-        seen: dict[tuple[Any, ...], int] = {}
+        steps: Counter[str] = Counter()
         for part in setting.parts:
             assert part.vector is not None
+            hook = part.vector.hook
             turns = (id(part.vector), id(part.second)) if part.operation == "rotate" else ()
-            key = (part.vector.hook, part.operation, part.at, id(part.gate) if part.gate else None, turns)
-            # Two of one setting at the same place follow each other.
-            seen[key] = seen.get(key, 0) + 1
-            group = groups.setdefault((*key, seen[key]), _Group())
+            key = (steps[hook], hook, part.operation, part.at, id(part.gate) if part.gate else None, turns)
+            steps[hook] += 1
+            group = groups.setdefault(key, _Group())
             group.parts.append(part)
             group.rows.append(row)
-    return [_together(group, len(settings)) for group in groups.values()]
+    # What a setting does at one point follows each other, whatever settings beside it do there first.
+    ordered = sorted(groups, key=lambda key: int(key[0]))
+    return [_together(groups[key], len(settings)) for key in ordered]
 
 
 def _together(group: _Group, count: int) -> Intervention:

@@ -140,7 +140,8 @@ class SteeredAnswers(Reader):
         ends = self.model.hf_model.generation_config.eos_token_id
         kept = until_end(output.tokens, ends)
         picked = before.gather(2, output.tokens[:, :, None])[:, :, 0]
-        return -(picked * kept).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
+        # Padding may be impossible to the model, and 0 times infinity would be no number.
+        return -picked.where(kept, 0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -229,9 +230,21 @@ def finished(folder: Path, reader: SteeredAnswers, data: SampleDataModule) -> Ac
     changed = [name for name, value in told.items() if old.get(name) != value]
     if isinstance(reader.source, ModelSource) and last_part(str(old.get("model"))) != last_part(reader.source.id):
         changed.append("model")
+    if isinstance(reader.source, ModelSource):
+        # As far as it can be told without loading the model.
+        known = {"adapter": reader.source.adapter, "dtype": reader.source.dtype.removeprefix("torch.")}
+        known = {name: value for name, value in known.items() if value != "auto"}
+        changed += [name for name, value in known.items() if old.get(name) != value]
     if changed:
         raise StoreError(
             f"the answers in {str(folder)!r} are complete, but were made otherwise ({', '.join(changed)} differ); use "
             "the same settings or another path"
         )
-    return ActivationStore.open(folder)
+    store = ActivationStore.open(folder)
+    held = {name for table in (store.samples, store.skipped) for name in table.column("sample").to_pylist()}
+    if odd := held ^ set(data.ids()):
+        raise StoreError(
+            f"the answers in {str(folder)!r} are complete, but are those of other data ({len(odd)} samples differ, "
+            f"{min(odd)!r} among them); use the same data or another path"
+        )
+    return store
