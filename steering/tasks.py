@@ -232,7 +232,7 @@ class StyleTask(Task):
             "damage": fall(accuracy),
             "wanted": has,
             "unwanted": lacks,
-            "words": counted(answers, captions, lambda s, n: float(len(answers.texts[s][n].split()))),
+            "words": counted(answers, captions, lambda s, n: float(len(plain(answers.texts[s][n]).split()))),
             "kept": kept(answers, questions),
             "accuracy": accuracy,
         }
