@@ -4,6 +4,8 @@
 2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
    random vectors of the same norm and, where they are given, vectors of shuffled labels.
+
+Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
 """
 
 from __future__ import annotations
@@ -150,10 +152,12 @@ def controls_for(
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
-    def owner(other: SteeringVector) -> tuple[str, Any]:
-        return other.hook, (other.made_from.get("control_of") or {}).get("name")
+    def owner(other: SteeringVector) -> tuple[str, Any, Any]:
+        of = other.made_from.get("control_of") or {}
+        return other.hook, of.get("name"), of.get("kind")
 
-    return [other for other in vectors if other.kind == "shuffled" and owner(other) == (chosen.hook, chosen.name)]
+    wanted = chosen.hook, chosen.name, chosen.kind
+    return [other for other in vectors if other.kind == "shuffled" and owner(other) == wanted]
 
 
 def sweep(
@@ -225,6 +229,54 @@ def sweep(
     rows = [{**row, "chosen": row["setting"] == chosen and chosen > 0} for row in (*first.rows, *second.rows)]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def evaluate(
+    model: HookedMM | ModelSource,
+    settings: Sequence[Setting],
+    task: Task,
+    data: SampleDataModule,
+    folder: str | Path,
+    *,
+    shuffled: Sequence[SteeringVector] = (),
+    seeds: int = 2,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    facts: Sequence[tuple[str, str]] = (),
+    **trainer_options: Any,
+) -> SweepResult:
+    """Say what settings do, each beside its controls of the same alpha; nothing is chosen.
+
+    Args:
+        model: The hooked model, or where to load it from.
+        settings: To evaluate.
+        task: What shall change, and what shall not.
+        data: The samples; rows call them `test`.
+        folder: For the answers; what is there is used again with `resume`.
+        shuffled: Vectors of shuffled labels; those of a setting's vector are its controls.
+        seeds: Random controls of each setting.
+        resume: Go on with an evaluation that was cut off.
+        options: Of `SteeredAnswers`.
+        seed: Of the bootstrap.
+        facts: To be shown on top of the result.
+        trainer_options: As in `extract`.
+
+    Raises:
+        BadInputError: If there are no settings.
+    """
+    numbered = dict(enumerate(settings, 1))
+    control_of: dict[int, str] = {}
+    for setting in settings:
+        own = [] if setting.vector is None else controls_among(shuffled, setting.vector)
+        for other, kind in controls_for(setting, (setting.alpha,), own, seeds):
+            number = len(numbered) + 1
+            numbered[number], control_of[number] = other, kind
+    same: dict[str, Any] = {"resume": resume, "seed": seed, "options": options, **trainer_options}
+    found = judge(model, data, task, numbered, Path(folder) / "test", "test", control_of=control_of, **same)
+    shown = [row["setting"] for row in found.rows if row["front"] and row["setting"]][:SHOWN]
+    said = [one for number in shown for one in examples(found, task, number, max(1, SHOWN // len(shown)))]
+    return SweepResult(task.describe(), [*facts, ("test", f"{len(found.answers.samples)} samples")], found.rows, said)
 
 
 def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:
