@@ -5,6 +5,15 @@
    them comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
    and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
+
+
+2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
+3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
+   random vectors of the same norm and, where they are given, vectors of shuffled labels.
+
+Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
+
+
 """
 
 from __future__ import annotations
@@ -132,7 +141,8 @@ def judge(
 def controls_for(
     chosen: Setting, alphas: Sequence[float], shuffled: Sequence[SteeringVector] = (), seeds: int = 2
 ) -> list[tuple[Setting, str]]:
-    """The chosen setting with other vectors of the same norm, at every alpha: `("random" | "shuffled")` each.
+    """The chosen setting with other vectors of the same norm, `"random"` or `"shuffled"`: all of them at its own alpha,
+    the first of each kind at other alphas too.
 
     Args:
         chosen: What they are controls of.
@@ -144,17 +154,22 @@ def controls_for(
     if vector is None:
         return []
     made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
-    amounts = (chosen.alpha,) if chosen.operation == "project_out" else tuple(dict.fromkeys([*alphas, chosen.alpha]))
-    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other in made for alpha in amounts]
+    firsts = [next(one for one in made if one.kind == kind) for kind in dict.fromkeys(one.kind for one in made)]
+    amounts = () if chosen.operation == "project_out" else dict.fromkeys(alphas)
+    others = [alpha for alpha in amounts if alpha != chosen.alpha]
+    tried = [(other, chosen.alpha) for other in made] + [(other, alpha) for other in firsts for alpha in others]
+    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other, alpha in tried]
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
-    def owner(other: SteeringVector) -> tuple[str, Any]:
-        return other.hook, (other.made_from.get("control_of") or {}).get("name")
+    def owner(other: SteeringVector) -> tuple[str, Any, Any]:
+        of = other.made_from.get("control_of") or {}
+        return other.hook, of.get("name"), of.get("kind")
 
-    return [other for other in vectors if other.kind == "shuffled" and owner(other) == (chosen.hook, chosen.name)]
+    wanted = chosen.hook, chosen.name, chosen.kind
+    return [other for other in vectors if other.kind == "shuffled" and owner(other) == wanted]
 
 
 def sweep(
@@ -209,7 +224,7 @@ def sweep(
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
     numbered = dict(enumerate(tried, 1))
     same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
-    plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
+    plain = {name: value for name, value in (options or {}).items() if name not in ("side_effects", "surprise")}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
     chosen = choose(first.rows, task.goal)
     best = best_of_kinds(first.rows, task.goal)
@@ -240,6 +255,54 @@ def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
             kinds.setdefault(", ".join(filter(None, (row["kind"], row["gate"]))), []).append(row)
     picked = {name: choose(own, goal) for name, own in kinds.items()}
     return {number: name for name, number in picked.items() if number}
+
+
+def evaluate(
+    model: HookedMM | ModelSource,
+    settings: Sequence[Setting],
+    task: Task,
+    data: SampleDataModule,
+    folder: str | Path,
+    *,
+    shuffled: Sequence[SteeringVector] = (),
+    seeds: int = 2,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    facts: Sequence[tuple[str, str]] = (),
+    **trainer_options: Any,
+) -> SweepResult:
+    """Say what settings do, each beside its controls of the same alpha; nothing is chosen.
+
+    Args:
+        model: The hooked model, or where to load it from.
+        settings: To evaluate.
+        task: What shall change, and what shall not.
+        data: The samples; rows call them `test`.
+        folder: For the answers; what is there is used again with `resume`.
+        shuffled: Vectors of shuffled labels; those of a setting's vector are its controls.
+        seeds: Random controls of each setting.
+        resume: Go on with an evaluation that was cut off.
+        options: Of `SteeredAnswers`.
+        seed: Of the bootstrap.
+        facts: To be shown on top of the result.
+        trainer_options: As in `extract`.
+
+    Raises:
+        BadInputError: If there are no settings.
+    """
+    numbered = dict(enumerate(settings, 1))
+    control_of: dict[int, str] = {}
+    for setting in settings:
+        own = [] if setting.vector is None else controls_among(shuffled, setting.vector)
+        for other, kind in controls_for(setting, (setting.alpha,), own, seeds):
+            number = len(numbered) + 1
+            numbered[number], control_of[number] = other, kind
+    same: dict[str, Any] = {"resume": resume, "seed": seed, "options": options, **trainer_options}
+    found = judge(model, data, task, numbered, Path(folder) / "test", "test", control_of=control_of, **same)
+    shown = [row["setting"] for row in found.rows if row["front"] and row["setting"]][:SHOWN]
+    said = [one for number in shown for one in examples(found, task, number, max(1, SHOWN // len(shown)))]
+    return SweepResult(task.describe(), [*facts, ("test", f"{len(found.answers.samples)} samples")], found.rows, said)
 
 
 def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:

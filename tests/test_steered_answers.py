@@ -310,7 +310,7 @@ def own_log_probabilities(model: HookedMM, sample: Sample, text: str) -> tuple[T
 def check_side_effects(model: HookedMM, name: str, data: Sequence[Sample]) -> None:
     """kl and nll of every answer, from separate passes of transformers in float64."""
     settings = [Setting(vector(model, 3, 1), 0.5), Setting(vector(model, 1, 2), 1.0), Setting(vector(model, 3, 1), 0.0)]
-    reader = SteeredAnswers(model, settings, max_new_tokens=NEW, side_effects=True, rows=11)
+    reader = SteeredAnswers(model, settings, max_new_tokens=NEW, side_effects=True, surprise=True, rows=11)
     rows = {
         row["sample"]: row for row in reader.represent(BatchMaker(list(data), model, "none")(range(len(data)))).samples
     }
@@ -404,7 +404,7 @@ def test_a_run_keeps_the_order_of_samples_and_settings(
     """Whatever batches were made of them; the data's own columns stay beside."""
     data = samples(images)
     settings = some_settings(llava, (0.5, 2.0))[:4]
-    found = run(llava, data, settings, tmp_path / "a", options={"side_effects": True})
+    found = run(llava, data, settings, tmp_path / "a", options={"side_effects": True, "surprise": True})
     expected = said(llava, data, settings)
     assert [row["sample"] for row in found.samples] == [sample.id for sample in data]
     assert [row["prompt"] for row in found.samples] == [sample.text for sample in data]
