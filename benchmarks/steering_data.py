@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +11,9 @@ from torch.utils.data import Dataset
 
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.datasets.vqav2 import VqaV2
+from hooked_mm.scenes.captions import caption
 from hooked_mm.scenes.dataset import SceneDataset
+from hooked_mm.scenes.world import Split
 from steering.tasks import AnswerTask
 
 
@@ -56,6 +59,30 @@ class Chosen(SampleDataModule):
             if not any(wanted.values()):
                 break
         return cls(questions, numbers)
+
+
+class Mixed(SampleDataModule):
+    """Captions under the default prompt, and questions of other scenes, of one split.
+
+    Args:
+        captions: How many.
+        questions: How many, one of each scene.
+        split: Of the scenes.
+        style: Whose right captions stand in the column `caption_STYLE`; those of everything in `caption_full`.
+        batch_size: Samples per batch.
+    """
+
+    def __init__(self, captions: int, questions: int, split: Split, style: str, batch_size: int = 32) -> None:
+        one, other = SceneDataset(captions, "caption", split, 46), SceneDataset(questions, "question", split, 47)
+        samples = []
+        for number in range(captions):
+            sample, item = one[number], one.scene(number)
+            right = {f"caption_{name}": caption(item, name) for name in (style, "full")}
+            samples.append(replace(sample, columns={**sample.columns, **right}))
+        for number in range(questions):
+            sample = other[number]
+            samples.append(replace(sample, columns={**sample.columns, f"caption_{style}": None, "caption_full": None}))
+        super().__init__(samples, batch_size)
 
 
 def vqav2_parts(folder: Path, size: int, template: str | None) -> tuple[Chosen, Chosen, Chosen]:

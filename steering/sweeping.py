@@ -29,6 +29,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
+from steering.concept_moves import ConceptMoves
 from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
 from steering.scoring import Row, all_scores, choose, rows_of
@@ -153,6 +154,8 @@ def controls_for(
     vector = chosen.vector
     if vector is None:
         return []
+    if isinstance(vector, ConceptMoves):
+        return [(replace(chosen, vector=other), other.kind) for other in vector.controls(range(seeds))]
     made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
     firsts = [next(one for one in made if one.kind == kind) for kind in dict.fromkeys(one.kind for one in made)]
     amounts = () if chosen.operation == "project_out" else dict.fromkeys(alphas)
@@ -161,7 +164,7 @@ def controls_for(
     return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other, alpha in tried]
 
 
-def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
+def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
     def owner(other: SteeringVector) -> tuple[str, Any, Any]:
