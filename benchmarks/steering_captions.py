@@ -1,17 +1,16 @@
 """Caption steering: a style under a prompt that asks for none, with what it costs.
 
     python -m benchmarks.steering_captions --models llava idefics2 qwen2_vl --output docs/steering_captions.md
-    python -m benchmarks.steering_captions --coco data/coco --models llava-hf/llava-1.5-7b-hf --dtype bfloat16
+    python -m benchmarks.steering_captions --coco data/coco --vqav2 data/vqav2 --models llava-hf/llava-1.5-7b-hf
 
-On scenes the default prompt is answered with captions of everything; they shall tell the place only, or the colours
-only. Vectors: the difference between the last prompt positions of prompts that ask for the style and of the default
-prompt, over the same scenes (`coarse`; of a k-means concept of these to one of those, `fine`), and, from the fine-tuned
+The default prompt is answered with captions of everything; they shall tell the place only, or the colours only. Vectors:
+the difference between the last prompt positions of prompts that ask for the style and of the default prompt, over the
+same pictures (`coarse`; from a k-means concept of these to one of those, `fine`), and, on scenes, from the fine-tuned
 sibling that captions so by itself, a vector for every concept (`moves`). A gate opens for prompts that ask for a
-caption. Damage: what accuracy on questions loses. Also: captions that are exactly right in the style, caption scores
-against the captions of that style, counts of style words, and how surprising the unsteered model finds what is said.
+caption. Damage: what accuracy on questions loses. Also: captions that are exactly right in the style (on scenes),
+caption scores, and counts of style words.
 
-COCO (`--coco`: a folder with the official annotations, train2017 and val2017): style words of captions under a prompt that
-asks for places, colours or sentiments against those under the default prompt; damage is measured on questions about places.
+COCO takes the official annotations, train2017 and val2017 (`--coco`), and VQA v2's questions for the damage (`--vqav2`).
 """
 
 from __future__ import annotations
@@ -24,9 +23,7 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
-import torch
-
-from benchmarks.steering_data import Mixed
+from benchmarks.steering_data import Pictures, coco_pictures, scene_pictures
 from benchmarks.steering_vqa import percent, with_controls
 from concept_dict.kmeans import KMeans
 from hooked_mm.data import Sample, SampleDataModule
@@ -35,8 +32,7 @@ from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.pair_extraction import extract_pair
 from hooked_mm.reader import ModelSource
-from hooked_mm.scenes.captions import CAPTION_PROMPT, STYLES
-from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
+from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.selectors import EachOf, LastPrompt
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
@@ -64,31 +60,28 @@ ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0)
 MOVE_ALPHAS = (1.0, 1.5)
 TOKENS = 48
 CONCEPTS = 50
-SIZES = {"train": 400, "validation": (60, 120), "test": (150, 1000)}
-"""Scenes that vectors come from; captions and questions of the other splits."""
+SIZES = {"train": (400, 400), "validation": (60, 120), "test": (150, 1000)}
+"""Captions and questions of each split of the scenes."""
 
 
-def prompted(model: HookedMM, styles: Sequence[str], hooks: Sequence[str], folder: Path) -> ActivationStore:
-    """The last prompt position of the same scenes under prompts that ask for styles, for none, and of questions."""
-    samples: list[Sample] = []
-    for style in ("any", *styles):
-        data = SceneDataset(SIZES["train"], "caption", "train", 43, style)  # type: ignore[arg-type]
-        samples += [_named(data[number], style) for number in range(len(data))]
-    questions = SceneDataset(SIZES["train"], "question", "train", 44)  # type: ignore[arg-type]
-    samples += [_named(questions[number], "question") for number in range(len(questions))]
+def prompted(model: HookedMM, pictures: Pictures, hooks: Sequence[str], folder: Path) -> ActivationStore:
+    """The last prompt position of the same pictures under prompts that ask for styles, for none, and of questions."""
     if (folder / "manifest.json").exists():
         return ActivationStore.open(folder)
+    asked = [(style, text, sample) for style, text in pictures.prompts.items() for sample in pictures.train]
+    samples = [_named(sample, style, text) for style, text, sample in asked]
+    samples += [_named(sample, "question", sample.text) for sample in pictures.questions]
     return extract(Extractor(model, list(hooks), LastPrompt(), "none"), SampleDataModule(samples, 64), folder)
 
 
-def _named(sample: Sample, style: str) -> Sample:
-    return Sample(f"{style}-{sample.id}", sample.images, sample.text, None, {"style": style, "scene": sample.id})
+def _named(sample: Sample, style: str, text: str) -> Sample:
+    return Sample(f"{style}-{sample.id}", sample.images, text, None, {"style": style, "picture": sample.id})
 
 
 def moves(name: str, style: str, hooks: Sequence[str], folder: Path) -> list[ConceptMoves]:
-    """Per layer, the shift of every concept from the model to its sibling that captions in the style, over the last token
-    of the prompt and all tokens of what the sibling says."""
-    data = ScenesDataModule(SIZES["train"], "caption", "train", 45, batch_size=64)  # type: ignore[arg-type]
+    """Per layer, the shift of every concept from the model to its sibling that captions in the style: over the last
+    token of the prompt and all tokens of what the sibling says."""
+    data = ScenesDataModule(SIZES["train"][0], "caption", "train", 45, batch_size=64)
     sources = ModelSource(f"small:{name}"), ModelSource(f"small:{name}", adapter=style)
     selectors = {"last prompt": LastPrompt(), "answer": EachOf(role="answer")}
     pair = extract_pair(
@@ -121,9 +114,9 @@ def settings_of(
     for hook in hooks:
         gate = learn_gate(captions.activations(hook), others.activations(hook), hook, "gated")
         own = [vector for vector in vectors if vector.hook == hook and not is_control(vector)]
-        settings += [Setting(vector, a, gate=g) for vector in own for g in (None, gate) for a in ALPHAS]
+        settings += [Setting(vector, alpha, gate=g) for vector in own for g in (None, gate) for alpha in ALPHAS]
         own_moves = [one for one in shifts if one.hook == hook]
-        settings += [Setting(one, a, gate=g) for one in own_moves for g in (None, gate) for a in MOVE_ALPHAS]
+        settings += [Setting(one, alpha, gate=g) for one in own_moves for g in (None, gate) for alpha in MOVE_ALPHAS]
     return vectors, settings
 
 
@@ -137,43 +130,32 @@ class Style:
     counts: dict[str, float]
 
 
-def told(said: Answers, result: SweepResult, style: str) -> list[Style]:
+def told(said: Answers, result: SweepResult) -> list[Style]:
     """Of the unsteered model and the best of each kind."""
-    rows = result.of("test")
     captions = [place for place, sample in enumerate(said.samples) if sample["question_type"] == "caption"]
-    right = {name: [said.samples[place][f"caption_{name}"] for place in captions] for name in (style, "full")}
+    references = [said.samples[place]["references"] for place in captions]
     found = []
-    for place, row in enumerate(rows):
+    for place, row in enumerate(result.of("test")):
         if row["setting"] and not row.get("best_of"):
             continue
         texts = [said.texts[place][number] for number in captions]
-        exact = sum(text == wanted for text, wanted in zip(texts, right[style], strict=True)) / len(texts)
-        scores = caption_scores(texts, [[wanted] for wanted in right[style]])
+        exact = sum(text in right for text, right in zip(texts, references, strict=True)) / len(texts)
         counts = {name: count.captions / count.of for name, count in style_counts(texts).items()}
-        found.append(Style(row.get("best_of") or "unsteered", exact, scores, counts))
+        found.append(Style(row.get("best_of") or "unsteered", exact, caption_scores(texts, references), counts))
     return found
 
 
-def run(model: HookedMM, name: str, style: str, folder: Path) -> tuple[SweepResult, Answers]:
+def run(model: HookedMM, name: str, style: str, pictures: Pictures, folder: Path) -> tuple[SweepResult, Answers]:
     """One case."""
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in range(model.cfg.n_layers - 2)]
-    store = prompted(model, list(TASKS), hooks, folder.parent / "rows")
-    vectors, settings = settings_of(store, style, hooks, moves(name, style, hooks, folder.parent / f"shift-{style}"))
-    parts = [Mixed(*SIZES[split], split, style) for split in ("validation", "test")]  # type: ignore[misc,arg-type]
+    store = prompted(model, pictures, hooks, folder.parent / "rows")
+    shifts = moves(name, style, hooks, folder.parent / f"shift-{style}") if pictures.siblings else []
+    vectors, settings = settings_of(store, style, hooks, shifts)
     options = {"max_new_tokens": TOKENS, "side_effects": True}
-    facts = [("model", name), ("prompt", CAPTION_PROMPT), ("vectors from", STYLES[style].prompt)]
-    result = sweep(
-        model,
-        vectors,
-        TASKS[style],
-        *parts,
-        folder,
-        settings=settings,
-        resume=True,
-        options=options,
-        facts=facts,
-        seeds=1,
-    )
+    facts = [("model", name), ("prompt", pictures.prompts["any"]), ("vectors from", pictures.prompts[style])]
+    data = {"validation": pictures.validation[style], "test": pictures.test[style]}
+    same: dict[str, Any] = {"settings": settings, "resume": True, "options": options, "facts": facts, "seeds": 1}
+    result = sweep(model, vectors, TASKS[style], folder=folder, **data, **same)
     result.save(folder)
     write_html(result, folder / "report.html")
     return result, Answers.of(ActivationStore.open(folder / "test"))
@@ -181,21 +163,21 @@ def run(model: HookedMM, name: str, style: str, folder: Path) -> tuple[SweepResu
 
 def section(name: str, style: str, result: SweepResult, styles: Sequence[Style]) -> str:
     """One case as a page shows it."""
-    test = {row.get("best_of") or "unsteered": row for row in result.of("test") if row["best_of"] or not row["setting"]}
+    rows = result.of("test")
+    test = {row.get("best_of") or "unsteered": row for row in rows if row["best_of"] or not row["setting"]}
     lines = [
         f"## {name}: {style} only",
         "",
         f"{test['unsteered']['n_effect']} captions, {test['unsteered']['n_damage']} questions; unsteered accuracy on "
         f"these {percent(test['unsteered'], 'accuracy')} %.",
         "",
-        "| vector | layer | alpha | in style % | exactly right % | damage % | goal | places, colours, sentiments in % of "
-        "captions | CIDEr | BLEU-4 | ROUGE-L | controls in style %: random, shuffled |",
+        "| vector | layer | alpha | in style % | exactly right % | damage % | goal | words % | CIDEr | BLEU-4 | ROUGE-L | "
+        "controls % |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in styles:
         row = test[one.setting]
         mark = "**" if row["chosen"] else ""
-        words = ", ".join(f"{100 * one.counts[kind]:.0f}" for kind in ("place", "colour", "sentiment"))
         cells = [
             f"{mark}{one.setting}{mark}",
             "–" if row["layer"] is None else str(row["layer"]),
@@ -204,63 +186,62 @@ def section(name: str, style: str, result: SweepResult, styles: Sequence[Style])
             f"{100 * one.exact:.1f}",
             percent(row, "damage", True),
             "met" if row["goal_met"] else "not met",
-            words,
+            ", ".join(f"{100 * one.counts[kind]:.0f}" for kind in ("place", "colour", "sentiment")),
             *(f"{one.scores[score]:.2f}" for score in ("CIDEr", "BLEU-4", "ROUGE-L")),
-            controls(row, result.of("test")),
+            controls(row, rows),
         ]
         lines.append(f"| {' | '.join(cells)} |")
-    front = [
-        "<details><summary>The whole front</summary>",
-        "",
-        "```",
-        front_table(result, "test"),
-        "```",
-        "",
-        "</details>",
-    ]
-    return "\n".join([*lines, "", *front])
+    front = ["<details><summary>The whole front</summary>", "", "```", front_table(result, "test"), "```", ""]
+    return "\n".join([*lines, "", *front, "</details>"])
 
 
 def controls(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
-    """What controls of a setting do."""
+    """The effect of a setting's controls, random and shuffled."""
     same = [r for r in rows if r["control"] and all(r[n] == row[n] for n in ("hook", "alpha", "at", "gate"))]
+    own = [r for r in same if row["vector"] and row["vector"] in r["vector"]]
     shown = []
     for kind in ("random", "shuffled"):
-        own = [
-            100 * r["effect"] for r in same if r["control"] == kind and row["vector"] and row["vector"] in r["vector"]
-        ]
-        shown.append(f"{sum(own) / len(own):.1f}" if own else "–")
+        found = [100 * r["effect"] for r in own if r["control"] == kind]
+        shown.append(f"{sum(found) / len(found):.1f}" if found else "–")
     return ", ".join(shown)
 
 
-READING = (
-    "For every case the unsteered model and, of each kind of vector alone and gated, the best setting as validation chose "
-    "it, on test scenes. *in style*: captions with words of the style and none of others. *exactly right*: the caption "
-    "of the style, word for word. *damage*: how much accuracy on questions falls. CIDEr, BLEU-4 and ROUGE-L are against "
-    "the right caption of the style. 95 % intervals by bootstrap over samples. Goal: in style at least 90 %, damage at "
-    "most 2 %."
-)
+READING = """For every case the unsteered model and, of each kind of vector alone and gated, the best setting as validation
+chose it, on test pictures. *in style*: captions with words of the style and none of others. *exactly right*: the caption
+of the style, word for word. *damage*: how much accuracy on questions falls. *words*: captions with words of places,
+colours and sentiments. CIDEr, BLEU-4 and ROUGE-L are against the right caption of the style (on COCO, people's captions).
+*controls*: in style with random vectors of the same norm, and with vectors of shuffled labels (of a vector for every
+concept: with the vectors dealt to other concepts). 95 % intervals by bootstrap over samples. Goal: in style at least
+90 %, damage at most 2 %."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
-    parser.add_argument("--styles", nargs="+", default=list(TASKS))
-    parser.add_argument(
-        "--work", type=Path, default=Path("runs/steering_captions"), help="goes on with what lies there"
-    )
-    parser.add_argument("--output", type=Path, help="a page in Markdown")
+    add = parser.add_argument
+    add("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    add("--styles", nargs="+", default=list(TASKS))
+    add("--coco", type=Path, help="folder of COCO as downloaded; scenes unless given")
+    add("--vqav2", type=Path, help="folder of VQA v2 as downloaded, for questions about COCO")
+    add("--samples", type=int, default=1000, help="of COCO, captions and questions each, in each part")
+    add("--dtype", default="auto")
+    add("--device", default="cpu")
+    add("--work", type=Path, default=Path("runs/steering_captions"), help="goes on with what lies there")
+    add("--output", type=Path, help="a page in Markdown")
     options = parser.parse_args(argv)
-    torch.set_num_threads(1)
+    if (options.coco is None) != (options.vqav2 is None):
+        parser.error("--coco and --vqav2 belong together: captions to steer, and questions to see what that costs")
+    scenes = options.coco is None
+    pictures = scene_pictures(SIZES) if scenes else coco_pictures(options.coco, options.vqav2, options.samples)
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "nnsight"))
-    made = f"Made by `python -m benchmarks.steering_captions` on {date.today()}, {versions}, on a CPU with 2 cores."
-    pages = ["# Caption steering on scenes whose truth is known", made, READING]
-    for name in options.models:
-        model = HookedMM.small(name)
+    made = f"Made by `python -m benchmarks.steering_captions` on {date.today()}, {versions}, on {options.device}."
+    pages = [f"# Caption steering on {'scenes whose truth is known' if scenes else 'COCO'}", made, READING]
+    for full in options.models:
+        name = Path(full).name
+        model = ModelSource(f"small:{full}" if scenes else full, options.dtype).load(options.device)
         for style in options.styles:
-            result, said = run(model, name, style, options.work / name / style)
-            pages.append(section(name, style, result, told(said, result, style)))
+            result, said = run(model, name, style, pictures, options.work / name / style)
+            pages.append(section(name, style, result, told(said, result)))
             print(pages[-1], flush=True)
             if options.output:
                 options.output.write_text("\n\n".join(pages) + "\n")
