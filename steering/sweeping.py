@@ -20,8 +20,10 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
+from hooked_mm.store import ActivationStore
 from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
+from steering.row_sets import part_of
 from steering.scoring import Row, all_scores, choose, rows_of
 from steering.setting import ANSWERING, Setting
 from steering.steered_answers import Answers, answer
@@ -134,18 +136,26 @@ def controls_for(
 ) -> list[tuple[Setting, str]]:
     """The chosen setting with other vectors of the same norm, at every alpha: `("random" | "shuffled")` each.
 
+    Of a setting that does several things at once, every vector is a random one; there are no shuffled controls.
+
     Args:
         chosen: What they are controls of.
         alphas: Of the grid; those of the setting's own operation.
         shuffled: Made of the same rows with shuffled labels.
         seeds: Of random vectors.
     """
-    vector = chosen.vector
-    if vector is None:
+    if not chosen.parts:
         return []
-    made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
-    amounts = (chosen.alpha,) if chosen.operation == "project_out" else tuple(dict.fromkeys([*alphas, chosen.alpha]))
-    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other in made for alpha in amounts]
+
+    def drawn(part: Setting, seed: int) -> Setting:
+        assert part.vector is not None
+        return replace(part, vector=controls_of(part.vector, seeds=[seed])[0])
+
+    first, *rest = chosen.parts
+    made = [(replace(drawn(first, s), also=tuple(drawn(part, s) for part in rest)), "random") for s in range(seeds)]
+    made += [] if rest else [(replace(first, vector=other), other.kind) for other in shuffled]
+    amounts = (first.alpha,) if first.operation == "project_out" else tuple(dict.fromkeys([*alphas, first.alpha]))
+    return [(replace(control, alpha=alpha), kind) for control, kind in made for alpha in amounts]
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
@@ -195,19 +205,18 @@ def sweep(
         trainer_options: As in `extract`.
 
     Raises:
-        BadInputError: If there is nothing to try, or samples are the same in both splits.
+        BadInputError: If there is nothing to try, a setting has no vector, or samples of the test are among those of
+            the validation, or among those that a vector was made of.
     """
-    both = set(validation.ids()) & set(test.ids())
-    if both:
-        raise BadInputError(
-            f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
-            "says nothing on it: give two sets"
-        )
     folder = Path(folder)
     real = [vector for vector in vectors if vector.kind not in (*CONTROLS, "gate")]
     grid = grid or (Grid() if settings is None else None)
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
+    own = [part.vector for setting in tried for part in setting.parts if part.vector is not None]
+    _check_apart([*vectors, *own], validation, test)
     numbered = dict(enumerate(tried, 1))
+    if idle := [number for number, setting in numbered.items() if not setting.parts]:
+        raise BadInputError(f"setting {idle[0]} has no vector; the model as it is stands beside all settings anyway")
     same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
     plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
@@ -218,9 +227,11 @@ def sweep(
     control_of: dict[int, str] = {}
     for number in best:
         one = numbered[number]
-        assert one.vector is not None
-        alphas = [other.alpha for other in tried if other.operation == one.operation] if number == chosen else []
-        for setting, kind in controls_for(one, alphas, controls_among(vectors, one.vector), seeds):
+        first_part = one.parts[0]
+        assert first_part.vector is not None
+        alike = [other.alpha for other in tried if other.parts[0].operation == first_part.operation]
+        shuffled = controls_among(vectors, first_part.vector)
+        for setting, kind in controls_for(one, alike if number == chosen else [], shuffled, seeds):
             after = len(tried) + len(control_of) + 1
             kept[after], control_of[after] = setting, kind
     second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
@@ -230,6 +241,30 @@ def sweep(
     ]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def _check_apart(vectors: Sequence[SteeringVector], validation: SampleDataModule, test: SampleDataModule) -> None:
+    """Refuse test samples that had a part in the choice of a setting or in the making of a vector."""
+    tested = set(test.ids())
+    if both := set(validation.ids()) & tested:
+        raise BadInputError(
+            f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
+            "says nothing on it: give two sets"
+        )
+    sources: dict[tuple[str, str], SteeringVector] = {}
+    for vector in vectors:
+        sources.setdefault((str(vector.made_from.get("store")), repr(vector.made_from.get("where"))), vector)
+    for (path, _), vector in sources.items():
+        # Where there is no store, or none any more, nothing can be told.
+        if not (Path(path) / "manifest.json").exists():
+            continue
+        store, where = ActivationStore.open(path), vector.made_from.get("where")
+        part = part_of(store, where) if where else store
+        if both := tested & set(part.samples.column("sample").to_pylist()):
+            raise BadInputError(
+                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which the vector "
+                f"{vector.name or vector.kind!r} was made; test on others"
+            )
 
 
 def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
