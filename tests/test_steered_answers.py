@@ -95,7 +95,7 @@ def by_hand(model: HookedMM, name: str, sample: Sample, setting: Setting) -> str
         seen: list[Tensor] = []
         gate = setting.gate.condition
         assert gate.point is not None
-        with plain_hook(model, name, int(gate.point.split(".")[1]), lambda value: seen.append(value[0, -1].clone())):  # type: ignore[func-returns-value]
+        with plain_hook(model, name, int(gate.point.split(".")[1]), lambda value: seen.append(value[0, -1].clone())):
             generate()
         if not float(seen[0] @ gate.direction) > gate.threshold:
             return generate()
@@ -231,7 +231,7 @@ def test_xl_vlms_fault_the_vector_at_padding_or_pictures(llava: HookedMM, images
     hook, seen = "blocks.2.hook_resid_post", []
     hooks = side_by_side([Setting(vector(llava, 2, 0), 2.0)] * len(data))
     before = llava.run_with_cache(batch, hook)[1][hook]
-    with llava.hooks([*hooks, (hook, lambda value, _: seen.append(value.clone()))]):  # type: ignore[func-returns-value]
+    with llava.hooks([*hooks, (hook, lambda value, _: seen.append(value.clone()))]):
         llava.generate(batch, 3)
     moved = (seen[0] - before).norm(dim=-1) > 1e-3
     expected = torch.zeros_like(moved)

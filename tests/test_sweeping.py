@@ -164,7 +164,7 @@ def test_nothing_of_test_has_a_part_in_the_choice(
 ) -> None:
     """With other test samples, whose references are nonsense, the same is chosen of the same validation."""
     old = SweepResult.load(done / "result")
-    garbage = [replace(sample, id=f"g{sample.id}", answer="zxq") for sample in reported().dataset]  # type: ignore[attr-defined]
+    garbage = [replace(sample, id=f"g{sample.id}", answer="zxq") for sample in reported().dataset]
     new = again(llava, vectors, done, tmp_path, test=SampleDataModule(list(reversed(garbage))[:30]))
     new.save(tmp_path / "result")
     assert SweepResult.load(tmp_path / "result").of("validation") == old.of("validation")
@@ -204,7 +204,7 @@ def test_xl_vlms_fault_evaluation_on_the_samples_of_the_vector(
             with pytest.raises(BadInputError, match=f"{count} samples.*'yes to no' was made"):
                 sweep(llava, given, TASK, validation(), data, tmp_path / "a", settings=settings)
     gone = replace(vectors[0], made_from={"store": str(tmp_path / "gone")})
-    half = SampleDataModule([sample for sample in data.dataset if sample.id not in (ids[1], ids[3])])  # type: ignore[attr-defined]
+    half = SampleDataModule([sample for sample in data.dataset if sample.id not in (ids[1], ids[3])])
     own = replace(vectors[0], made_from={"store": str(store.path), "where": {"half": 0}})
     assert not (tmp_path / "a").exists()
     result = sweep(llava, [own, gone], TASK, validation(), half, tmp_path / "a", grid=Grid(alphas=(2.0,)), seeds=1)
@@ -291,7 +291,7 @@ def test_settings_may_be_given(llava: HookedMM, vectors: list[SteeringVector], t
     one, other = vectors[0], replace(vectors[3], kind="fine")
     shut = Gate(Above(torch.ones(128), 1e6, hook(1), "mean", LAST_PROMPT), "shut")
     given = [Setting(one, 1.0, also=(Setting(other, 1.0),)), Setting(other, 2.0), Setting(other, 2.0, gate=shut)]
-    small = [SampleDataModule(list(data.dataset)[:40]) for data in (validation(), reported())]  # type: ignore[call-overload]
+    small = [SampleDataModule(list(data.dataset)[:40]) for data in (validation(), reported())]
     result = sweep(llava, [], TASK, *small, tmp_path / "a", settings=given, seeds=1, options={"side_effects": True})
     assert {row["setting"]: row["best_of"] for row in result.of("test") if row["best_of"]} == {
         1: "coarse",
@@ -329,7 +329,7 @@ def test_the_best_of_each_kind_is_chosen_among_its_own() -> None:
 def test_bad_pictures_do_not_end_a_sweep(llava: HookedMM, vectors: list[SteeringVector], tmp_path: Path) -> None:
     """They are left out, and counted so."""
     bad = Sample("bad", Image.new("RGB", (48, 48)), " ", "yes", {"question_type": YES_NO[0]})
-    data = [SampleDataModule([bad, *list(one.dataset)[:40]]) for one in (validation(), reported())]  # type: ignore[call-overload]
-    data[1].dataset[0] = replace(bad, id="bad too")  # type: ignore[index]
+    data = [SampleDataModule([bad, *list(one.dataset)[:40]]) for one in (validation(), reported())]
+    data[1].dataset[0] = replace(bad, id="bad too")
     result = sweep(llava, vectors[:1], TASK, *data, tmp_path, grid=Grid(alphas=(2.0,)), seeds=1)
     assert result.facts == [("validation", "40 samples"), ("test", "40 samples")]
