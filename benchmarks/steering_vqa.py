@@ -113,8 +113,8 @@ def fine_vectors(
     folder: Path,
     tokens: int,
 ) -> list[SteeringVector]:
-    """Each layer's best pair of concepts, by how much and how cleanly it moves answers at alpha 1, 2 and 3."""
-    alphas = (1.0, 2.0, 3.0)
+    """Each layer's best pair of concepts, by how much and how cleanly it moves answers at alpha 2."""
+    alphas = (2.0,)
     settings = [Setting(vector, alpha) for vector in candidates for alpha in alphas]
     found = answer(model, data, settings, folder, resume=True, options={"max_new_tokens": tokens})
     same = [place for place, what in enumerate(task.about(found)) if what != "other"]

@@ -6,7 +6,8 @@ rows at a time. The store has no rows; its table of samples has
 
     text      what the unsteered model says
     steered   what it says under each setting, in their order
-    kl, nll   with `side_effects`: per setting, see `side_effects`
+    kl        with `side_effects`: per setting, what steering does to the next token's distribution
+    nll       with `surprise`: per setting, how surprising the unsteered model finds what is said
 """
 
 from __future__ import annotations
@@ -45,8 +46,9 @@ class SteeredAnswers(Reader):
         max_new_tokens: Longest answer.
         answer_prefix: How every answer begins.
         rows: Samples times settings in one generation at most.
-        side_effects: Also measure what steering does to the next token's distribution, and how surprising the unsteered
-            model finds what is said.
+        side_effects: Also measure the KL divergence of the first answered token's distribution from the unsteered one.
+        surprise: Also measure the negative log-likelihood of what is said under the unsteered model, whose exponential
+            is the perplexity; a forward pass more over every answer.
         max_positions: About so many positions in a batch of prompts at most.
         force: Do not refuse vectors of another model.
 
@@ -63,13 +65,14 @@ class SteeredAnswers(Reader):
         answer_prefix: str | None = None,
         rows: int = 256,
         side_effects: bool = False,
+        surprise: bool = False,
         max_positions: int | None = None,
         force: bool = False,
     ) -> None:
         if not settings or rows < 1:
             raise BadInputError(f"{len(settings)} settings, rows={rows}; at least one of each is needed")
         self.settings, self.max_new_tokens, self.rows = list(settings), max_new_tokens, rows
-        self.side_effects, self.force = side_effects, force
+        self.side_effects, self.surprise, self.force = side_effects, surprise, force
         super().__init__(model, "none", answer_prefix, max_positions)
 
     def _attach(self, model: HookedMM) -> None:
@@ -84,6 +87,7 @@ class SteeredAnswers(Reader):
             "answer_prefix": self.answer_prefix,
             "max_new_tokens": self.max_new_tokens,
             "side_effects": self.side_effects,
+            "surprise": self.surprise,
             "settings": [setting.fingerprint() for setting in self.settings],
         }
 
@@ -111,17 +115,17 @@ class SteeredAnswers(Reader):
             output = prompts.generate(rows, hooks, self.max_new_tokens, return_logits=self.side_effects)
             for row, text in zip(rows, output.text, strict=True):
                 said[row].append(text)
-            if self.side_effects:
-                assert output.logits is not None
+            if output.logits is not None:
                 # The first part begins with the model as it is.
-                first = output.logits[:count, 0].float() if first is None else first
-                away = next_token_kl(first.repeat(len(part), 1), output.logits[:, 0].float())
-                for row, one, other in zip(rows, away.tolist(), self._surprise(output).tolist(), strict=True):
-                    kl[row].append(one)
-                    nll[row].append(other)
+                first = output.logits[:count, 0] if first is None else first
+                for row, one in zip(rows, next_token_kl(first.repeat(len(part), 1), output.logits[:, 0]), strict=True):
+                    kl[row].append(float(one))
+            if self.surprise:
+                for row, one in zip(rows, self._surprise(output), strict=True):
+                    nll[row].append(float(one))
         told: dict[str, list[Any]] = {"text": [row[0] for row in said], "steered": [row[1:] for row in said]}
         # With those of the unsteered model in front.
-        told |= {"kl": kl, "nll": nll} if self.side_effects else {}
+        told |= ({"kl": kl} if self.side_effects else {}) | ({"nll": nll} if self.surprise else {})
         positions = int(batch.inputs["attention_mask"].sum())
         return Extracted(samples=sample_rows(prepared, **told), skipped=prepared.skipped, positions=positions)
 

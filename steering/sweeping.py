@@ -4,7 +4,9 @@
 2. `scoring.choose` picks one there, and the best of every kind of vector, alone and with each gate. What is reported of
    them comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
-   and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
+   and, where they are given, vectors of shuffled labels; of the chosen setting one of each at every alpha of the grid.
+
+Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
 """
 
 from __future__ import annotations
@@ -134,7 +136,8 @@ def judge(
 def controls_for(
     chosen: Setting, alphas: Sequence[float], shuffled: Sequence[SteeringVector] = (), seeds: int = 2
 ) -> list[tuple[Setting, str]]:
-    """The chosen setting with other vectors of the same norm, at every alpha: `("random" | "shuffled")` each.
+    """The chosen setting with other vectors of the same norm, `"random"` or `"shuffled"`: all of them at its own alpha,
+    the first of each kind at other alphas too.
 
     Of a setting that does several things at once, every vector is a random one; there are no shuffled controls.
 
@@ -154,17 +157,23 @@ def controls_for(
     first, *rest = chosen.parts
     made = [(replace(drawn(first, s), also=tuple(drawn(part, s) for part in rest)), "random") for s in range(seeds)]
     made += [] if rest else [(replace(first, vector=other), other.kind) for other in shuffled]
-    amounts = (first.alpha,) if first.operation == "project_out" else tuple(dict.fromkeys([*alphas, first.alpha]))
-    return [(replace(control, alpha=alpha), kind) for control, kind in made for alpha in amounts]
+    firsts: dict[str, Setting] = {}
+    for control, kind in made:
+        firsts.setdefault(kind, control)
+    amounts = () if first.operation == "project_out" else dict.fromkeys(alphas)
+    others = [alpha for alpha in amounts if alpha != first.alpha]
+    return [*made, *((replace(one, alpha=alpha), kind) for kind, one in firsts.items() for alpha in others)]
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
-    def owner(other: SteeringVector) -> tuple[str, Any]:
-        return other.hook, (other.made_from.get("control_of") or {}).get("name")
+    def owner(other: SteeringVector) -> tuple[str, Any, Any]:
+        of = other.made_from.get("control_of") or {}
+        return other.hook, of.get("name"), of.get("kind")
 
-    return [other for other in vectors if other.kind == "shuffled" and owner(other) == (chosen.hook, chosen.name)]
+    wanted = chosen.hook, chosen.name, chosen.kind
+    return [other for other in vectors if other.kind == "shuffled" and owner(other) == wanted]
 
 
 def sweep(
@@ -208,17 +217,21 @@ def sweep(
         BadInputError: If there is nothing to try, a setting has no vector, or samples of the test are among those of
             the validation, or among those that a vector was made of.
     """
+    if both := set(validation.ids()) & set(test.ids()):
+        raise BadInputError(
+            f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
+            "says nothing on it: give two sets"
+        )
     folder = Path(folder)
     real = [vector for vector in vectors if vector.kind not in (*CONTROLS, "gate")]
     grid = grid or (Grid() if settings is None else None)
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
-    own = [part.vector for setting in tried for part in setting.parts if part.vector is not None]
-    _check_apart([*vectors, *own], validation, test)
+    _check_unseen(vectors, tried, test)
     numbered = dict(enumerate(tried, 1))
     if idle := [number for number, setting in numbered.items() if not setting.parts]:
         raise BadInputError(f"setting {idle[0]} has no vector; the model as it is stands beside all settings anyway")
     same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
-    plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
+    plain = {name: value for name, value in (options or {}).items() if name not in ("side_effects", "surprise")}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
     chosen = choose(first.rows, task.goal)
     best = best_of_kinds(first.rows, task.goal)
@@ -243,16 +256,12 @@ def sweep(
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
 
 
-def _check_apart(vectors: Sequence[SteeringVector], validation: SampleDataModule, test: SampleDataModule) -> None:
-    """Refuse test samples that had a part in the choice of a setting or in the making of a vector."""
+def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
+    """Refuse test samples that had a part in the making of a vector."""
     tested = set(test.ids())
-    if both := set(validation.ids()) & tested:
-        raise BadInputError(
-            f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
-            "says nothing on it: give two sets"
-        )
+    own = [part.vector for setting in settings for part in setting.parts if part.vector is not None]
     sources: dict[tuple[str, str], SteeringVector] = {}
-    for vector in vectors:
+    for vector in (*vectors, *own):
         sources.setdefault((str(vector.made_from.get("store")), repr(vector.made_from.get("where"))), vector)
     for (path, _), vector in sources.items():
         # Where there is no store, or none any more, nothing can be told.
@@ -275,6 +284,55 @@ def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
             kinds.setdefault(", ".join(filter(None, (row["kind"], row["gate"]))), []).append(row)
     picked = {name: choose(own, goal) for name, own in kinds.items()}
     return {number: name for name, number in picked.items() if number}
+
+
+def evaluate(
+    model: HookedMM | ModelSource,
+    settings: Sequence[Setting],
+    task: Task,
+    data: SampleDataModule,
+    folder: str | Path,
+    *,
+    shuffled: Sequence[SteeringVector] = (),
+    seeds: int = 2,
+    resume: bool = False,
+    options: Mapping[str, Any] | None = None,
+    seed: int = 0,
+    facts: Sequence[tuple[str, str]] = (),
+    **trainer_options: Any,
+) -> SweepResult:
+    """Say what settings do, each beside its controls of the same alpha; nothing is chosen.
+
+    Args:
+        model: The hooked model, or where to load it from.
+        settings: To evaluate.
+        task: What shall change, and what shall not.
+        data: The samples; rows call them `test`.
+        folder: For the answers; what is there is used again with `resume`.
+        shuffled: Vectors of shuffled labels; those of a setting's vector are its controls.
+        seeds: Random controls of each setting.
+        resume: Go on with an evaluation that was cut off.
+        options: Of `SteeredAnswers`.
+        seed: Of the bootstrap.
+        facts: To be shown on top of the result.
+        trainer_options: As in `extract`.
+
+    Raises:
+        BadInputError: If there are no settings, or a vector was made of these samples.
+    """
+    _check_unseen(shuffled, settings, data)
+    numbered = dict(enumerate(settings, 1))
+    control_of: dict[int, str] = {}
+    for setting in settings:
+        own = [] if setting.vector is None else controls_among(shuffled, setting.vector)
+        for other, kind in controls_for(setting, (setting.alpha,), own, seeds):
+            number = len(numbered) + 1
+            numbered[number], control_of[number] = other, kind
+    same: dict[str, Any] = {"resume": resume, "seed": seed, "options": options, **trainer_options}
+    found = judge(model, data, task, numbered, Path(folder) / "test", "test", control_of=control_of, **same)
+    shown = [row["setting"] for row in found.rows if row["front"] and row["setting"]][:SHOWN]
+    said = [one for number in shown for one in examples(found, task, number, max(1, SHOWN // len(shown)))]
+    return SweepResult(task.describe(), [*facts, ("test", f"{len(found.answers.samples)} samples")], found.rows, said)
 
 
 def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:

@@ -310,7 +310,7 @@ def own_log_probabilities(model: HookedMM, sample: Sample, text: str) -> tuple[T
 def check_side_effects(model: HookedMM, name: str, data: Sequence[Sample]) -> None:
     """kl and nll of every answer, from separate passes of transformers in float64."""
     settings = [Setting(vector(model, 3, 1), 0.5), Setting(vector(model, 1, 2), 1.0), Setting(vector(model, 3, 1), 0.0)]
-    reader = SteeredAnswers(model, settings, max_new_tokens=NEW, side_effects=True, rows=11)
+    reader = SteeredAnswers(model, settings, max_new_tokens=NEW, side_effects=True, surprise=True, rows=11)
     rows = {
         row["sample"]: row for row in reader.represent(BatchMaker(list(data), model, "none")(range(len(data)))).samples
     }
@@ -335,6 +335,26 @@ def check_side_effects(model: HookedMM, name: str, data: Sequence[Sample]) -> No
         assert row["kl"][0] == 0
         assert row["kl"][3] == pytest.approx(0, abs=1e-6)
     assert max(max(row["kl"]) for row in rows.values()) > 0.01
+
+
+def test_side_effects_are_measured_where_they_are_asked_for(
+    llava: HookedMM, images: list[Image.Image], tmp_path: Path
+) -> None:
+    """One, the other, both or none: with the same numbers, and the same answers."""
+    data, settings = samples(images)[:2], [Setting(vector(llava, 3, 1), 2.0)]
+    found = {
+        (kl, nll): run(llava, data, settings, tmp_path / f"{kl}{nll}", options={"side_effects": kl, "surprise": nll})
+        for kl in (False, True)
+        for nll in (False, True)
+    }
+    both = found[True, True]
+    assert both.kl is not None
+    assert both.nll is not None
+    for (kl, nll), one in found.items():
+        assert one.texts == both.texts
+        assert (one.kl is not None, one.nll is not None) == (kl, nll)
+        assert one.kl is None or torch.allclose(one.kl, both.kl)
+        assert one.nll is None or torch.allclose(one.nll, both.nll)
 
 
 def test_side_effects_are_those_of_separate_passes(llava: HookedMM, images: list[Image.Image]) -> None:
@@ -404,7 +424,7 @@ def test_a_run_keeps_the_order_of_samples_and_settings(
     """Whatever batches were made of them; the data's own columns stay beside."""
     data = samples(images)
     settings = some_settings(llava, (0.5, 2.0))[:4]
-    found = run(llava, data, settings, tmp_path / "a", options={"side_effects": True})
+    found = run(llava, data, settings, tmp_path / "a", options={"side_effects": True, "surprise": True})
     expected = said(llava, data, settings)
     assert [row["sample"] for row in found.samples] == [sample.id for sample in data]
     assert [row["prompt"] for row in found.samples] == [sample.text for sample in data]

@@ -26,7 +26,7 @@ from steering.gate import Gate
 from steering.setting import Setting
 from steering.steered_answers import Answers, SteeredAnswers
 from steering.sweep_result import SweepResult
-from steering.sweeping import Grid, best_of_kinds, controls_for, examples, sweep
+from steering.sweeping import Grid, best_of_kinds, controls_for, evaluate, examples, sweep
 from steering.tasks import AnswerTask, Goal
 
 LAYERS = (2, 3)
@@ -137,7 +137,7 @@ def test_a_sweep_steers_and_its_controls_do_not(done: Path) -> None:
 def test_xl_vlms_fault_no_controls(
     llava: HookedMM, vectors: list[SteeringVector], done: Path, tmp_path: Path, seen: Seen
 ) -> None:
-    """Random and shuffled ones as long as the chosen vector, at its place, at every alpha, with own numbers."""
+    """Random and shuffled ones as long as the chosen vector, at its place, with own numbers."""
     result = again(llava, vectors, done, tmp_path)
     (_, tried, none), (_, kept, control_of) = seen.calls
     assert none == {}
@@ -156,7 +156,9 @@ def test_xl_vlms_fault_no_controls(
         assert float(torch.cosine_similarity(setting.vector.values, best.vector.values, dim=0)) < 0.9
         kinds.setdefault(setting.vector.name, []).append(setting.alpha)
     assert len(kinds) == 3
-    assert all(sorted(alphas) == [1.0, 2.0, 4.0] for alphas in kinds.values())
+    # The first of each kind at every alpha, the other at the chosen one.
+    assert sorted(len(alphas) for alphas in kinds.values()) == [1, 3, 3]
+    assert all(best.alpha in alphas and len(set(alphas)) == len(alphas) for alphas in kinds.values())
 
 
 def test_nothing_of_test_has_a_part_in_the_choice(
@@ -203,6 +205,8 @@ def test_xl_vlms_fault_evaluation_on_the_samples_of_the_vector(
         for given, settings in (([own], None), ([], [Setting(own)])):
             with pytest.raises(BadInputError, match=f"{count} samples.*'yes to no' was made"):
                 sweep(llava, given, TASK, validation(), data, tmp_path / "a", settings=settings)
+            with pytest.raises(BadInputError, match=f"{count} samples.*'yes to no' was made"):
+                evaluate(llava, [Setting(own)], TASK, data, tmp_path / "a")
     gone = replace(vectors[0], made_from={"store": str(tmp_path / "gone")})
     half = SampleDataModule([sample for sample in data.dataset if sample.id not in (ids[1], ids[3])])
     own = replace(vectors[0], made_from={"store": str(store.path), "where": {"half": 0}})
@@ -270,7 +274,9 @@ def test_controls_keep_everything_but_the_direction() -> None:
     v, w = (SteeringVector(torch.arange(1.0, 9) * n, hook(n), "coarse", f"v{n}") for n in (1, 2))
     alone = controls_for(Setting(v, 2.0, "all", "set", gate), [1.0, 2.0], [replace(w, kind="shuffled")], seeds=3)
     assert [(s.alpha, kind) for s, kind in alone] == [
-        (a, k) for k in ("random",) * 3 + ("shuffled",) for a in (1.0, 2.0)
+        *((2.0, kind) for kind in ("random", "random", "random", "shuffled")),
+        (1.0, "random"),
+        (1.0, "shuffled"),
     ]
     assert all((s.at, s.operation, s.gate) == ("all", "set", gate) for s, _ in alone)
     for chosen in (Setting(v, 2.0, also=(Setting(w, 3.0),)), Setting(also=(Setting(v, 2.0), Setting(w, 3.0)))):
@@ -292,7 +298,16 @@ def test_settings_may_be_given(llava: HookedMM, vectors: list[SteeringVector], t
     shut = Gate(Above(torch.ones(128), 1e6, hook(1), "mean", LAST_PROMPT), "shut")
     given = [Setting(one, 1.0, also=(Setting(other, 1.0),)), Setting(other, 2.0), Setting(other, 2.0, gate=shut)]
     small = [SampleDataModule(list(data.dataset)[:40]) for data in (validation(), reported())]
-    result = sweep(llava, [], TASK, *small, tmp_path / "a", settings=given, seeds=1, options={"side_effects": True})
+    result = sweep(
+        llava,
+        [],
+        TASK,
+        *small,
+        tmp_path / "a",
+        settings=given,
+        seeds=1,
+        options={"side_effects": True, "surprise": True},
+    )
     assert {row["setting"]: row["best_of"] for row in result.of("test") if row["best_of"]} == {
         1: "coarse",
         2: "fine",
@@ -302,9 +317,48 @@ def test_settings_may_be_given(llava: HookedMM, vectors: list[SteeringVector], t
     assert (gated["effect"], gated["damage"], gated["kept"], gated["kl"]) == (0, 0, 1, 0)
     _, _, control_of = seen.calls[1]
     assert sorted(control_of) == list(range(4, 4 + len(control_of)))
-    assert "kl" not in result.of("validation")[0]
+    assert not {"kl", "nll"} & result.of("validation")[0].keys()
+    assert result.of("test")[0]["nll"] > 0
     with pytest.raises(BadInputError, match="setting 2 has no vector"):
         sweep(llava, [], TASK, *small, tmp_path / "b", settings=[Setting(one), Setting()])
+
+
+def test_given_settings_are_evaluated_as_a_sweep_would(
+    llava: HookedMM, vectors: list[SteeringVector], done: Path, tmp_path: Path, seen: Seen
+) -> None:
+    """The same rows for the same settings on the same samples, each with its own controls; nothing is chosen."""
+    again(llava, vectors, done, tmp_path / "sweep")
+    (_, tried, _), (_, kept, control_of) = seen.calls
+    old = {row["setting"]: row for row in SweepResult.load(done / "result").of("test")}
+    on_test = [number for number in kept if number not in control_of]
+    numbers = [on_test[0], next(number for number in tried if number not in on_test)]
+    result = evaluate(
+        llava,
+        [tried[n] for n in numbers],
+        TASK,
+        reported(),
+        tmp_path / "a",
+        shuffled=vectors,
+        seeds=1,
+        facts=[("a", "b")],
+    )
+    result.save(tmp_path / "result")
+    rows = SweepResult.load(tmp_path / "result").of("test")
+    assert [row["control"] for row in rows] == ["", "", "", "random", "shuffled", "random", "shuffled"]
+    assert not any(row["chosen"] for row in rows)
+    assert result.splits() == ["test"]
+    for row, number in zip(rows, [0, on_test[0]], strict=False):
+        told = row.keys() - {"setting", "front", "chosen"}
+        assert {name: row[name] for name in told} == {name: old[number][name] for name in told}
+    _, controls, _ = seen.calls[-1]
+    for number, of in ((3, 0), (4, 0), (5, 1), (6, 1)):
+        one, other = controls[number], tried[numbers[of]]
+        assert one.vector is not None
+        assert other.vector is not None
+        assert (one.vector.hook, one.alpha, one.at) == (other.vector.hook, other.alpha, other.at)
+        assert one.vector.norm == pytest.approx(other.vector.norm, rel=1e-5)
+    assert {example["setting"] for example in result.examples} <= {1, 2}
+    assert result.examples
 
 
 def test_the_best_of_each_kind_is_chosen_among_its_own() -> None:
