@@ -257,22 +257,23 @@ def sweep(
 
 
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
-    """Refuse test samples that had a part in the making of a vector."""
+    """Refuse test samples that had a part in the making of a vector or gate."""
+    parts = [part for setting in settings for part in setting.parts]
+    used = [*vectors, *(one for part in parts for one in (part.vector, part.second, part.gate) if one is not None)]
+    sources: dict[tuple[str, str], SteeringVector | Gate] = {}
+    for one in used:
+        sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
     tested = set(test.ids())
-    own = [part.vector for setting in settings for part in setting.parts if part.vector is not None]
-    sources: dict[tuple[str, str], SteeringVector] = {}
-    for vector in (*vectors, *own):
-        sources.setdefault((str(vector.made_from.get("store")), repr(vector.made_from.get("where"))), vector)
-    for (path, _), vector in sources.items():
+    for (path, _), one in sources.items():
         # Where there is no store, or none any more, nothing can be told.
         if not (Path(path) / "manifest.json").exists():
             continue
-        store, where = ActivationStore.open(path), vector.made_from.get("where")
+        store, where = ActivationStore.open(path), one.made_from.get("where")
         part = part_of(store, where) if where else store
         if both := tested & set(part.samples.column("sample").to_pylist()):
             raise BadInputError(
-                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which the vector "
-                f"{vector.name or vector.kind!r} was made; test on others"
+                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which {one.name!r} "
+                "was made; test on others"
             )
 
 

@@ -274,7 +274,10 @@ def test_xl_vlms_fault_hooks_that_stay_after_an_error(
 def test_xl_vlms_fault_vectors_of_another_model(llava: HookedMM, made: SteeringVector, match: str) -> None:
     """Refused before anything is said, not broadcast; also as what acts beside another."""
     own = SteeringVector(torch.ones(128), "blocks.2.hook_resid_post")
-    for setting in (Setting(made), Setting(own, also=(Setting(made),))):
+    settings = [Setting(made), Setting(own, also=(Setting(made),))]
+    if made.hook == own.hook:
+        settings.append(Setting(own, operation="rotate", second=made))
+    for setting in settings:
         with pytest.raises(BadInputError, match=match):
             SteeredAnswers(llava, [setting])
 

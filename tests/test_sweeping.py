@@ -207,6 +207,9 @@ def test_xl_vlms_fault_evaluation_on_the_samples_of_the_vector(
                 sweep(llava, given, TASK, validation(), data, tmp_path / "a", settings=settings)
             with pytest.raises(BadInputError, match=f"{count} samples.*'yes to no' was made"):
                 evaluate(llava, [Setting(own)], TASK, data, tmp_path / "a")
+        gate = Gate(Above(torch.ones(128), 0.0, hook(1), "mean", LAST_PROMPT), "g", dict(own.made_from))
+        with pytest.raises(BadInputError, match=f"{count} samples.*'g' was made"):
+            evaluate(llava, [Setting(vectors[0], gate=gate)], TASK, data, tmp_path / "a")
     gone = replace(vectors[0], made_from={"store": str(tmp_path / "gone")})
     half = SampleDataModule([sample for sample in data.dataset if sample.id not in (ids[1], ids[3])])
     own = replace(vectors[0], made_from={"store": str(store.path), "where": {"half": 0}})
