@@ -23,7 +23,6 @@ from hooked_mm.reader import Extracted
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.steering_vector import SteeringVector, load_vectors, save_vectors
 from hooked_mm.store import ActivationStore
-from steering.command_options import first_alone
 from steering.controls import controls_of
 from steering.steer_command import main as steer
 from steering.steered_answers import SteeredAnswers
@@ -280,13 +279,6 @@ def test_kinds_of_one_name_are_told_apart(
     told = [one["parts"][0][1][0][1] for one in manifest["made_by"]["settings"]]
     expected = [norms[kind] for kind in ("coarse", "probe", "coarse", "coarse", "probe", "probe")]
     assert told == pytest.approx(expected, rel=1e-5)
-
-
-def test_processes_that_never_met(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Started from outside to find all answers there, the first alone goes on."""
-    assert first_alone()
-    monkeypatch.setenv("RANK", "1")
-    assert not first_alone()
 
 
 def one_of_several(rank: int, count: int, port: int, options: list[str], folder: Path) -> None:
