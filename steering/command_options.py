@@ -124,7 +124,9 @@ def told_apart(chosen: Given) -> Given:
         if (new := new_name(old, str(of.get("kind")))) == old:
             return control
         made_from = {**control.made_from, "control_of": {**of, "name": new}}
-        return replace(control, name=control.name.replace(old, new), made_from=made_from)
+        return replace(
+            control, name=control.name.replace(f" for {old}, seed", f" for {new}, seed"), made_from=made_from
+        )
 
     vectors = [replace(vector, name=new_name(vector.name, vector.kind)) for vector in chosen.vectors]
     return replace(chosen, vectors=vectors, controls=[renamed(control) for control in chosen.controls])

@@ -38,7 +38,7 @@ def test_names_and_globs(globs: str | list[str], expected: list[str]) -> None:
 
 def test_a_name_that_is_not_there() -> None:
     """The nearest is offered, and what there is."""
-    with pytest.raises(BadInputError, match="no vector 'yes -> on'; nearest: yes -> no.*there are: red -> blue"):
+    with pytest.raises(BadInputError, match=r"no vector 'yes -> on'; nearest: yes -> no.*there are: red -> blue"):
         matching(["red*", "yes -> on"], NAMES, "vector")
 
 
