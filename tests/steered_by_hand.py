@@ -12,7 +12,7 @@ from hooked_mm.data import Sample
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add
 from hooked_mm.positions import as_rule
-from hooked_mm.steering_vector import SteeringVector, load_vectors, save_vectors
+from hooked_mm.steering_vector import SteeringVector, load_vectors
 from hooked_mm.store import ActivationStore
 from steering.compute_command import main as compute
 from tests.steering_stores import DEEP
@@ -28,14 +28,11 @@ def said(model: HookedMM, samples: Sequence[Sample], added: Sequence[tuple[str, 
         return model.generate(batch, 20).text
 
 
-def gate_at_the_middle(model: HookedMM, samples: Sequence[Sample], vector: SteeringVector) -> tuple[float, list[bool]]:
-    """The median of the projections of prompts' last positions on a vector's direction, and who lies above it."""
+def along(model: HookedMM, samples: Sequence[Sample], vector: SteeringVector) -> Tensor:
+    """How far the prompts' last positions lie along a vector's direction."""
     batch = model.prepare([one.images for one in samples], [one.text for one in samples])
     _, cache = model.run_with_cache(batch, vector.hook)
-    along = cache[vector.hook][:, -1].double() @ torch.nn.functional.normalize(vector.values.double(), dim=0)
-    ordered = along.sort().values
-    threshold = float(ordered[len(ordered) // 2 - 1 : len(ordered) // 2 + 1].mean())
-    return threshold, (along > threshold).tolist()
+    return cache[vector.hook][:, -1].double() @ torch.nn.functional.normalize(vector.values.double(), dim=0)
 
 
 def saved_vectors(store: ActivationStore, folder: Path, kinds: str = "coarse") -> list[SteeringVector]:
@@ -45,8 +42,14 @@ def saved_vectors(store: ActivationStore, folder: Path, kinds: str = "coarse") -
     return load_vectors(folder)
 
 
-def saved_gate(vector: SteeringVector, threshold: float, folder: Path) -> Path:
-    """A gate along a vector's direction."""
-    about = {"threshold": threshold}
-    made = SteeringVector(vector.values, vector.hook, "gate", "half", model=vector.model, made_from=about)
-    return save_vectors([made], folder)
+def gate_at_the_middle(model: HookedMM, samples: Sequence[Sample], vector: SteeringVector) -> SteeringVector:
+    """A gate along a vector's direction that half of the samples pass, the threshold halfway between two of them."""
+    ordered = along(model, samples, vector).sort().values
+    middle = len(ordered) // 2
+    about = {"threshold": float(ordered[middle - 1 : middle + 1].mean())}
+    return SteeringVector(vector.values, vector.hook, "gate", "half", model=vector.model, made_from=about)
+
+
+def opens(model: HookedMM, samples: Sequence[Sample], gate: SteeringVector) -> list[bool]:
+    """Which samples it lets pass."""
+    return (along(model, samples, gate) > gate.made_from["threshold"]).tolist()

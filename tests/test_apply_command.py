@@ -13,7 +13,7 @@ from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.steering_vector import SteeringVector, load_vectors, save_vectors
 from steering.apply_command import Prompts, main, repeated
 from steering.steer_command import main as steer
-from tests.steered_by_hand import gate_at_the_middle, said, saved_gate, saved_vectors
+from tests.steered_by_hand import gate_at_the_middle, opens, said, saved_vectors
 from tests.steering_stores import DEEP, SHALLOW, questions_store
 
 MODEL = ["--model.id", "small:llava"]
@@ -82,12 +82,14 @@ def test_a_gate(llava: HookedMM, vectors: Path, tmp_path: Path) -> None:
     data = SceneDataset(3, "questions")
     samples = [data[n] for n in range(len(data))]
     vector = load_vectors(vectors)[0]
-    threshold, opens = gate_at_the_middle(llava, samples, vector)
-    gate = saved_gate(vector, threshold, tmp_path / "gate")
+    half = gate_at_the_middle(llava, samples, vector)
+    gate = half.save(tmp_path / "gate")
     options = [*MODEL, *DATA, "--names", "red -> blue", "--alpha", "3", "--gated", "true"]
     main([*options, "--vectors", f"[{vectors}, {gate}]", "--output", str(tmp_path / "out")])
     before, after = said(llava, samples), said(llava, samples, [(DEEP, 3 * vector.values)])
-    expected = [new if there else old for old, new, there in zip(before, after, opens, strict=True)]
+    expected = [
+        new if there else old for old, new, there in zip(before, after, opens(llava, samples, half), strict=True)
+    ]
     assert [row["after"] for row in table(tmp_path / "out" / "answers.csv")] == expected
     assert before != expected != after
     about = {"threshold": 1e6}

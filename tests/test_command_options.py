@@ -56,8 +56,9 @@ def test_kinds_of_one_name_are_told_apart() -> None:
         *("random for a (coarse), seed 0", "random for a (probe), seed 0", "random for b, seed 0"),
         "random for , seed 0",
     ]
-    for vector, control in zip(found.vectors, found.controls, strict=True):
-        assert controls_among(found.controls, vector) == [control]
+    for vectors, theirs in ((made, controls), (found.vectors, found.controls)):
+        for vector, control in zip(vectors, theirs, strict=True):
+            assert controls_among(theirs, vector) == [control]
     alone = Given(made[:1], controls, [])
     assert told_apart(alone).vectors[0].name == "a"
 

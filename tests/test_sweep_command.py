@@ -29,7 +29,7 @@ from steering.steered_answers import SteeredAnswers
 from steering.sweep_command import evaluate_main, main
 from steering.sweep_result import SweepResult
 from tests.processes import run_in_processes
-from tests.steered_by_hand import gate_at_the_middle, said, saved_gate, saved_vectors
+from tests.steered_by_hand import gate_at_the_middle, opens, said, saved_vectors
 from tests.steering_stores import DEEP, questions_store
 
 TASK = ["--task", "AnswerTask", "--task.target", "blue", "--task.types", "[colour]"]
@@ -43,16 +43,17 @@ def scenes(name: str, split: str, size: int = 5) -> list[str]:
     ]
 
 
-GRID = ["--alphas", "[1, 3]", "--seeds", "1"]
+GRID = ["--alphas", "[1, 3]", "--gated", "[false, true]", "--seeds", "1"]
 SWEEP = [*MODEL, *TASK, *scenes("data", "validation"), *scenes("test", "test"), *GRID]
 
 
 @pytest.fixture(scope="module")
 def vectors(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A coarse vector with a random and a shuffled control."""
+    """A coarse vector with a random and a shuffled control, and a gate."""
     folder = tmp_path_factory.mktemp("vectors") / "v"
-    saved_vectors(questions_store(llava, tmp_path_factory), folder)
-    return folder
+    found = saved_vectors(questions_store(llava, tmp_path_factory), folder)
+    data = SceneDataset(5, "questions")
+    return save_vectors([*found, gate_at_the_middle(llava, [data[n] for n in range(len(data))], found[0])], folder)
 
 
 @pytest.fixture(scope="module")
@@ -78,6 +79,11 @@ def table(file: Path) -> list[dict[str, str]]:
         return [*csv.DictReader(text)]
 
 
+def where(steered: list[str], before: list[str], passing: list[bool]) -> list[str]:
+    """What is said where a gate opens for some samples."""
+    return [one if there else old for one, old, there in zip(steered, before, passing, strict=True)]
+
+
 def counted(before: list[str], after: list[str], samples: list[Any]) -> tuple[float, float]:
     """Effect and damage by hand: blue of all colours but blue, and the fall of exact matches elsewhere."""
     colours = [n for n, one in enumerate(samples) if one.columns["question_type"] == "colour" and before[n] != "blue"]
@@ -97,7 +103,8 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
         (str(row["setting"]), row["split"], row["control"]) for row in saved.rows
     ]
     validation, test = ([row for row in rows if row["split"] == split] for split in ("validation", "test"))
-    assert [float(row["alpha"]) for row in validation] == [0, 1, 3]
+    expected = [(0, ""), (1, ""), (3, ""), (1, "half"), (3, "half")]
+    assert [(float(row["alpha"]), row["gate"]) for row in validation] == expected
     (picked,) = [row for row in test if row["chosen"] == "True"]
     controls = [row["control"] for row in test if row["control"]]
     assert sorted(controls) == ["random", "random", "shuffled", "shuffled"]
@@ -112,6 +119,7 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
     facts = dict(saved.facts)
     assert facts["model"] == "small:llava"
     assert facts["vectors"].startswith("1 of ")
+    assert facts["vectors"].endswith(", 1 gates")
     assert facts["test data"].startswith("ScenesDataModule, ")
     assert "seed 0" in facts["test data"]
     assert list((folder / "tensorboard").glob("events*"))
@@ -123,24 +131,31 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
 def test_chosen_on_validation_reported_on_test(run: tuple[Path, str], llava: HookedMM, vectors: Path) -> None:
     """Both splits' rows of a setting are those of raw hooks; the chosen one is the better on validation."""
     folder, _ = run
-    (vector, *_) = load_vectors(vectors)
+    (vector, *_, gate) = load_vectors(vectors)
     rows = table(folder / "settings.csv")
     for split in ("validation", "test"):
         data = SceneDataset(5, "questions", split)  # type: ignore[arg-type]
         samples = [data[n] for n in range(len(data))]
         before = said(llava, samples)
+        passing = opens(llava, samples, gate)
+        assert 0 < sum(passing) < len(samples)
         mine = [row for row in rows if row["split"] == split and row["kind"] == "coarse"]
         assert mine
         for row in mine:
-            effect, damage = counted(
-                before, said(llava, samples, [(DEEP, float(row["alpha"]) * vector.values)]), samples
-            )
+            steered = said(llava, samples, [(DEEP, float(row["alpha"]) * vector.values)])
+            after = where(steered, before, passing if row["gate"] else [True] * len(samples))
+            effect, damage = counted(before, after, samples)
             assert float(row["effect"]) == pytest.approx(effect, abs=1e-6)
             assert float(row["damage"]) == pytest.approx(damage, abs=1e-6)
-    effects = {row["setting"]: float(row["effect"]) for row in rows if row["split"] == "validation"}
-    assert max(effects.values()) > 0.3
+    # No setting reaches the goal: the one that lacks least.
+    lacks = {
+        row["setting"]: max(0, 0.9 - float(row["effect"])) + max(0, float(row["damage"]) - 0.02)
+        for row in rows
+        if row["split"] == "validation" and row["kind"] == "coarse"
+    }
+    assert 0 < min(lacks.values()) < max(lacks.values())
     (picked,) = {row["setting"] for row in rows if row["chosen"] == "True"}
-    assert effects[picked] == max(effects.values())
+    assert lacks[picked] == min(lacks.values())
 
 
 def test_settings_can_be_written_down(
@@ -194,10 +209,11 @@ def test_resumed_after_the_validation(
 def test_refusals(vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Before a model is loaded, and nothing is written."""
     monkeypatch.setattr(HookedMM, "small", None)
-    (vector, *controls) = load_vectors(vectors)
+    (vector, *controls, _) = load_vectors(vectors)
     other = SteeringVector(vector.values, vector.hook, "coarse", "x", model="hub/other")
     save_vectors([other], tmp_path / "other")
     save_vectors(controls, tmp_path / "controls")
+    vector.save(tmp_path / "bare")
     out = ["--output", str(tmp_path / "out")]
     mine = ["--vectors", str(vectors)]
     refused: list[tuple[list[str], str]] = [
@@ -205,9 +221,9 @@ def test_refusals(vectors: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
         ([*SWEEP, "--vectors", str(tmp_path / "controls"), *out], "2 vectors .*, but all are controls or gates"),
         ([*SWEEP, *mine, "--data.split", "test", *out], "samples, 'test-0-000000-00' among them, are in validation"),
         ([*SWEEP, *mine, "--names", "red->blue", *out], "no steering vector 'red->blue'; nearest: red -> blue"),
-        ([*SWEEP, *mine, "--gated", "[true]", *out], "gated settings are asked for, but there is no gate"),
+        ([*SWEEP, "--vectors", str(tmp_path / "bare"), *out], "gated settings are asked for, but there is no gate"),
         ([*SWEEP, *mine, "--gates", "x", *out], "no gate 'x'"),
-        ([*SWEEP, *mine, "--output", str(tmp_path)], "already holds controls, other.*; pass --resume"),
+        ([*SWEEP, *mine, "--output", str(tmp_path)], "already holds bare, controls, other.*; pass --resume"),
     ]
     for options, reason in refused:
         with pytest.raises(BadInputError, match=reason):
@@ -233,13 +249,11 @@ def test_evaluated_as_counted_by_hand(llava: HookedMM, vectors: Path, tmp_path: 
     """Every setting and every control of the same alpha, with a gate for those samples alone that it opens for."""
     data = SceneDataset(5, "questions")
     samples = [data[n] for n in range(len(data))]
-    vector, _, shuffled = load_vectors(vectors)
-    threshold, opens = gate_at_the_middle(llava, samples, vector)
-    gate = saved_gate(vector, threshold, tmp_path / "gate")
+    vector, _, shuffled, gate = load_vectors(vectors)
     out, alphas = tmp_path / "out", [3] if gated else [1, 3]
     evaluate_main(
         [*MODEL, *TASK, *scenes("data", "test"), "--gated", str(gated).lower(), "--output", str(out)]
-        + ["--vectors", f"[{vectors}, {gate}]", "--seeds", "1", "--alphas", str(alphas)]
+        + ["--vectors", str(vectors), "--seeds", "1", "--alphas", str(alphas)]
     )
     rows = table(out / "settings.csv")
     assert {row["split"] for row in rows} == {"test"}
@@ -252,10 +266,11 @@ def test_evaluated_as_counted_by_hand(llava: HookedMM, vectors: Path, tmp_path: 
     assert not any(row["chosen"] == "True" for row in rows)
     values = {"coarse": vector, "random": controls_of(vector, seeds=[0])[0], "shuffled": shuffled}
     before = said(llava, samples)
-    assert 0 < sum(opens) < len(samples)
+    passing = opens(llava, samples, gate) if gated else [True] * len(samples)
+    assert sum(passing) == len(samples) // 2 or not gated
     for row in rows[1:]:
         steered = said(llava, samples, [(DEEP, float(row["alpha"]) * values[row["kind"]].values)])
-        after = [one if not gated or there else old for one, old, there in zip(steered, before, opens, strict=True)]
+        after = where(steered, before, passing)
         effect, damage = counted(before, after, samples)
         assert float(row["effect"]) == pytest.approx(effect, abs=1e-6)
         assert float(row["damage"]) == pytest.approx(damage, abs=1e-6)
