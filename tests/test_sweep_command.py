@@ -34,9 +34,11 @@ from tests.steering_stores import DEEP, questions_store
 
 TASK = ["--task", "AnswerTask", "--task.target", "blue", "--task.types", "[colour]"]
 MODEL = ["--model.id", "small:llava"]
+SIZE = 3
+"""Scenes, each with about ten questions."""
 
 
-def scenes(name: str, split: str, size: int = 5) -> list[str]:
+def scenes(name: str, split: str, size: int = SIZE) -> list[str]:
     """Options of a data set of all questions about a few scenes."""
     return [f"--{name}", "ScenesDataModule", f"--{name}.size", str(size), f"--{name}.task", "questions"] + [
         *(f"--{name}.split", split)
@@ -52,7 +54,7 @@ def vectors(llava: HookedMM, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A coarse vector with a random and a shuffled control, and a gate."""
     folder = tmp_path_factory.mktemp("vectors") / "v"
     found = saved_vectors(questions_store(llava, tmp_path_factory), folder)
-    data = SceneDataset(5, "questions")
+    data = SceneDataset(SIZE, "questions")
     return save_vectors([*found, gate_at_the_middle(llava, [data[n] for n in range(len(data))], found[0])], folder)
 
 
@@ -125,7 +127,7 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
     assert list((folder / "tensorboard").glob("events*"))
     assert saved.examples
     for one in saved.examples:
-        assert SceneDataset(5, "questions")[one["picture"]].id == one["sample"]
+        assert SceneDataset(SIZE, "questions")[one["picture"]].id == one["sample"]
 
 
 def test_chosen_on_validation_reported_on_test(run: tuple[Path, str], llava: HookedMM, vectors: Path) -> None:
@@ -134,7 +136,7 @@ def test_chosen_on_validation_reported_on_test(run: tuple[Path, str], llava: Hoo
     (vector, *_, gate) = load_vectors(vectors)
     rows = table(folder / "settings.csv")
     for split in ("validation", "test"):
-        data = SceneDataset(5, "questions", split)  # type: ignore[arg-type]
+        data = SceneDataset(SIZE, "questions", split)  # type: ignore[arg-type]
         samples = [data[n] for n in range(len(data))]
         before = said(llava, samples)
         passing = opens(llava, samples, gate)
@@ -194,13 +196,13 @@ def test_resumed_after_the_validation(
 
     monkeypatch.setattr(SteeredAnswers, "represent", represent)
     main([*options, "--resume"])
-    assert sorted(answered) == sorted(SceneDataset(5, "questions").ids())
+    assert sorted(answered) == sorted(SceneDataset(SIZE, "questions").ids())
     names = ("settings.csv", "front.csv", "sweep.json")
     tables = [(tmp_path / "out" / name).read_bytes() for name in names[:2]]
     assert tables == [(run[0] / name).read_bytes() for name in names[:2]]
     main([*options, "--resume"])
     assert tables == [(tmp_path / "out" / name).read_bytes() for name in names[:2]]
-    assert len(answered) == len(SceneDataset(5, "questions").ids())
+    assert len(answered) == len(SceneDataset(SIZE, "questions").ids())
     assert len(list((tmp_path / "out" / "tensorboard").glob("events*"))) == 1
     with pytest.raises(StoreError, match="made otherwise \\(settings differ"):
         main([*options, "--resume", "--alphas", "[1, 4]"])
@@ -247,7 +249,7 @@ def test_vectors_of_another_model_by_force(vectors: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize("gated", [False, True])
 def test_evaluated_as_counted_by_hand(llava: HookedMM, vectors: Path, tmp_path: Path, gated: bool) -> None:
     """Every setting and every control of the same alpha, with a gate for those samples alone that it opens for."""
-    data = SceneDataset(5, "questions")
+    data = SceneDataset(SIZE, "questions")
     samples = [data[n] for n in range(len(data))]
     vector, _, shuffled, gate = load_vectors(vectors)
     out, alphas = tmp_path / "out", [3] if gated else [1, 3]
@@ -320,4 +322,4 @@ def test_two_processes(run: tuple[Path, str], vectors: Path, tmp_path: Path) -> 
         assert ["Pareto front" in (tmp_path / f"printed-{n}").read_text() for n in (0, 1)] == [True, False]
     shards = (tmp_path / "out" / "validation" / "shards").iterdir()
     assert {int(shard.name[:3]) for shard in shards} == {0, 1}
-    assert len(ActivationStore.open(tmp_path / "out" / "test").samples) == len(SceneDataset(5, "questions"))
+    assert len(ActivationStore.open(tmp_path / "out" / "test").samples) == len(SceneDataset(SIZE, "questions"))
