@@ -30,6 +30,7 @@ if TYPE_CHECKING:
     from hooked_mm.knockout import KnockOut
     from hooked_mm.patching import Patch
     from hooked_mm.positions import Positions
+    from hooked_mm.prefix import SharedPrompts
     from hooked_mm.processors import load_processor
     from hooked_mm.reader import ModelSource
     from hooked_mm.runner import Hook
@@ -71,6 +72,7 @@ _HOME = {
     "KnockOut": "knockout",
     "Patch": "patching",
     "Positions": "positions",
+    "SharedPrompts": "prefix",
     "load_processor": "processors",
     "Hook": "runner",
     "AtIndex": "selectors",
@@ -122,6 +124,7 @@ __all__ = [
     "Selection",
     "Selector",
     "SetComponent",
+    "SharedPrompts",
     "SteeringVector",
     "StoreError",
     "StoreWriter",

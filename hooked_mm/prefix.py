@@ -59,7 +59,8 @@ _reuses: WeakKeyDictionary[HookedMM, bool] = WeakKeyDictionary()
 
 class SharedPrompts:
     """Prompts of a batch, to be answered many times under different interventions; what these leave unchanged is
-    computed once.
+    computed once. In half precision, where sums over other shapes round differently, a near tie of two tokens may fall
+    otherwise than in a whole run.
 
     Args:
         model: Used as it is; hooks that are active on it make everything run as a whole.
@@ -140,7 +141,7 @@ class SharedPrompts:
             last = f"blocks.{model.cfg.n_layers - 1}.hook_resid_post"
             shown = [self.picture_of[image] for image in images]
             try:
-                _reuses[model] = not few.has_images or proven(model, few, pictures, shown, [last])
+                _reuses[model] = proven(model, few, pictures, shown, [last])
             except Exception as error:
                 # As in `shareable`: a forward pass that wants its pictures, say.
                 logger.warning("pictures of %s are encoded for every setting: %s", model.cfg.family, _line(error))
@@ -188,9 +189,9 @@ def compute(
         hooks.append(write_features(head, *written))
         head = without_pictures(head)
     cache = DynamicCache(config=model._config.get_text_config(decoder=True))
-    options = {"past_key_values": cache, "use_cache": True, "logits_to_keep": 1}
-    with torch.no_grad():
-        model._runner.forward(head, (), hooks, options=options)
+    # As a generation, which has its own way of counting positions; its one token is not run.
+    options = {"do_sample": False, "num_beams": 1, "num_return_sequences": 1, "max_new_tokens": 1}
+    model._runner.generate(head, hooks, {**options, "past_key_values": cache})
     return cache
 
 
@@ -296,9 +297,10 @@ def _head(batch: Batch, count: int) -> Batch:
 
 
 def _few_rows(batch: Batch) -> list[int]:
-    """The shortest and the longest prompt, and some more."""
+    """A sample with a picture, where there are any, the shortest and the longest prompt, and some more."""
     lengths = (batch.modality != Modality.PAD).sum(dim=1)
-    return list(dict.fromkeys([int(lengths.argmin()), int(lengths.argmax()), *range(len(batch))]))[:PROOF_ROWS]
+    rows = [*batch.image_sample[:1].tolist(), int(lengths.argmin()), int(lengths.argmax()), *range(len(batch))]
+    return list(dict.fromkeys(rows))[:PROOF_ROWS]
 
 
 def _touches_tower(model: HookedMM, hooks: Sequence[HookLike]) -> bool:

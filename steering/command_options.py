@@ -77,7 +77,7 @@ def add_run_options(parser: ArgumentParser) -> None:
 
 def answering(made: Any) -> dict[str, Any]:
     """The options of `SteeredAnswers`."""
-    names = ("max_new_tokens", "answer_prefix", "rows", "side_effects", "max_positions", "force")
+    names = ("max_new_tokens", "answer_prefix", "rows", "side_effects", "surprise", "max_positions", "force")
     return {name: made[name] for name in names}
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from hashlib import sha256
 from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float
 from sklearn.linear_model import LogisticRegression
+from sklearn.metrics import roc_auc_score
 from sklearn.preprocessing import StandardScaler
 from torch import Tensor
 
@@ -61,6 +63,11 @@ class ConceptAbove(Condition):
         return projection > self.threshold
 
 
+def digest(values: Tensor) -> str:
+    """What no other numbers have, on whatever device they are."""
+    return sha256(values.detach().cpu().float().contiguous().numpy().tobytes()).hexdigest()[:16]
+
+
 @dataclass(frozen=True, eq=False)
 class Gate:
     """A condition with a name, for whole samples.
@@ -81,6 +88,15 @@ class Gate:
                 f"the gate {self.name!r} judges positions one by one (over='position'), but a gate opens for whole "
                 "samples; make its condition with over='mean' or over='any'"
             )
+
+    def fingerprint(self) -> list[Any]:
+        """What tells it from any other gate: how it judges, and digests of its numbers."""
+        told = self.condition
+        found = [type(told).__name__, told.point, told.over, repr(told.at), told.cosine, float(told.threshold)]
+        found.append(digest(told.direction))
+        if isinstance(told, ConceptAbove):
+            found += [repr(told.fitted), told.concept, digest(told.fitted.components_)]
+        return found
 
     def of(self, intervention: Intervention) -> Intervention:
         """The intervention, for samples that the gate opens for."""
@@ -165,6 +181,55 @@ def learn_gate(
         "opens": [float((part > threshold).double().mean()) for part in (ins, outs)],
     }
     return Gate(Above(direction.float(), threshold, point, "mean", at), name, told)
+
+
+def learn_concept_gate(
+    fitted: Decomposition,
+    inside: Float[Tensor, "n d"],
+    outside: Float[Tensor, "m d"],
+    point: str,
+    name: str,
+    *,
+    leak: float = 0.005,
+    at: At = LAST_PROMPT,
+) -> Gate:
+    """A gate by that concept of a dictionary which tells samples inside best from those outside.
+
+    Best by the area under the curve of its activation (Hanley and McNeil 1982); the threshold is what at most a share
+    `leak` of the rows outside exceeds.
+
+    Args:
+        fitted: The dictionary, of rows of the point.
+        inside: Rows of samples to steer.
+        outside: Rows of others.
+        point: The hook point that the rows were read at.
+        name: For people.
+        leak: Share of the rows outside that may pass.
+        at: The positions that the rows were read at.
+
+    Raises:
+        BadInputError: If a set is empty, or `leak` is no share.
+    """
+    if not len(inside) or not len(outside) or not 0 <= leak < 1:
+        raise BadInputError(
+            f"{len(inside)} rows inside, {len(outside)} outside, leak={leak}; give rows of both, and a share below 1"
+        )
+    active = fitted.transform(torch.cat([inside, outside]).float())
+    active = (poles(active) if fitted.SIGNED else active).double().cpu()
+    labels = np.repeat([1, 0], [len(inside), len(outside)])
+    areas = [float(roc_auc_score(labels, column)) for column in active.T.numpy()]
+    concept = int(np.argmax(areas))
+    ins, outs = active[: len(inside), concept], active[len(inside) :, concept]
+    threshold = _exceeded_by(outs, leak)
+    told = {
+        "concept": concept,
+        "concepts": len(areas),
+        "area": areas[concept],
+        "leak": leak,
+        "opens": [float((part > threshold).double().mean()) for part in (ins, outs)],
+    }
+    condition = ConceptAbove(fitted=fitted, concept=concept, threshold=threshold, point=point, over="mean", at=at)
+    return Gate(condition, name, told)
 
 
 def _exceeded_by(values: Float[Tensor, " m"], share: float) -> float:

@@ -67,7 +67,9 @@ def rows_of(
         }
         for name, found in limits.items():
             row |= {
-                key: float(one[place]) for key, one in zip((name, f"{name}_low", f"{name}_high"), found, strict=True)
+                # Of 0.02 there may be 0.020000000000000018, which is no more than 0.02.
+                key: round(float(one[place]), 12)
+                for key, one in zip((name, f"{name}_low", f"{name}_high"), found, strict=True)
             }
             row[f"n_{name}"] = int((~scores[name][place].isnan()).sum())
         row |= {name: _mean(one[place]) for name, one in scores.items() if name not in LIMITED}
@@ -93,13 +95,15 @@ def choose(rows: Sequence[Row], goal: Goal) -> int:
     """The setting that validation speaks for.
 
     Of those that reach the goal on both ends of their intervals, or else at all, the one of least damage, then of most
-    effect, then of least alpha (which leaves most of the model alone); where none reaches it, the one that lacks least,
-    shortfalls of effect and excesses of damage added up.
+    effect, then of least alpha (which leaves most of the model alone), then of least number; where none reaches it, the
+    one that lacks least, shortfalls of effect and excesses of damage added up. Damage and effect are compared in
+    thousandths, and damage below 0 is none.
 
     Returns:
         Its number; 0, the unsteered model, if there is nothing else.
     """
-    steered = [row for row in rows if row["setting"] and not row["control"] and not isnan(row["effect"])]
+    known = [row for row in rows if not any(isnan(row[name]) for name in LIMITED)]
+    steered = [row for row in known if row["setting"] and not row["control"]]
     safe = [r for r in steered if r["effect_low"] >= goal.effect and r["damage_high"] <= goal.damage]
     met = safe or [row for row in steered if row["goal_met"]]
 

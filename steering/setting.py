@@ -14,6 +14,7 @@ per row, so many alphas and vectors share a forward pass.
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -25,7 +26,8 @@ from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.interventions import Add, AtPoint, Intervention, ProjectOut, Rotate, SetComponent
 from hooked_mm.positions import PositionRule, Positions, as_rule
 from hooked_mm.steering_vector import SteeringVector
-from steering.gate import Gate
+from steering.concept_moves import ConceptMoves
+from steering.gate import Gate, digest
 
 OPERATIONS = ("add", "add_keep_norm", "project_out", "set", "rotate")
 
@@ -57,7 +59,7 @@ class Setting:
     """One way to steer; `Setting()` is the model as it is.
 
     Attributes:
-        vector: The direction, None for none.
+        vector: The direction, or one for every concept (only to `add`); None for none.
         alpha: How much, see the table of operations.
         at: Where, as `positions` reads it.
         operation: What is done.
@@ -69,7 +71,7 @@ class Setting:
         BadInputError: For an unknown operation or position, or an operation that lacks what it needs.
     """
 
-    vector: SteeringVector | None = None
+    vector: SteeringVector | ConceptMoves | None = None
     alpha: float = 1.0
     at: str = ANSWERING
     operation: str = "add"
@@ -88,6 +90,8 @@ class Setting:
                 f"operation={self.operation!r} with second={self.second!r}: 'rotate' needs the vector to turn away "
                 "from, and nothing else takes one"
             )
+        if isinstance(self.vector, ConceptMoves) and self.operation != "add":
+            raise BadInputError(f"operation={self.operation!r}; a vector for every concept can only be added")
         if self.vector is not None and self.second is not None and self.vector.hook != self.second.hook:
             raise BadInputError(
                 f"vectors of {self.vector.hook!r} and {self.second.hook!r} span no plane; give two of one hook point"
@@ -120,10 +124,9 @@ class Setting:
         return {**self.describe(), "parts": [part._digest() for part in self.parts]}
 
     def _digest(self) -> list[Any]:
-        """Of one part: what it is called, and sums that other vectors do not have."""
-        sums = [[round(float(v.values.double().sum()), 6), v.norm] for v in (self.vector, self.second) if v is not None]
-        threshold = None if self.gate is None else self.gate.condition.threshold
-        return [self.describe(), sums, threshold]
+        """Of one part: what it is called, and digests that other vectors and gates do not have."""
+        vectors = [digest(v.values) for v in (self.vector, self.second) if v is not None]
+        return [self.describe(), vectors, None if self.gate is None else self.gate.fingerprint()]
 
 
 @dataclass
@@ -145,17 +148,21 @@ def side_by_side(settings: Sequence[Setting]) -> list[Intervention]:
     """
     groups: dict[tuple[Any, ...], _Group] = {}
     for row, setting in enumerate(settings):
-        seen: dict[tuple[Any, ...], int] = {}
+        steps: Counter[str] = Counter()
         for part in setting.parts:
             assert part.vector is not None
-            turns = (id(part.vector), id(part.second)) if part.operation == "rotate" else ()
-            key = (part.vector.hook, part.operation, part.at, id(part.gate) if part.gate else None, turns)
-            # Two of one setting at the same place follow each other.
-            seen[key] = seen.get(key, 0) + 1
-            group = groups.setdefault((*key, seen[key]), _Group())
+            hook = part.vector.hook
+            turns: tuple[Any, ...] = (id(part.vector), id(part.second)) if part.operation == "rotate" else ()
+            if isinstance(part.vector, ConceptMoves):
+                turns = (id(part.vector), part.alpha)
+            key = (steps[hook], hook, part.operation, part.at, id(part.gate) if part.gate else None, turns)
+            steps[hook] += 1
+            group = groups.setdefault(key, _Group())
             group.parts.append(part)
             group.rows.append(row)
-    return [_together(group, len(settings)) for group in groups.values()]
+    # What a setting does at one point follows each other, whatever settings beside it do there first.
+    ordered = sorted(groups, key=lambda key: int(key[0]))
+    return [_together(groups[key], len(settings)) for key in ordered]
 
 
 def _together(group: _Group, count: int) -> Intervention:
@@ -163,11 +170,14 @@ def _together(group: _Group, count: int) -> Intervention:
     first = group.parts[0]
     assert first.vector is not None
     hook, operation = first.vector.hook, first.operation
-    vectors = _by_row([part.vector.values for part in group.parts if part.vector is not None], group.rows, count)
-    alphas = _by_row([torch.tensor(float(part.alpha)) for part in group.parts], group.rows, count)
     rule = positions(first.at)
     # Adding nothing changes nothing; whatever else is done, other rows have no part in.
     own = rule if len(set(group.rows)) == count else rule & Positions(sample=tuple(group.rows))
+    if isinstance(first.vector, ConceptMoves):
+        moved = first.vector.intervention(first.alpha, own)
+        return moved if first.gate is None else first.gate.of(moved)
+    vectors = _by_row([part.vector.values for part in group.parts if part.vector is not None], group.rows, count)
+    alphas = _by_row([torch.tensor(float(part.alpha)) for part in group.parts], group.rows, count)
     made: AtPoint
     if operation == "add":
         made = Add(hook, alphas[:, None] * vectors, at=rule)

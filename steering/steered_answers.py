@@ -6,7 +6,8 @@ rows at a time. The store has no rows; its table of samples has
 
     text      what the unsteered model says
     steered   what it says under each setting, in their order
-    kl, nll   with `side_effects`: per setting, see `side_effects`
+    kl        with `side_effects`: per setting, what steering does to the next token's distribution
+    nll       with `surprise`: per setting, how surprising the unsteered model finds what is said
 """
 
 from __future__ import annotations
@@ -29,7 +30,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
 from hooked_mm.prefix import SharedPrompts
 from hooked_mm.reader import Extracted, ModelSource, Reader, sample_rows, versions
-from hooked_mm.steering_vector import last_part
+from hooked_mm.steering_vector import SteeringVector, last_part
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import read_manifest
 from steering.setting import Setting, side_by_side
@@ -45,8 +46,9 @@ class SteeredAnswers(Reader):
         max_new_tokens: Longest answer.
         answer_prefix: How every answer begins.
         rows: Samples times settings in one generation at most.
-        side_effects: Also measure what steering does to the next token's distribution, and how surprising the unsteered
-            model finds what is said.
+        side_effects: Also measure the KL divergence of the first answered token's distribution from the unsteered one.
+        surprise: Also measure the negative log-likelihood of what is said under the unsteered model, whose exponential
+            is the perplexity; a forward pass more over every answer.
         max_positions: About so many positions in a batch of prompts at most.
         force: Do not refuse vectors of another model.
 
@@ -63,19 +65,20 @@ class SteeredAnswers(Reader):
         answer_prefix: str | None = None,
         rows: int = 256,
         side_effects: bool = False,
+        surprise: bool = False,
         max_positions: int | None = None,
         force: bool = False,
     ) -> None:
         if not settings or rows < 1:
             raise BadInputError(f"{len(settings)} settings, rows={rows}; at least one of each is needed")
         self.settings, self.max_new_tokens, self.rows = list(settings), max_new_tokens, rows
-        self.side_effects, self.force = side_effects, force
+        self.side_effects, self.surprise, self.force = side_effects, surprise, force
         super().__init__(model, "none", answer_prefix, max_positions)
 
     def _attach(self, model: HookedMM) -> None:
         super()._attach(model)
         for vector in (part.vector for setting in self.settings for part in setting.parts):
-            if vector is not None and not self.force:
+            if isinstance(vector, SteeringVector) and not self.force:
                 vector.check_model(model)
 
     def asked(self) -> dict[str, Any]:
@@ -84,6 +87,7 @@ class SteeredAnswers(Reader):
             "answer_prefix": self.answer_prefix,
             "max_new_tokens": self.max_new_tokens,
             "side_effects": self.side_effects,
+            "surprise": self.surprise,
             "settings": [setting.fingerprint() for setting in self.settings],
         }
 
@@ -111,17 +115,17 @@ class SteeredAnswers(Reader):
             output = prompts.generate(rows, hooks, self.max_new_tokens, return_logits=self.side_effects)
             for row, text in zip(rows, output.text, strict=True):
                 said[row].append(text)
-            if self.side_effects:
-                assert output.logits is not None
+            if output.logits is not None:
                 # The first part begins with the model as it is.
-                first = output.logits[:count, 0].float() if first is None else first
-                away = next_token_kl(first.repeat(len(part), 1), output.logits[:, 0].float())
-                for row, one, other in zip(rows, away.tolist(), self._surprise(output).tolist(), strict=True):
-                    kl[row].append(one)
-                    nll[row].append(other)
+                first = output.logits[:count, 0] if first is None else first
+                for row, one in zip(rows, next_token_kl(first.repeat(len(part), 1), output.logits[:, 0]), strict=True):
+                    kl[row].append(float(one))
+            if self.surprise:
+                for row, one in zip(rows, self._surprise(output), strict=True):
+                    nll[row].append(float(one))
         told: dict[str, list[Any]] = {"text": [row[0] for row in said], "steered": [row[1:] for row in said]}
         # With those of the unsteered model in front.
-        told |= {"kl": kl, "nll": nll} if self.side_effects else {}
+        told |= ({"kl": kl} if self.side_effects else {}) | ({"nll": nll} if self.surprise else {})
         positions = int(batch.inputs["attention_mask"].sum())
         return Extracted(samples=sample_rows(prepared, **told), skipped=prepared.skipped, positions=positions)
 
@@ -140,7 +144,8 @@ class SteeredAnswers(Reader):
         ends = self.model.hf_model.generation_config.eos_token_id
         kept = until_end(output.tokens, ends)
         picked = before.gather(2, output.tokens[:, :, None])[:, :, 0]
-        return -(picked * kept).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
+        # Padding may be impossible to the model, and 0 times infinity would be no number.
+        return -picked.where(kept, 0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
 
 
 @dataclass(frozen=True)
@@ -229,9 +234,21 @@ def finished(folder: Path, reader: SteeredAnswers, data: SampleDataModule) -> Ac
     changed = [name for name, value in told.items() if old.get(name) != value]
     if isinstance(reader.source, ModelSource) and last_part(str(old.get("model"))) != last_part(reader.source.id):
         changed.append("model")
+    if isinstance(reader.source, ModelSource):
+        # As far as it can be told without loading the model.
+        known = {"adapter": reader.source.adapter, "dtype": reader.source.dtype.removeprefix("torch.")}
+        known = {name: value for name, value in known.items() if value != "auto"}
+        changed += [name for name, value in known.items() if old.get(name) != value]
     if changed:
         raise StoreError(
             f"the answers in {str(folder)!r} are complete, but were made otherwise ({', '.join(changed)} differ); use "
             "the same settings or another path"
         )
-    return ActivationStore.open(folder)
+    store = ActivationStore.open(folder)
+    held = {name for table in (store.samples, store.skipped) for name in table.column("sample").to_pylist()}
+    if odd := held ^ set(data.ids()):
+        raise StoreError(
+            f"the answers in {str(folder)!r} are complete, but are those of other data ({len(odd)} samples differ, "
+            f"{min(odd)!r} among them); use the same data or another path"
+        )
+    return store

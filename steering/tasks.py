@@ -23,6 +23,8 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.word_classes import words_of
+from hooked_mm.words import word_pattern
+from steering.answer_counts import plain
 from steering.steered_answers import Answers
 from steering.vqa_accuracy import answer_accuracy
 
@@ -79,11 +81,6 @@ class Task(ABC):
         return [sample[self.type_column] for sample in answers.samples]
 
 
-def plain(text: str) -> str:
-    """An answer as it is compared: small letters, no space around, no full stop at the end."""
-    return text.strip().lower().rstrip(".").strip()
-
-
 def counted(answers: Answers, who: Sequence[bool], value: Callable[[int, int], float]) -> Float[Tensor, "s n"]:
     """`value(setting, sample)` of the samples that count, NaN elsewhere."""
     return torch.tensor(
@@ -112,6 +109,19 @@ def fall(accuracy: Float[Tensor, "s n"]) -> Float[Tensor, "s n"]:
     return accuracy[:1] - accuracy
 
 
+def kept(answers: Answers, who: Sequence[bool]) -> Float[Tensor, "s n"]:
+    """Whether each text is, to the letter, what the unsteered model says."""
+    texts = answers.texts
+    return counted(answers, who, lambda s, n: float(texts[s][n] == texts[0][n]))
+
+
+def _no_text(**given: Sequence[str]) -> None:
+    """Refuse one text where several are asked for, of which each letter would be one."""
+    for name, value in given.items():
+        if isinstance(value, str):
+            raise BadInputError(f"{name}={value!r} is one text; write [{value!r}]")
+
+
 def _some(scores: Scores, what: Mapping[str, str]) -> Scores:
     for name, missing in what.items():
         if bool(scores[name].isnan().all()):
@@ -125,7 +135,8 @@ class AnswerTask(Task):
 
     Scores: `effect`, `damage`; of questions of the same type that are answered otherwise than with `source`,
     `same_type_changed` (the share of other answers than before) and, but for those answered with `target` anyway,
-    `same_type_to_target`; `accuracy` on questions of other types.
+    `same_type_to_target`; of all but source questions `kept`, the share of answers that are the same as before;
+    `accuracy` on questions of other types.
 
     Attributes:
         source: An answer; None for every answer but the target.
@@ -138,8 +149,7 @@ class AnswerTask(Task):
     types: Sequence[str]
 
     def __post_init__(self) -> None:
-        if isinstance(self.types, str):
-            raise BadInputError(f"types={self.types!r} is one text; write [{self.types!r}]")
+        _no_text(types=self.types)
         if self.source is not None and plain(self.source) == plain(self.target):
             raise BadInputError(f"source and target are both {self.target!r}; nothing would change")
 
@@ -165,11 +175,13 @@ class AnswerTask(Task):
             "damage": fall(accuracy),
             "same_type_changed": counted(answers, same, lambda s, n: float(texts[s][n] != texts[0][n])),
             "same_type_to_target": counted(answers, others, lambda s, n: float(texts[s][n] == target)),
+            "kept": kept(answers, [one != "source" for one in about]),
             "accuracy": accuracy,
         }
         asked = f"question of type {', '.join(self.types)}"
+        answered = f"otherwise than with {self.target!r}" if self.source is None else f"with {self.source!r}"
         missing = {
-            "effect": f"the unsteered model answers no {asked} with {self.source!r}",
+            "effect": f"the unsteered model answers no {asked} {answered}",
             "damage": f"every sample is a {asked}, or has no known answer; give questions of other types too",
         }
         return _some(found, missing)
@@ -189,7 +201,7 @@ class StyleTask(Task):
     """Captions shall have words of one class and none of others, under a prompt that asks for neither.
 
     Scores: `effect`, `damage`; `wanted` and `unwanted`, the shares of captions with at least one word of these; `words`
-    per caption; `accuracy` on questions.
+    per caption; `kept` and `accuracy` on questions.
 
     Attributes:
         wanted: A class of words (`hooked_mm.word_classes`), or words.
@@ -201,6 +213,9 @@ class StyleTask(Task):
     unwanted: Sequence[str] = ()
     caption_types: Sequence[str] = ("caption",)
 
+    def __post_init__(self) -> None:
+        _no_text(unwanted=self.unwanted, caption_types=self.caption_types)
+
     def about(self, answers: Answers) -> list[str]:
         """Whether a sample is a caption or a question."""
         return ["source" if kind in self.caption_types else "other" for kind in self._types(answers)]
@@ -210,18 +225,15 @@ class StyleTask(Task):
         about = self.about(answers)
         captions, questions = ([one == what for one in about] for what in ("source", "other"))
         wanted, unwanted = self._words()
-        said = [[plain(text).split() for text in texts] for texts in answers.texts]
-        has, lacks = (
-            counted(answers, captions, lambda s, n, words=words: float(not words.isdisjoint(said[s][n])))  # type: ignore[misc]
-            for words in (wanted, unwanted)
-        )
+        has, lacks = (self._with_words(answers, captions, words) for words in (wanted, unwanted))
         accuracy = right(answers, questions)
         found = {
             "effect": has * (1 - lacks),
             "damage": fall(accuracy),
             "wanted": has,
             "unwanted": lacks,
-            "words": counted(answers, captions, lambda s, n: float(len(said[s][n]))),
+            "words": counted(answers, captions, lambda s, n: float(len(plain(answers.texts[s][n]).split()))),
+            "kept": kept(answers, questions),
             "accuracy": accuracy,
         }
         missing = {
@@ -230,9 +242,17 @@ class StyleTask(Task):
         }
         return _some(found, missing)
 
-    def _words(self) -> tuple[set[str], set[str]]:
-        unwanted = set().union(*(words_of(one) if isinstance(one, str) else one for one in self.unwanted))
-        return set(words_of(self.wanted) if isinstance(self.wanted, str) else self.wanted), unwanted
+    def _words(self) -> tuple[list[str], list[str]]:
+        wanted, *unwanted = (words_of(one) if isinstance(one, str) else one for one in (self.wanted, *self.unwanted))
+        return list(wanted), [word for words in unwanted for word in words]
+
+    @staticmethod
+    def _with_words(answers: Answers, captions: Sequence[bool], words: Sequence[str]) -> Float[Tensor, "s n"]:
+        """1 for captions with at least one of the words, whole and in any case, 0 for others."""
+        if not words:
+            return counted(answers, captions, lambda s, n: 0.0)
+        pattern = word_pattern(dict.fromkeys(words))
+        return counted(answers, captions, lambda s, n: float(pattern.search(answers.texts[s][n]) is not None))
 
     def describe(self) -> dict[str, Any]:
         """For people."""

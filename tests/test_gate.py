@@ -19,7 +19,7 @@ from hooked_mm.positions import LAST_PROMPT
 from hooked_mm.runner import Hook
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.steering_vector import load_vectors, save_vectors
-from steering.gate import ConceptAbove, Gate, gates_of, learn_gate
+from steering.gate import ConceptAbove, Gate, gates_of, learn_concept_gate, learn_gate
 
 POINT = "blocks.2.hook_resid_post"
 
@@ -124,3 +124,20 @@ def test_a_gate_learnt_of_questions_knows_new_ones(llava: HookedMM) -> None:
     shares = [float((part @ gate.condition.direction > gate.condition.threshold).double().mean()) for part in rows(1)]
     assert shares[0] >= 0.99
     assert shares[1] <= 0.01
+
+
+def test_a_concepts_gate_takes_the_concept_that_knows() -> None:
+    """Of planted clusters the one that the samples inside are in, whatever its number."""
+    chance = torch.Generator().manual_seed(0)
+    centres = 8 * torch.randn(5, 16, generator=chance)
+    owner = torch.arange(5).repeat_interleave(60)
+    rows = centres[owner] + torch.randn(300, 16, generator=chance)
+    fitted = KMeans(5, random_state=0).fit(rows)
+    for inside in range(5):
+        gate = learn_concept_gate(fitted, rows[owner == inside], rows[owner != inside], POINT, "g", leak=0.0)
+        assert isinstance(gate.condition, ConceptAbove)
+        assert gate.condition.concept == int(fitted.transform(centres[inside][None]).argmax())
+        assert gate.made_from["area"] == 1.0
+        assert gate.made_from["opens"] == [1.0, 0.0]
+    with pytest.raises(BadInputError, match="0 rows inside"):
+        learn_concept_gate(fitted, rows[:0], rows, POINT, "g")

@@ -90,7 +90,7 @@ class Watch:
         self.handles = [block.register_forward_hook(self._count, with_kwargs=True)]
         if model.structure.vision is not None:
             tower = model.hf_model.get_submodule(model.structure.vision.blocks[0].path)
-            self.handles.append(tower.register_forward_hook(self._see))
+            self.handles.append(tower.register_forward_hook(self._see, with_kwargs=True))
 
     def _told(self, way: str, real: Any) -> Any:
         def act(*args: Any, **options: Any) -> Any:
@@ -103,8 +103,8 @@ class Watch:
         value = args[0] if args else options["hidden_states"]
         self.positions += value.shape[0] * value.shape[1]
 
-    def _see(self, block: Any, args: tuple, output: Any) -> None:
-        self.pictures += args[0].shape[0]
+    def _see(self, block: Any, args: tuple, options: dict, output: Any) -> None:
+        self.pictures += (args[0] if args else options["hidden_states"]).shape[0]
 
 
 @pytest.fixture
@@ -214,29 +214,30 @@ def test_begun_answers_are_continued(images: list[Image.Image], monkeypatch: pyt
         assert_same(got, whole(model, batch.take(ROWS), hooks, max_new_tokens=6, return_logits=True))
 
 
-def test_fallback_is_right(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", SMALL)
+def test_fallback_is_right(name: str, images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
     """What acts earlier, what can't be told, unknown options, active hooks: the rows run whole."""
-    for name in SMALL:
-        model, batch = loaded_with_batch(name, images)
-        vector, late = rand(model.cfg.d_model, seed=9), pushes(model.cfg.d_model)
-        image = Add(EARLY, vector, 3.0, at="image")
-        function = (EARLY, lambda value, hook, v=vector: value + v if hook.step == 0 else None)
-        tower = ("vision.blocks.0.hook_resid_post", lambda value, hook: value * 1.5)
-        given = ("hook_embed", lambda value, hook: value * 1.1)
-        for hooks in ([image], [*late, image], [function], [tower], [given, image]):
-            shared = SharedPrompts(model, batch)
-            with monkeypatch.context() as patch:
-                watch = Watch(model, patch)
-                got = shared.generate(ROWS, hooks, 4, return_logits=True)
-            assert watch.ways == ["_whole"]
-            assert_same(got, whole(model, batch.take(ROWS), hooks, max_new_tokens=4, return_logits=True))
-            beams = shared.generate(ROWS, hooks, 4, num_beams=2)
-            assert_same(beams, whole(model, batch.take(ROWS), hooks, max_new_tokens=4, num_beams=2))
-        plain = whole(model, batch.take(ROWS), late, max_new_tokens=4, use_cache=False)
-        assert_same(SharedPrompts(model, batch).generate(ROWS, late, 4, use_cache=False), plain)
-        with model.hooks([image]):
-            got = SharedPrompts(model, batch).generate(ROWS, late, 4)
-        assert_same(got, whole(model, batch.take(ROWS), [image, *late], max_new_tokens=4))
+    model, batch = loaded_with_batch(name, images)
+    vector, rows = rand(model.cfg.d_model, seed=9), [1, 0, 1]
+    late, image = pushes(model.cfg.d_model, 3), Add(EARLY, vector, 3.0, at="image")
+    function = (EARLY, lambda value, hook: value + vector if hook.step == 0 else None)
+    tower = ("vision.blocks.0.hook_resid_post", lambda value, hook: value * 1.5)
+    embedded = ("hook_embed", lambda value, hook: value * 1.1)
+    shared, chosen = SharedPrompts(model, batch), batch.take(rows)
+    watch = Watch(model, monkeypatch)
+    for hooks, options in (
+        ([*late, image], {"return_logits": True}),
+        ([embedded, image], {"num_beams": 2}),
+        ([function], {"return_logits": True}),
+        ([tower], {"return_logits": True}),
+        (late, {"use_cache": False}),
+    ):
+        expected = whole(model, chosen, hooks, max_new_tokens=3, **options)
+        assert_same(shared.generate(rows, hooks, 3, **options), expected)
+    with model.hooks([image]):
+        got = shared.generate(rows, late, 3)
+    assert_same(got, whole(model, chosen, [image, *late], max_new_tokens=3))
+    assert watch.ways == ["_whole"] * 6
 
 
 def test_what_is_computed(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) -> None:
@@ -265,7 +266,8 @@ def test_pictures_that_samples_share(images: list[Image.Image], monkeypatch: pyt
     """As data modules prepare them: two pictures, five questions; the tower sees two."""
     model, _ = loaded_with_batch("llava", images)
     shown = [images[0], images[1], images[0], images[0], images[1]]
-    samples = [Sample(str(number), image, text) for number, (image, text) in enumerate(zip(shown, [*PROMPTS, "why ?"]))]
+    asked = zip(shown, [*PROMPTS, "why ?"], strict=True)
+    samples = [Sample(str(number), image, text) for number, (image, text) in enumerate(asked)]
     made = BatchMaker(samples, model, "none")(range(5))
     assert made.batch is not None
     shared = SharedPrompts(model, made.batch, made.pictures, made.picture_of)
@@ -353,6 +355,16 @@ def test_text_alone(images: list[Image.Image], monkeypatch: pytest.MonkeyPatch) 
                     got = SharedPrompts(model, batch).generate(rows, hooks, 5, return_logits=True)
                 assert "_whole" not in watch.ways
                 assert_same(got, whole(model, batch.take(rows), hooks, max_new_tokens=5, return_logits=True))
+
+
+@pytest.mark.usefixtures("fresh")
+def test_the_proof_is_made_with_a_picture(images: list[Image.Image]) -> None:
+    """Also where only the last sample has one, of middling length."""
+    model, _ = loaded_with_batch("llava", images)
+    batch = model.prepare([None] * 5 + [images[0]], ["what ?"] * 4 + ["describe the scene . " * 40, "what ?"])
+    few = batch.take(module._few_rows(batch))
+    assert few.has_images
+    assert len(few) == module.PROOF_ROWS
 
 
 def test_bad_batches_are_refused(images: list[Image.Image]) -> None:

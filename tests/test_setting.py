@@ -105,6 +105,22 @@ def test_each_row_is_steered_by_its_own_setting(
 POSITIONS = sorted({part.at for setting in SETTINGS for part in setting.parts})
 
 
+def test_what_a_setting_does_first_is_done_first(llava: HookedMM, images: list[Any]) -> None:
+    """Also where a setting beside it does there first what it does last."""
+    v, w = vector(0), vector(1)
+    both = Setting(v, 2.0, also=(Setting(w, 0.5, operation="set"),))
+    other = Setting(w, 0.5, operation="set", also=(Setting(v, 2.0),))
+    batch = llava.prepare(images[:2], ["what colour is the ring ?"] * 2)
+    last = llava.run_with_cache(batch, HOOKS[0])[1][HOOKS[0]][:, -1].double()
+    with llava.hooks(side_by_side([other, both])):
+        found = llava.run_with_cache(batch, HOOKS[0])[1][HOOKS[0]][:, -1].double()
+    for row, order in enumerate([(1, 0), (0, 1)]):
+        expected = last[row]
+        for which in order:
+            expected = by_hand(both.parts[which])(expected)
+        assert torch.allclose(found[row], expected, atol=1e-4)
+
+
 def test_settings_that_act_alike_are_one_intervention() -> None:
     """Eight alphas of two vectors at a point take one, another point or rule takes another."""
     alike = [Setting(vector(number % 2), alpha) for number, alpha in enumerate(range(8))]
@@ -165,7 +181,8 @@ def test_what_can_not_be_is_refused(options: dict[str, Any], match: str) -> None
 def test_settings_tell_themselves_apart() -> None:
     """Other numbers of the same name are another setting; every operation has its row in the table."""
     one = SteeringVector([1.0, 2.0], "a", name="v")
-    other = SteeringVector([2.0, 1.5], "a", name="v")
+    # Of the same length and sum.
+    other = SteeringVector([2.0, 1.0], "a", name="v")
     assert Setting(one).fingerprint() != Setting(other).fingerprint()
     assert Setting(one).fingerprint() == Setting(SteeringVector([1.0, 2.0], "a", name="v")).fingerprint()
     described = Setting(one, 2.0, also=(Setting(other),)).describe()

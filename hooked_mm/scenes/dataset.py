@@ -103,6 +103,18 @@ class SceneDataset(Dataset):
         rng = np.random.default_rng([SPLITS.index(self.split), self.seed, number, 1])
         return questions(item, rng), rng
 
+    def asked(self, index: int) -> Question:
+        """The question of a sample, without its picture being drawn.
+
+        Raises:
+            BadInputError: If the samples are captions.
+        """
+        if self.task == "caption":
+            raise BadInputError("these samples are captions; questions are asked with task='question' or 'questions'")
+        number, which = self._place(index)
+        options, rng = self._questions(number, self.scene(number))
+        return options[which if self.task == "questions" else rng.integers(len(options))]
+
     def _picture(self, number: int, item: Scene) -> Image.Image:
         """Drawn once for samples that follow each other: one object, by which extraction knows what they share."""
         if self._last is None or self._last[0] != number:

@@ -1,11 +1,19 @@
 """A sweep: many settings judged on validation samples, the chosen one, its front and its controls on test samples.
 
 1. Every setting of a grid answers the validation samples; the unsteered model stands beside them.
+2. `scoring.choose` picks one there, and the best of every kind of vector, alone and with each gate. What is reported of
+   them comes from test samples, which had no part in the choice.
+3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
+   and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
+
+
 2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
    random vectors of the same norm and, where they are given, vectors of shuffled labels.
 
 Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
+
+
 """
 
 from __future__ import annotations
@@ -21,13 +29,14 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
+from steering.concept_moves import ConceptMoves
 from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
 from steering.scoring import Row, all_scores, choose, rows_of
 from steering.setting import ANSWERING, Setting
 from steering.steered_answers import Answers, answer
 from steering.sweep_result import SweepResult
-from steering.tasks import Task
+from steering.tasks import Goal, Task
 
 SHOWN = 6
 """Examples of each kind."""
@@ -133,7 +142,8 @@ def judge(
 def controls_for(
     chosen: Setting, alphas: Sequence[float], shuffled: Sequence[SteeringVector] = (), seeds: int = 2
 ) -> list[tuple[Setting, str]]:
-    """The chosen setting with other vectors of the same norm, at every alpha: `("random" | "shuffled")` each.
+    """The chosen setting with other vectors of the same norm, `"random"` or `"shuffled"`: all of them at its own alpha,
+    the first of each kind at other alphas too.
 
     Args:
         chosen: What they are controls of.
@@ -144,12 +154,17 @@ def controls_for(
     vector = chosen.vector
     if vector is None:
         return []
+    if isinstance(vector, ConceptMoves):
+        return [(replace(chosen, vector=other), other.kind) for other in vector.controls(range(seeds))]
     made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
-    amounts = (chosen.alpha,) if chosen.operation == "project_out" else tuple(dict.fromkeys([*alphas, chosen.alpha]))
-    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other in made for alpha in amounts]
+    firsts = [next(one for one in made if one.kind == kind) for kind in dict.fromkeys(one.kind for one in made)]
+    amounts = () if chosen.operation == "project_out" else dict.fromkeys(alphas)
+    others = [alpha for alpha in amounts if alpha != chosen.alpha]
+    tried = [(other, chosen.alpha) for other in made] + [(other, alpha) for other in firsts for alpha in others]
+    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other, alpha in tried]
 
 
-def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
+def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
     def owner(other: SteeringVector) -> tuple[str, Any, Any]:
@@ -212,23 +227,37 @@ def sweep(
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
     numbered = dict(enumerate(tried, 1))
     same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
-    plain = {name: value for name, value in (options or {}).items() if name != "side_effects"}
+    plain = {name: value for name, value in (options or {}).items() if name not in ("side_effects", "surprise")}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
     chosen = choose(first.rows, task.goal)
+    best = best_of_kinds(first.rows, task.goal)
     kept = {row["setting"]: numbered[row["setting"]] for row in first.rows if row["front"] and row["setting"]}
-    kept |= {chosen: numbered[chosen]} if chosen else {}
+    kept |= {number: numbered[number] for number in best}
     control_of: dict[int, str] = {}
-    if chosen:
-        best = numbered[chosen]
-        assert best.vector is not None
-        alphas = [one.alpha for one in tried if one.operation == best.operation]
-        for setting, kind in controls_for(best, alphas, controls_among(vectors, best.vector), seeds):
-            number = len(tried) + len(control_of) + 1
-            kept[number], control_of[number] = setting, kind
+    for number in best:
+        one = numbered[number]
+        assert one.vector is not None
+        alphas = [other.alpha for other in tried if other.operation == one.operation] if number == chosen else []
+        for setting, kind in controls_for(one, alphas, controls_among(vectors, one.vector), seeds):
+            after = len(tried) + len(control_of) + 1
+            kept[after], control_of[after] = setting, kind
     second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
-    rows = [{**row, "chosen": row["setting"] == chosen and chosen > 0} for row in (*first.rows, *second.rows)]
+    rows = [
+        {**row, "chosen": row["setting"] == chosen and chosen > 0, "best_of": best.get(row["setting"], "")}
+        for row in (*first.rows, *second.rows)
+    ]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
+    """What `choose` picks of each kind of vector, alone and with each gate: number -> `"coarse"`, `"coarse, GATE"`."""
+    kinds: dict[str, list[Row]] = {}
+    for row in rows:
+        if row["setting"] and not row["control"]:
+            kinds.setdefault(", ".join(filter(None, (row["kind"], row["gate"]))), []).append(row)
+    picked = {name: choose(own, goal) for name, own in kinds.items()}
+    return {number: name for name, number in picked.items() if number}
 
 
 def evaluate(
