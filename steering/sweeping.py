@@ -6,14 +6,7 @@
 3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
    and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
 
-
-2. `scoring.choose` picks one there. What is reported of it comes from test samples, which had no part in the choice.
-3. On test: the whole Pareto front of the validation, the chosen setting, and its controls, at every alpha of the grid:
-   random vectors of the same norm and, where they are given, vectors of shuffled labels.
-
 Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
-
-
 """
 
 from __future__ import annotations
