@@ -77,7 +77,8 @@ class SteeredAnswers(Reader):
 
     def _attach(self, model: HookedMM) -> None:
         super()._attach(model)
-        for vector in (part.vector for setting in self.settings for part in setting.parts):
+        parts = [part for setting in self.settings for part in setting.parts]
+        for vector in (vector for part in parts for vector in (part.vector, part.second)):
             if isinstance(vector, SteeringVector) and not self.force:
                 vector.check_model(model)
 

@@ -4,7 +4,7 @@
 2. `scoring.choose` picks one there, and the best of every kind of vector, alone and with each gate. What is reported of
    them comes from test samples, which had no part in the choice.
 3. On test: the whole Pareto front of the validation and what was picked, with controls: random vectors of the same norm
-   and, where they are given, vectors of shuffled labels; those of the chosen setting at every alpha of the grid.
+   and, where they are given, vectors of shuffled labels; of the chosen setting one of each at every alpha of the grid.
 
 Settings that are given, among which nothing is chosen, are evaluated by `evaluate`.
 """
@@ -22,9 +22,11 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
+from hooked_mm.store import ActivationStore
 from steering.concept_moves import ConceptMoves
 from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
+from steering.row_sets import part_of
 from steering.scoring import Row, all_scores, choose, rows_of
 from steering.setting import ANSWERING, Setting
 from steering.steered_answers import Answers, answer
@@ -138,23 +140,39 @@ def controls_for(
     """The chosen setting with other vectors of the same norm, `"random"` or `"shuffled"`: all of them at its own alpha,
     the first of each kind at other alphas too.
 
+    Of a setting that does several things at once, every vector is a random one; there are no shuffled controls.
+
     Args:
         chosen: What they are controls of.
         alphas: Of the grid; those of the setting's own operation.
         shuffled: Made of the same rows with shuffled labels.
         seeds: Of random vectors.
     """
-    vector = chosen.vector
-    if vector is None:
+    if not chosen.parts:
         return []
-    if isinstance(vector, ConceptMoves):
-        return [(replace(chosen, vector=other), other.kind) for other in vector.controls(range(seeds))]
-    made = [*controls_of(vector, seeds=range(seeds)), *shuffled]
-    firsts = [next(one for one in made if one.kind == kind) for kind in dict.fromkeys(one.kind for one in made)]
-    amounts = () if chosen.operation == "project_out" else dict.fromkeys(alphas)
-    others = [alpha for alpha in amounts if alpha != chosen.alpha]
-    tried = [(other, chosen.alpha) for other in made] + [(other, alpha) for other in firsts for alpha in others]
-    return [(replace(chosen, vector=other, alpha=alpha), other.kind) for other, alpha in tried]
+    first, *rest = chosen.parts
+    made = [
+        (replace(_random(first, number), also=tuple(_random(part, number) for part in rest)), "random")
+        for number in range(seeds)
+    ]
+    if isinstance(first.vector, ConceptMoves):
+        moves = [] if rest else [one for one in first.vector.controls(range(seeds)) if one.kind == "shuffled"]
+        return [*made, *((replace(first, vector=other), "shuffled") for other in moves)]
+    made += [] if rest else [(replace(first, vector=other), other.kind) for other in shuffled]
+    firsts: dict[str, Setting] = {}
+    for control, kind in made:
+        firsts.setdefault(kind, control)
+    amounts = () if first.operation == "project_out" else dict.fromkeys(alphas)
+    others = [alpha for alpha in amounts if alpha != first.alpha]
+    return [*made, *((replace(one, alpha=alpha), kind) for kind, one in firsts.items() for alpha in others)]
+
+
+def _random(part: Setting, seed: int) -> Setting:
+    """The same with random numbers of the same norm."""
+    vector = part.vector
+    assert vector is not None
+    found = vector.controls([seed]) if isinstance(vector, ConceptMoves) else controls_of(vector, seeds=[seed])
+    return replace(part, vector=found[0])
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
@@ -206,10 +224,10 @@ def sweep(
         trainer_options: As in `extract`.
 
     Raises:
-        BadInputError: If there is nothing to try, or samples are the same in both splits.
+        BadInputError: If there is nothing to try, a setting has no vector, or samples of the test are among those of
+            the validation, or among those that a vector was made of.
     """
-    both = set(validation.ids()) & set(test.ids())
-    if both:
+    if both := set(validation.ids()) & set(test.ids()):
         raise BadInputError(
             f"{len(both)} samples, {min(both)!r} among them, are in validation and test; what is chosen by a sample "
             "says nothing on it: give two sets"
@@ -218,7 +236,10 @@ def sweep(
     real = [vector for vector in vectors if vector.kind not in (*CONTROLS, "gate")]
     grid = grid or (Grid() if settings is None else None)
     tried = [*(grid.settings(real, gates) if grid is not None else []), *(settings or [])]
+    _check_unseen(vectors, tried, test)
     numbered = dict(enumerate(tried, 1))
+    if idle := [number for number, setting in numbered.items() if not setting.parts]:
+        raise BadInputError(f"setting {idle[0]} has no vector; the model as it is stands beside all settings anyway")
     same: dict[str, Any] = {"resume": resume, "seed": seed, **trainer_options}
     plain = {name: value for name, value in (options or {}).items() if name not in ("side_effects", "surprise")}
     first = judge(model, validation, task, numbered, folder / "validation", "validation", options=plain, **same)
@@ -229,9 +250,11 @@ def sweep(
     control_of: dict[int, str] = {}
     for number in best:
         one = numbered[number]
-        assert one.vector is not None
-        alphas = [other.alpha for other in tried if other.operation == one.operation] if number == chosen else []
-        for setting, kind in controls_for(one, alphas, controls_among(vectors, one.vector), seeds):
+        first_part = one.parts[0]
+        assert first_part.vector is not None
+        alike = [other.alpha for other in tried if other.parts[0].operation == first_part.operation]
+        shuffled = controls_among(vectors, first_part.vector)
+        for setting, kind in controls_for(one, alike if number == chosen else [], shuffled, seeds):
             after = len(tried) + len(control_of) + 1
             kept[after], control_of[after] = setting, kind
     second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
@@ -241,6 +264,28 @@ def sweep(
     ]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
     return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+
+
+def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
+    """Refuse test samples that had a part in the making of a vector or gate."""
+    parts = [part for setting in settings for part in setting.parts]
+    acting = (one for part in parts for one in (part.vector, part.second, part.gate))
+    used = [*vectors, *(one for one in acting if isinstance(one, SteeringVector | Gate))]
+    sources: dict[tuple[str, str], SteeringVector | Gate] = {}
+    for one in used:
+        sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
+    tested = set(test.ids())
+    for (path, _), one in sources.items():
+        # Where there is no store, or none any more, nothing can be told.
+        if not (Path(path) / "manifest.json").exists():
+            continue
+        store, where = ActivationStore.open(path), one.made_from.get("where")
+        part = part_of(store, where) if where else store
+        if both := tested & set(part.samples.column("sample").to_pylist()):
+            raise BadInputError(
+                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which {one.name!r} "
+                "was made; test on others"
+            )
 
 
 def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
@@ -285,8 +330,9 @@ def evaluate(
         trainer_options: As in `extract`.
 
     Raises:
-        BadInputError: If there are no settings.
+        BadInputError: If there are no settings, or a vector was made of these samples.
     """
+    _check_unseen(shuffled, settings, data)
     numbered = dict(enumerate(settings, 1))
     control_of: dict[int, str] = {}
     for setting in settings:

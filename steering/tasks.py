@@ -115,7 +115,7 @@ def kept(answers: Answers, who: Sequence[bool]) -> Float[Tensor, "s n"]:
     return counted(answers, who, lambda s, n: float(texts[s][n] == texts[0][n]))
 
 
-def _no_text(**given: Sequence[str]) -> None:
+def _no_text(**given: Sequence[Any]) -> None:
     """Refuse one text where several are asked for, of which each letter would be one."""
     for name, value in given.items():
         if isinstance(value, str):
@@ -210,7 +210,7 @@ class StyleTask(Task):
     """
 
     wanted: str | Sequence[str]
-    unwanted: Sequence[str] = ()
+    unwanted: Sequence[str | Sequence[str]] = ()
     caption_types: Sequence[str] = ("caption",)
 
     def __post_init__(self) -> None:

@@ -95,7 +95,7 @@ def by_hand(model: HookedMM, name: str, sample: Sample, setting: Setting) -> str
         seen: list[Tensor] = []
         gate = setting.gate.condition
         assert gate.point is not None
-        with plain_hook(model, name, int(gate.point.split(".")[1]), lambda value: seen.append(value[0, -1].clone())):  # type: ignore[func-returns-value]
+        with plain_hook(model, name, int(gate.point.split(".")[1]), lambda value: seen.append(value[0, -1].clone())):
             generate()
         if not float(seen[0] @ gate.direction) > gate.threshold:
             return generate()
@@ -231,7 +231,7 @@ def test_xl_vlms_fault_the_vector_at_padding_or_pictures(llava: HookedMM, images
     hook, seen = "blocks.2.hook_resid_post", []
     hooks = side_by_side([Setting(vector(llava, 2, 0), 2.0)] * len(data))
     before = llava.run_with_cache(batch, hook)[1][hook]
-    with llava.hooks([*hooks, (hook, lambda value, _: seen.append(value.clone()))]):  # type: ignore[func-returns-value]
+    with llava.hooks([*hooks, (hook, lambda value, _: seen.append(value.clone()))]):
         llava.generate(batch, 3)
     moved = (seen[0] - before).norm(dim=-1) > 1e-3
     expected = torch.zeros_like(moved)
@@ -274,7 +274,10 @@ def test_xl_vlms_fault_hooks_that_stay_after_an_error(
 def test_xl_vlms_fault_vectors_of_another_model(llava: HookedMM, made: SteeringVector, match: str) -> None:
     """Refused before anything is said, not broadcast; also as what acts beside another."""
     own = SteeringVector(torch.ones(128), "blocks.2.hook_resid_post")
-    for setting in (Setting(made), Setting(own, also=(Setting(made),))):
+    settings = [Setting(made), Setting(own, also=(Setting(made),))]
+    if made.hook == own.hook:
+        settings.append(Setting(own, operation="rotate", second=made))
+    for setting in settings:
         with pytest.raises(BadInputError, match=match):
             SteeredAnswers(llava, [setting])
 
@@ -335,6 +338,26 @@ def check_side_effects(model: HookedMM, name: str, data: Sequence[Sample]) -> No
         assert row["kl"][0] == 0
         assert row["kl"][3] == pytest.approx(0, abs=1e-6)
     assert max(max(row["kl"]) for row in rows.values()) > 0.01
+
+
+def test_side_effects_are_measured_where_they_are_asked_for(
+    llava: HookedMM, images: list[Image.Image], tmp_path: Path
+) -> None:
+    """One, the other, both or none: with the same numbers, and the same answers."""
+    data, settings = samples(images)[:2], [Setting(vector(llava, 3, 1), 2.0)]
+    found = {
+        (kl, nll): run(llava, data, settings, tmp_path / f"{kl}{nll}", options={"side_effects": kl, "surprise": nll})
+        for kl in (False, True)
+        for nll in (False, True)
+    }
+    both = found[True, True]
+    assert both.kl is not None
+    assert both.nll is not None
+    for (kl, nll), one in found.items():
+        assert one.texts == both.texts
+        assert (one.kl is not None, one.nll is not None) == (kl, nll)
+        assert one.kl is None or torch.allclose(one.kl, both.kl)
+        assert one.nll is None or torch.allclose(one.nll, both.nll)
 
 
 def test_side_effects_are_those_of_separate_passes(llava: HookedMM, images: list[Image.Image]) -> None:
