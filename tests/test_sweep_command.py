@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import io
-import json
 import os
 import socket
 from collections.abc import Iterator
@@ -109,7 +108,8 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
     assert [(float(row["alpha"]), row["gate"]) for row in validation] == expected
     (picked,) = [row for row in test if row["chosen"] == "True"]
     controls = [row["control"] for row in test if row["control"]]
-    assert sorted(controls) == ["random", "random", "shuffled", "shuffled"]
+    # Of the chosen setting at both alphas, and of the best of the others: with a gate, or without.
+    assert sorted(controls) == [*["random"] * 3, *["shuffled"] * 3]
     front = [row for row in table(folder / "front.csv") if row["split"] == "test"]
     assert {row["role"] for row in front} >= {"chosen", "control", "unsteered"}
     assert [row["setting"] for row in front if row["role"] == "chosen"] == [picked["setting"]]
@@ -291,11 +291,6 @@ def test_kinds_of_one_name_are_told_apart(
     both = ["red -> blue (coarse)", "red -> blue (probe)"]
     assert names[:3] == ["", *both]
     assert names[3:] == [f"{kind} for {name}, seed 0" for name in both for kind in ("random", "shuffled")]
-    norms = {v.kind: v.norm for v in load_vectors(tmp_path / "v") if v.kind in ("coarse", "probe")}
-    manifest = json.loads((tmp_path / "out" / "test" / "manifest.json").read_text())
-    told = [one["parts"][0][1][0][1] for one in manifest["made_by"]["settings"]]
-    expected = [norms[kind] for kind in ("coarse", "probe", "coarse", "coarse", "probe", "probe")]
-    assert told == pytest.approx(expected, rel=1e-5)
 
 
 def one_of_several(rank: int, count: int, port: int, options: list[str], folder: Path) -> None:
