@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from torch.utils.data import Dataset
 
 from hooked_mm.data import Sample, SampleDataModule
+from hooked_mm.datasets.coco import Coco
 from hooked_mm.datasets.vqav2 import VqaV2
+from hooked_mm.scenes.captions import STYLES, caption
 from hooked_mm.scenes.dataset import SceneDataset
 from steering.tasks import AnswerTask
 
@@ -56,6 +59,90 @@ class Chosen(SampleDataModule):
             if not any(wanted.values()):
                 break
         return cls(questions, numbers)
+
+
+@dataclass(frozen=True)
+class Pictures:
+    """What captions are steered on.
+
+    Attributes:
+        prompts: Style -> the prompt that asks for it; `any` is the default prompt.
+        train: Pictures that vectors come from.
+        questions: Questions that gates are learnt from.
+        validation: Per style, captions (type `caption`, with `references` in the style) and questions.
+        test: The same of others.
+        siblings: Whether the model has a fine-tuned sibling for each style.
+    """
+
+    prompts: dict[str, str]
+    train: list[Sample]
+    questions: list[Sample]
+    validation: dict[str, SampleDataModule]
+    test: dict[str, SampleDataModule]
+    siblings: bool
+
+
+STYLED = ("place", "colours")
+PROMPTS = {
+    "any": "Describe the image.",
+    "place": "Describe only the place where the image was taken.",
+    "colours": "Describe only the colours of the image.",
+}
+"""For pictures that are no scenes."""
+
+
+def scene_pictures(sizes: Mapping[str, tuple[int, int]]) -> Pictures:
+    """Of scenes: so many captions and questions of each split."""
+
+    def both(split: Any, seed: int) -> tuple[SceneDataset, list[Sample]]:
+        captions, questions = sizes[split]
+        return (
+            SceneDataset(captions, "caption", split, seed),
+            _all(SceneDataset(questions, "question", split, seed + 1)),
+        )
+
+    parts = {}
+    for split in ("validation", "test"):
+        captions, questions = both(split, 46)
+        items = [captions.scene(number) for number in range(len(captions))]
+        right = {style: [[caption(item, style)] for item in items] for style in STYLED}
+        parts[split] = {style: _mixed(_all(captions), right[style], questions) for style in STYLED}
+    prompts = {name: STYLES[name].prompt for name in ("any", *STYLED)}
+    train, questions = both("train", 43)
+    return Pictures(prompts, _all(train), questions, **parts, siblings=True)
+
+
+def coco_pictures(coco: Path, vqav2: Path, size: int) -> Pictures:
+    """COCO's captions and VQA v2's questions: vectors and choice on pictures of train, figures on val."""
+    found = {}
+    for subset, count in (("train", 2 * size), ("val", size)):
+        data = Coco(coco / "annotations" / f"captions_{subset}2017.json", coco / f"{subset}2017").dataset
+        found[subset] = _all(Part(data, range(min(count, len(data)))))
+    first, validation, test = (_all(part.dataset) for part in vqav2_parts(vqav2, size, None))
+    parts = {}
+    for split, samples, questions in (("validation", found["train"][size:], validation), ("test", found["val"], test)):
+        asked = [replace(sample, text=PROMPTS["any"]) for sample in samples]
+        mixed = _mixed(asked, [sample.columns["captions"] for sample in samples], questions)
+        parts[split] = dict.fromkeys(STYLED, mixed)
+    return Pictures(PROMPTS, found["train"][:size], first, **parts, siblings=False)
+
+
+def _all(data: Any) -> list[Sample]:
+    return [data[number] for number in range(len(data))]
+
+
+def _mixed(
+    captions: Sequence[Sample], references: Sequence[Sequence[str]], questions: Sequence[Sample]
+) -> SampleDataModule:
+    """Both as one data set, whose table has the same columns for each."""
+
+    def told(sample: Sample, right: Sequence[str] | None) -> Sample:
+        kind, people = ("question", sample.columns.get("answers")) if right is None else ("caption", None)
+        columns = {"question_type": kind, "references": right and list(right), "answers": people}
+        return replace(sample, columns=columns)
+
+    samples = [told(one, right) for one, right in zip(captions, references, strict=True)]
+    return SampleDataModule([*samples, *(told(one, None) for one in questions)], 32)
 
 
 def vqav2_parts(folder: Path, size: int, template: str | None) -> tuple[Chosen, Chosen, Chosen]:

@@ -22,12 +22,14 @@ from concept_dict.metrics import poles
 from concept_dict.shift import main_concept
 from concept_dict.shift_study import ShiftStudy
 from hooked_mm.errors import BadInputError
+from hooked_mm.first_change import position_wise
 from hooked_mm.interventions import AtPoint
 from hooked_mm.positions import ALL, At
 from hooked_mm.steering_vector import load_vectors
 from hooked_mm.vectors import Spread, checked
 
 
+@position_wise
 @dataclass(frozen=True, eq=False, repr=False)
 class ShiftConcepts(AtPoint):
     """x + alpha Delta_k, k the main concept of x; a position that activates no concept stays as it is.

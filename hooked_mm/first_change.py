@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Literal
+from typing import Literal, TypeVar
 
 from hooked_mm.batch import Batch
 from hooked_mm.conditions import Condition
@@ -28,8 +28,16 @@ from hooked_mm.value_layout import stream_of, token_layout
 
 Change = Literal["prompt", "last_prompt", "generated"]
 ORDER: tuple[Change, ...] = ("prompt", "last_prompt", "generated")
-POSITION_WISE = (Add, Replace, Scale, ProjectOut, SetComponent, Rotate)
+POSITION_WISE: set[type[AtPoint]] = {Add, Replace, Scale, ProjectOut, SetComponent, Rotate}
 """Interventions known to change a position by what is there alone; of others, subclasses too, that can't be told."""
+
+Kind = TypeVar("Kind", bound=type[AtPoint])
+
+
+def position_wise(kind: Kind) -> Kind:
+    """Class decorator: an intervention of one's own that changes a position by what is there alone."""
+    POSITION_WISE.add(kind)
+    return kind
 
 
 def first_changed(hooks: Sequence[HookLike], model: HookedMM, batch: Batch) -> Change:

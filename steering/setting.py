@@ -26,6 +26,7 @@ from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.interventions import Add, AtPoint, Intervention, ProjectOut, Rotate, SetComponent
 from hooked_mm.positions import PositionRule, Positions, as_rule
 from hooked_mm.steering_vector import SteeringVector
+from steering.concept_moves import ConceptMoves
 from steering.gate import Gate, digest
 
 OPERATIONS = ("add", "add_keep_norm", "project_out", "set", "rotate")
@@ -58,7 +59,7 @@ class Setting:
     """One way to steer; `Setting()` is the model as it is.
 
     Attributes:
-        vector: The direction, None for none.
+        vector: The direction, or one for every concept (only to `add`); None for none.
         alpha: How much, see the table of operations.
         at: Where, as `positions` reads it.
         operation: What is done.
@@ -70,7 +71,7 @@ class Setting:
         BadInputError: For an unknown operation or position, or an operation that lacks what it needs.
     """
 
-    vector: SteeringVector | None = None
+    vector: SteeringVector | ConceptMoves | None = None
     alpha: float = 1.0
     at: str = ANSWERING
     operation: str = "add"
@@ -89,6 +90,8 @@ class Setting:
                 f"operation={self.operation!r} with second={self.second!r}: 'rotate' needs the vector to turn away "
                 "from, and nothing else takes one"
             )
+        if isinstance(self.vector, ConceptMoves) and self.operation != "add":
+            raise BadInputError(f"operation={self.operation!r}; a vector for every concept can only be added")
         if self.vector is not None and self.second is not None and self.vector.hook != self.second.hook:
             raise BadInputError(
                 f"vectors of {self.vector.hook!r} and {self.second.hook!r} span no plane; give two of one hook point"
@@ -149,7 +152,9 @@ def side_by_side(settings: Sequence[Setting]) -> list[Intervention]:
         for part in setting.parts:
             assert part.vector is not None
             hook = part.vector.hook
-            turns = (id(part.vector), id(part.second)) if part.operation == "rotate" else ()
+            turns: tuple[Any, ...] = (id(part.vector), id(part.second)) if part.operation == "rotate" else ()
+            if isinstance(part.vector, ConceptMoves):
+                turns = (id(part.vector), part.alpha)
             key = (steps[hook], hook, part.operation, part.at, id(part.gate) if part.gate else None, turns)
             steps[hook] += 1
             group = groups.setdefault(key, _Group())
@@ -165,11 +170,14 @@ def _together(group: _Group, count: int) -> Intervention:
     first = group.parts[0]
     assert first.vector is not None
     hook, operation = first.vector.hook, first.operation
-    vectors = _by_row([part.vector.values for part in group.parts if part.vector is not None], group.rows, count)
-    alphas = _by_row([torch.tensor(float(part.alpha)) for part in group.parts], group.rows, count)
     rule = positions(first.at)
     # Adding nothing changes nothing; whatever else is done, other rows have no part in.
     own = rule if len(set(group.rows)) == count else rule & Positions(sample=tuple(group.rows))
+    if isinstance(first.vector, ConceptMoves):
+        moved = first.vector.intervention(first.alpha, own)
+        return moved if first.gate is None else first.gate.of(moved)
+    vectors = _by_row([part.vector.values for part in group.parts if part.vector is not None], group.rows, count)
+    alphas = _by_row([torch.tensor(float(part.alpha)) for part in group.parts], group.rows, count)
     made: AtPoint
     if operation == "add":
         made = Add(hook, alphas[:, None] * vectors, at=rule)

@@ -30,7 +30,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
 from hooked_mm.prefix import SharedPrompts
 from hooked_mm.reader import Extracted, ModelSource, Reader, sample_rows, versions
-from hooked_mm.steering_vector import last_part
+from hooked_mm.steering_vector import SteeringVector, last_part
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import read_manifest
 from steering.setting import Setting, side_by_side
@@ -79,7 +79,7 @@ class SteeredAnswers(Reader):
         super()._attach(model)
         parts = [part for setting in self.settings for part in setting.parts]
         for vector in (vector for part in parts for vector in (part.vector, part.second)):
-            if vector is not None and not self.force:
+            if isinstance(vector, SteeringVector) and not self.force:
                 vector.check_model(model)
 
     def asked(self) -> dict[str, Any]:

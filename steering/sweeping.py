@@ -23,6 +23,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
+from steering.concept_moves import ConceptMoves
 from steering.controls import CONTROLS, controls_of
 from steering.gate import Gate
 from steering.row_sets import part_of
@@ -152,9 +153,13 @@ def controls_for(
 
     def drawn(part: Setting, seed: int) -> Setting:
         assert part.vector is not None
+        if isinstance(part.vector, ConceptMoves):
+            return replace(part, vector=part.vector.controls([seed])[0])
         return replace(part, vector=controls_of(part.vector, seeds=[seed])[0])
 
     first, *rest = chosen.parts
+    if isinstance(first.vector, ConceptMoves) and not rest:
+        return [(replace(first, vector=other), other.kind) for other in first.vector.controls(range(seeds))]
     made = [(replace(drawn(first, s), also=tuple(drawn(part, s) for part in rest)), "random") for s in range(seeds)]
     made += [] if rest else [(replace(first, vector=other), other.kind) for other in shuffled]
     firsts: dict[str, Setting] = {}
@@ -165,7 +170,7 @@ def controls_for(
     return [*made, *((replace(one, alpha=alpha), kind) for kind, one in firsts.items() for alpha in others)]
 
 
-def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector) -> list[SteeringVector]:
+def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
     """Those of saved vectors that were made as controls of one."""
 
     def owner(other: SteeringVector) -> tuple[str, Any, Any]:
@@ -259,7 +264,9 @@ def sweep(
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
     """Refuse test samples that had a part in the making of a vector or gate."""
     parts = [part for setting in settings for part in setting.parts]
-    used = [*vectors, *(one for part in parts for one in (part.vector, part.second, part.gate) if one is not None)]
+    own = [one for part in parts for one in (part.vector, part.second, part.gate)]
+    # A vector for every concept does not say what it was made of.
+    used = [*vectors, *(one for one in own if isinstance(one, SteeringVector | Gate))]
     sources: dict[tuple[str, str], SteeringVector | Gate] = {}
     for one in used:
         sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
