@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.positions import LAST_PROMPT
-from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
+from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
 from steering import sweeping
@@ -43,8 +44,7 @@ def hook(layer: int) -> str:
 
 def made_vectors(model: HookedMM) -> list[SteeringVector]:
     """Yes to no, by means of the activations at the last prompt position, and a control for each."""
-    data = SceneDataset(300, "question", "train", seed=5)
-    asked = [sample for sample in map(data.__getitem__, range(300)) if sample.columns["question_type"] in YES_NO]
+    asked = [sample for sample in drawn("train", 5, 150) if sample.columns["question_type"] in YES_NO]
     batch = model.prepare([sample.images for sample in asked], [sample.text for sample in asked])
     _, cache = model.run_with_cache(batch, [hook(layer) for layer in LAYERS])
     yes = torch.tensor([sample.answer == "yes" for sample in asked])
@@ -78,15 +78,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return found
 
 
+@cache
+def drawn(split: Any, seed: int, size: int = SIZE) -> list[Sample]:
+    """Questions about scenes, drawn once."""
+    data = SceneDataset(size, "question", split, seed)
+    return [data[number] for number in range(size)]
+
+
 def validation() -> SampleDataModule:
     """Questions to choose by."""
-    return ScenesDataModule(SIZE, "question", "validation", seed=1)
+    return SampleDataModule(drawn("validation", 1))
 
 
 def reported() -> SampleDataModule:
     """Questions to report."""
-    data = SceneDataset(SIZE, "question", "test", seed=2)
-    return SampleDataModule([data[number] for number in range(SIZE)])
+    return SampleDataModule(drawn("test", 2))
 
 
 @pytest.fixture(scope="module")
