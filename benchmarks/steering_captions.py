@@ -3,14 +3,14 @@
     python -m benchmarks.steering_captions --models llava idefics2 qwen2_vl --output docs/steering_captions.md
     python -m benchmarks.steering_captions --coco data/coco --vqav2 data/vqav2 --models llava-hf/llava-1.5-7b-hf
 
-The default prompt is answered with captions of everything; they shall tell the place only, or the colours only. Vectors:
-the difference between the last prompt positions of prompts that ask for the style and of the default prompt, over the
-same pictures (`coarse`; from a k-means concept of these to one of those, `fine`), and, on scenes, from the fine-tuned
-sibling that captions so by itself, a vector for every concept (`moves`). A gate opens for prompts that ask for a
-caption. Damage: what accuracy on questions loses. Also: captions that are exactly right in the style (on scenes),
-caption scores, and counts of style words.
+The default prompt is answered with captions of everything; they shall tell the place only, or the colours only.
+Vectors: the difference between the last prompt positions of prompts that ask for the style and of the default prompt,
+over the same pictures (`coarse`; from a k-means concept of these to one of those, `fine`), and, on scenes, from the
+fine-tuned sibling that captions so by itself, a vector for every concept (`moves`). A gate opens for prompts that ask
+for a caption. Damage: what accuracy on questions loses. Also: captions that are exactly right in the style (on
+scenes), caption scores, and counts of style words.
 
-COCO takes the official annotations, train2017 and val2017 (`--coco`), and VQA v2's questions for the damage (`--vqav2`).
+COCO takes the official annotations, train2017 and val2017 (`--coco`); the damage is seen in VQA v2 (`--vqav2`).
 """
 
 from __future__ import annotations
@@ -105,8 +105,8 @@ def settings_of(
     # The pair of the largest clusters of each layer.
     best: dict[str, SteeringVector] = {}
     for vector in (one for one in fine if not is_control(one)):
-        rows = sum(vector.made_from["rows"])
-        if vector.hook not in best or rows > sum(best[vector.hook].made_from["rows"]):
+        rows = sum(vector.made_from["pair_rows"])
+        if vector.hook not in best or rows > sum(best[vector.hook].made_from["pair_rows"]):
             best[vector.hook] = vector
     vectors += with_controls(fine, list(best.values()))
     settings: list[Setting] = []
@@ -171,8 +171,8 @@ def section(name: str, style: str, result: SweepResult, styles: Sequence[Style])
         f"{test['unsteered']['n_effect']} captions, {test['unsteered']['n_damage']} questions; unsteered accuracy on "
         f"these {percent(test['unsteered'], 'accuracy')} %.",
         "",
-        "| vector | layer | alpha | in style % | exactly right % | damage % | goal | words % | CIDEr | BLEU-4 | ROUGE-L | "
-        "controls % |",
+        "| vector | layer | alpha | in style % | exactly right % | damage % | goal | words % | CIDEr | BLEU-4 "
+        "| ROUGE-L | controls % |",
         "|---|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for one in styles:
@@ -206,13 +206,13 @@ def controls(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     return ", ".join(shown)
 
 
-READING = """For every case the unsteered model and, of each kind of vector alone and gated, the best setting as validation
-chose it, on test pictures. *in style*: captions with words of the style and none of others. *exactly right*: the caption
-of the style, word for word. *damage*: how much accuracy on questions falls. *words*: captions with words of places,
-colours and sentiments. CIDEr, BLEU-4 and ROUGE-L are against the right caption of the style (on COCO, people's captions).
-*controls*: in style with random vectors of the same norm, and with vectors of shuffled labels (of a vector for every
-concept: with the vectors dealt to other concepts). 95 % intervals by bootstrap over samples. Goal: in style at least
-90 %, damage at most 2 %."""
+READING = """For every case the unsteered model and, of each kind of vector alone and gated, the best setting as
+validation chose it, on test pictures. *in style*: captions with words of the style and none of others.
+*exactly right*: the caption of the style, word for word. *damage*: how much accuracy on questions falls.
+*words*: captions with words of places, colours and sentiments. CIDEr, BLEU-4 and ROUGE-L are against the
+right caption of the style (on COCO, its own). *controls*: in style with random vectors of the same norm,
+and with those of shuffled labels (of a vector for every concept: with the vectors dealt to other
+concepts). 95 % intervals by bootstrap over samples. Goal: in style at least 90 %, damage at most 2 %."""
 
 
 def main(argv: Sequence[str] | None = None) -> None:

@@ -11,6 +11,7 @@ one).
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -78,8 +79,8 @@ def build_parser() -> ArgumentParser:
     parser = new_parser("apply", __doc__)
     parser.add_subclass_arguments(SampleDataModule, "data", required=False, help="the samples")
     asked = parser.add_argument_group("instead of samples")
-    asked.add_argument("--image", type=str, action="append", default=[], help="a picture's file, once or several times")
-    asked.add_argument("--prompt", type=str, action="append", default=[], help="what is asked, for each or for all")
+    asked.add_argument("--image", type=str | list[str], default=[], help="a picture's file; once or several times")
+    asked.add_argument("--prompt", type=str | list[str], default=[], help="what is asked, for each picture or for all")
     setting = parser.add_argument_group("setting: all chosen vectors at the same time")
     setting.add_argument("--alpha", type=float | list[float], default=1.0, help="how much, of all or of each")
     setting.add_argument("--at", type=str, default=ANSWERING, help="where, see steering.setting.positions")
@@ -88,6 +89,18 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--shown", type=int, default=5, help="how many answers to print")
     add_run_options(parser)
     return parser
+
+
+def repeated(arguments: Sequence[str]) -> list[str]:
+    """Arguments whose options, where given again, are added to what was given: `--prompt+`, as jsonargparse has it."""
+    seen: set[str] = set()
+    found = []
+    for argument in arguments:
+        name, sign, value = argument.partition("=")
+        again = name in ("--image", "--prompt") and name in seen
+        seen.add(name)
+        found.append(f"{name}+{sign}{value}" if again else argument)
+    return found
 
 
 def setting_of(chosen: Given, alpha: float | Sequence[float], at: str, operation: str, gated: bool) -> Setting:
@@ -140,17 +153,18 @@ def asked_of(made: Any) -> SampleDataModule:
     Raises:
         BadInputError: If there are none, or of both sorts.
     """
-    if (made.data is None) == (not made.prompt):
+    prompts, images = ([one] if isinstance(one, str) else one for one in (made.prompt, made.image))
+    if (made.data is None) == (not prompts):
         raise BadInputError("what is asked? give --data, or --prompt (with --image), and not both")
-    if made.data is not None and made.image:
+    if made.data is not None and images:
         raise BadInputError("--image is given beside --data, which has pictures of its own; leave one of them out")
-    return made.data if made.data is not None else Prompts(made.prompt, made.image)
+    return made.data if made.data is not None else Prompts(prompts, images)
 
 
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm steer apply`."""
     quiet()
-    made = instantiated(build_parser(), argv)
+    made = instantiated(build_parser(), repeated(sys.argv[1:] if argv is None else argv))
     data, chosen = asked_of(made), given(made)
     if made.names == made.hooks == "*" and len(chosen.vectors) > 1:
         names = ", ".join(dict.fromkeys(map(called, chosen.vectors)))

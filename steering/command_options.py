@@ -109,6 +109,29 @@ def given(made: Any) -> Given:
     return Given(chosen, [v for v in found if is_control(v)], [gate for gate in gates if gate.name in opening])
 
 
+def told_apart(chosen: Given) -> Given:
+    """Vectors of one name but several kinds called by both, with their controls: tables go by names."""
+    kinds: dict[str, set[str]] = {}
+    for vector in chosen.vectors:
+        kinds.setdefault(vector.name, set()).add(vector.kind)
+
+    def new_name(name: str, kind: str) -> str:
+        return f"{name} ({kind})" if name and len(kinds.get(name, ())) > 1 else name
+
+    def renamed(control: SteeringVector) -> SteeringVector:
+        of = control.made_from.get("control_of") or {}
+        old = str(of.get("name", ""))
+        if (new := new_name(old, str(of.get("kind")))) == old:
+            return control
+        made_from = {**control.made_from, "control_of": {**of, "name": new}}
+        return replace(
+            control, name=control.name.replace(f" for {old}, seed", f" for {new}, seed"), made_from=made_from
+        )
+
+    vectors = [replace(vector, name=new_name(vector.name, vector.kind)) for vector in chosen.vectors]
+    return replace(chosen, vectors=vectors, controls=[renamed(control) for control in chosen.controls])
+
+
 def called(vector: SteeringVector) -> str:
     """Its name, as tables have it."""
     return vector.name or vector.kind
@@ -170,7 +193,9 @@ def facts_of(made: Any, chosen: Given, data: SampleDataModule) -> list[tuple[str
     folders = [made.vectors] if isinstance(made.vectors, Path) else made.vectors
     told = [f"{len(chosen.vectors)} of {', '.join(map(str, folders))}"]
     told += [f"{len(chosen.gates)} gates"] if chosen.gates else []
-    about = ", ".join(f"{name} {value}" for name, value in data.describe().items() if value is not None)
+    about = ", ".join(
+        f"{name} {value}".removeprefix("name ") for name, value in data.describe().items() if value is not None
+    )
     return [
         ("model", source.id + (f" with {source.adapter}" if source.adapter else "")),
         ("vectors", ", ".join(told)),

@@ -34,6 +34,7 @@ from steering.command_options import (
     given,
     keep,
     new_parser,
+    told_apart,
 )
 from steering.evaluation import Grid, evaluate, sweep
 from steering.setting import ANSWERING
@@ -74,7 +75,7 @@ def _add_measuring(parser: ArgumentParser) -> None:
 
 def _begin(made: Any, *data: SampleDataModule) -> Given:
     """Refuse what can't be before a model is loaded, and make the folder."""
-    chosen = given(made)
+    chosen = told_apart(given(made))
     for one in data:
         one.check()
     check_output(made.output, made.resume)

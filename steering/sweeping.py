@@ -150,17 +150,14 @@ def controls_for(
     """
     if not chosen.parts:
         return []
-
-    def drawn(part: Setting, seed: int) -> Setting:
-        assert part.vector is not None
-        if isinstance(part.vector, ConceptMoves):
-            return replace(part, vector=part.vector.controls([seed])[0])
-        return replace(part, vector=controls_of(part.vector, seeds=[seed])[0])
-
     first, *rest = chosen.parts
-    if isinstance(first.vector, ConceptMoves) and not rest:
-        return [(replace(first, vector=other), other.kind) for other in first.vector.controls(range(seeds))]
-    made = [(replace(drawn(first, s), also=tuple(drawn(part, s) for part in rest)), "random") for s in range(seeds)]
+    made = [
+        (replace(_random(first, number), also=tuple(_random(part, number) for part in rest)), "random")
+        for number in range(seeds)
+    ]
+    if isinstance(first.vector, ConceptMoves):
+        moves = [] if rest else [one for one in first.vector.controls(range(seeds)) if one.kind == "shuffled"]
+        return [*made, *((replace(first, vector=other), "shuffled") for other in moves)]
     made += [] if rest else [(replace(first, vector=other), other.kind) for other in shuffled]
     firsts: dict[str, Setting] = {}
     for control, kind in made:
@@ -168,6 +165,14 @@ def controls_for(
     amounts = () if first.operation == "project_out" else dict.fromkeys(alphas)
     others = [alpha for alpha in amounts if alpha != first.alpha]
     return [*made, *((replace(one, alpha=alpha), kind) for kind, one in firsts.items() for alpha in others)]
+
+
+def _random(part: Setting, seed: int) -> Setting:
+    """The same with random numbers of the same norm."""
+    vector = part.vector
+    assert vector is not None
+    moves = isinstance(vector, ConceptMoves)
+    return replace(part, vector=(vector.controls([seed]) if moves else controls_of(vector, seeds=[seed]))[0])
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
@@ -264,9 +269,7 @@ def sweep(
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
     """Refuse test samples that had a part in the making of a vector or gate."""
     parts = [part for setting in settings for part in setting.parts]
-    own = [one for part in parts for one in (part.vector, part.second, part.gate)]
-    # A vector for every concept does not say what it was made of.
-    used = [*vectors, *(one for one in own if isinstance(one, SteeringVector | Gate))]
+    used = [*vectors, *(one for part in parts for one in (part.vector, part.second, part.gate) if one is not None)]
     sources: dict[tuple[str, str], SteeringVector | Gate] = {}
     for one in used:
         sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
