@@ -269,7 +269,9 @@ def sweep(
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
     """Refuse test samples that had a part in the making of a vector or gate."""
     parts = [part for setting in settings for part in setting.parts]
-    used = [*vectors, *(one for part in parts for one in (part.vector, part.second, part.gate) if one is not None)]
+    own = [one for part in parts for one in (part.vector, part.second, part.gate)]
+    # A vector for every concept does not say what it was made of.
+    used = [*vectors, *(one for one in own if isinstance(one, SteeringVector | Gate))]
     sources: dict[tuple[str, str], SteeringVector | Gate] = {}
     for one in used:
         sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
