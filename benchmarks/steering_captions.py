@@ -56,11 +56,11 @@ TASKS = {
     "colours": StyleTask(wanted="colours", unwanted=("places", SHAPES_AND_SIZES)),
 }
 """By the style's name, which is that of the prompt that asks for it and of the fine-tuned sibling."""
-ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0)
-MOVE_ALPHAS = (1.0, 1.5)
+ALPHAS = (1.0, 1.5, 2.0)
+MOVE_ALPHAS = (1.0,)
 TOKENS = 48
 CONCEPTS = 50
-SIZES = {"train": (400, 400), "validation": (60, 120), "test": (150, 1000)}
+SIZES = {"train": (400, 400), "validation": (40, 80), "test": (100, 1000)}
 """Captions and questions of each split of the scenes."""
 
 

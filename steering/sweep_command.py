@@ -36,8 +36,8 @@ from steering.command_options import (
     new_parser,
     told_apart,
 )
-from steering.evaluation import Grid, evaluate, sweep
 from steering.setting import ANSWERING
+from steering.sweeping import Grid, evaluate, sweep
 from steering.tasks import Task
 
 

@@ -171,8 +171,8 @@ def _random(part: Setting, seed: int) -> Setting:
     """The same with random numbers of the same norm."""
     vector = part.vector
     assert vector is not None
-    moves = isinstance(vector, ConceptMoves)
-    return replace(part, vector=(vector.controls([seed]) if moves else controls_of(vector, seeds=[seed]))[0])
+    found = vector.controls([seed]) if isinstance(vector, ConceptMoves) else controls_of(vector, seeds=[seed])
+    return replace(part, vector=found[0])
 
 
 def controls_among(vectors: Sequence[SteeringVector], chosen: SteeringVector | ConceptMoves) -> list[SteeringVector]:
@@ -269,9 +269,8 @@ def sweep(
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
     """Refuse test samples that had a part in the making of a vector or gate."""
     parts = [part for setting in settings for part in setting.parts]
-    own = [one for part in parts for one in (part.vector, part.second, part.gate)]
-    # A vector for every concept does not say what it was made of.
-    used = [*vectors, *(one for one in own if isinstance(one, SteeringVector | Gate))]
+    acting = (one for part in parts for one in (part.vector, part.second, part.gate))
+    used = [*vectors, *(one for one in acting if isinstance(one, SteeringVector | Gate))]
     sources: dict[tuple[str, str], SteeringVector | Gate] = {}
     for one in used:
         sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)

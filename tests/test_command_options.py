@@ -14,7 +14,7 @@ from hooked_mm.reader import ModelSource
 from hooked_mm.steering_vector import SteeringVector
 from steering.command_options import Given, check_output, check_owner, first_alone, keep, matching, told_apart
 from steering.controls import controls_of
-from steering.evaluation import controls_among
+from steering.sweeping import controls_among
 from tests.sweeps import made_up
 
 NAMES = ["red -> blue", "yes -> no", "1 -> 3", "all [1]"]

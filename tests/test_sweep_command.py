@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-import steering.evaluation
+import steering.sweeping
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
@@ -182,7 +182,7 @@ def test_resumed_after_the_validation(
         raise RuntimeError("the power is gone")
 
     with monkeypatch.context() as patch:
-        patch.setattr(steering.evaluation, "choose", stop)
+        patch.setattr(steering.sweeping, "choose", stop)
         with pytest.raises(RuntimeError, match="power"):
             main(options)
     with pytest.raises(BadInputError, match="already holds validation; pass --resume"):
