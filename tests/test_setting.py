@@ -110,14 +110,15 @@ def test_what_a_setting_does_first_is_done_first(llava: HookedMM, images: list[A
     v, w = vector(0), vector(1)
     both = Setting(v, 2.0, also=(Setting(w, 0.5, operation="set"),))
     other = Setting(w, 0.5, operation="set", also=(Setting(v, 2.0),))
-    batch = llava.prepare(images[:2], ["what colour is the ring ?"] * 2)
+    third = Setting(w, operation="project_out", also=(Setting(v, 2.0),))
+    batch = llava.prepare(images[:3], ["what colour is the ring ?"] * 3)
     last = llava.run_with_cache(batch, HOOKS[0])[1][HOOKS[0]][:, -1].double()
-    with llava.hooks(side_by_side([other, both])):
+    with llava.hooks(side_by_side([other, both, third])):
         found = llava.run_with_cache(batch, HOOKS[0])[1][HOOKS[0]][:, -1].double()
-    for row, order in enumerate([(1, 0), (0, 1)]):
+    for row, setting in enumerate([other, both, third]):
         expected = last[row]
-        for which in order:
-            expected = by_hand(both.parts[which])(expected)
+        for part in setting.parts:
+            expected = by_hand(part)(expected)
         assert torch.allclose(found[row], expected, atol=1e-4)
 
 

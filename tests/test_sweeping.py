@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +18,13 @@ from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.positions import LAST_PROMPT
-from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
+from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
 from steering import sweeping
 from steering.controls import controls_of
 from steering.gate import Gate
+from steering.scoring import rows_of
 from steering.setting import Setting
 from steering.steered_answers import Answers, SteeredAnswers
 from steering.sweep_result import SweepResult
@@ -33,7 +35,9 @@ LAYERS = (2, 3)
 YES_NO = ("is there a shape", "is there a colour", "is there a pair")
 TASK = AnswerTask(source="yes", target="no", types=YES_NO, goal=Goal(0.8, 0.2))
 GRID = Grid(alphas=(1.0, 2.0, 4.0))
-SIZE = 60
+SIZE = 48
+SHORT = {"max_new_tokens": 4}
+"""Answers have one or two words."""
 
 
 def hook(layer: int) -> str:
@@ -43,8 +47,7 @@ def hook(layer: int) -> str:
 
 def made_vectors(model: HookedMM) -> list[SteeringVector]:
     """Yes to no, by means of the activations at the last prompt position, and a control for each."""
-    data = SceneDataset(300, "question", "train", seed=5)
-    asked = [sample for sample in map(data.__getitem__, range(300)) if sample.columns["question_type"] in YES_NO]
+    asked = [sample for sample in drawn("train", 5, 150) if sample.columns["question_type"] in YES_NO]
     batch = model.prepare([sample.images for sample in asked], [sample.text for sample in asked])
     _, cache = model.run_with_cache(batch, [hook(layer) for layer in LAYERS])
     yes = torch.tensor([sample.answer == "yes" for sample in asked])
@@ -78,15 +81,21 @@ def seen(monkeypatch: pytest.MonkeyPatch) -> Seen:
     return found
 
 
+@cache
+def drawn(split: Any, seed: int, size: int = SIZE) -> list[Sample]:
+    """Questions about scenes, drawn once."""
+    data = SceneDataset(size, "question", split, seed)
+    return [data[number] for number in range(size)]
+
+
 def validation() -> SampleDataModule:
     """Questions to choose by."""
-    return ScenesDataModule(SIZE, "question", "validation", seed=1)
+    return SampleDataModule(drawn("validation", 1))
 
 
 def reported() -> SampleDataModule:
     """Questions to report."""
-    data = SceneDataset(SIZE, "question", "test", seed=2)
-    return SampleDataModule([data[number] for number in range(SIZE)])
+    return SampleDataModule(drawn("test", 2))
 
 
 @pytest.fixture(scope="module")
@@ -99,7 +108,7 @@ def vectors(llava: HookedMM) -> list[SteeringVector]:
 def done(llava: HookedMM, vectors: list[SteeringVector], tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a sweep."""
     folder = tmp_path_factory.mktemp("sweep")
-    sweep(llava, vectors, TASK, validation(), reported(), folder, grid=GRID).save(folder / "result")
+    sweep(llava, vectors, TASK, validation(), reported(), folder, grid=GRID, options=SHORT).save(folder / "result")
     return folder
 
 
@@ -107,7 +116,16 @@ def again(llava: HookedMM, vectors: list[SteeringVector], done: Path, folder: Pa
     """The same sweep on what validation has said already."""
     shutil.copytree(done / "validation", folder / "validation")
     return sweep(
-        llava, vectors, TASK, validation(), options.pop("test", reported()), folder, grid=GRID, resume=True, **options
+        llava,
+        vectors,
+        TASK,
+        validation(),
+        options.pop("test", reported()),
+        folder,
+        grid=GRID,
+        resume=True,
+        options=SHORT,
+        **options,
     )
 
 
@@ -175,6 +193,31 @@ def test_nothing_of_test_has_a_part_in_the_choice(
     assert all(row["accuracy"] == 0 for row in new.of("test"))
 
 
+def test_what_is_best_on_test_is_not_chosen_for_it(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Made-up scores: what is right on validation does nothing on test, and the other way round."""
+    asked: list[str] = []
+
+    def made_up(_: Any, __: Any, task: Any, settings: Mapping[int, Setting], ___: Any, split: str, **more: Any) -> Any:
+        asked.append(split)
+        kinds = [setting.vector.kind for setting in settings.values() if setting.vector is not None]
+        good = "coarse" if split == "validation" else "fine"
+        effect = torch.tensor([[0.0] * 4, *([float(kind == good)] * 4 for kind in kinds)])
+        scores = {"effect": effect, "damage": torch.zeros_like(effect)}
+        rows = rows_of(list(settings.values()), list(settings), scores, split, task.goal, more.get("control_of"))
+        samples = [{"sample": "s", "sample_number": 0, "prompt": "p", "answer": "a", "question_type": "place"}]
+        return sweeping.Judged(rows, Answers(samples, [["a"]] * len(rows)), [0, *settings])
+
+    monkeypatch.setattr(sweeping, "judge", made_up)
+    made = [SteeringVector(torch.ones(8), hook(3), kind, kind) for kind in ("fine", "coarse")]
+    result = sweep(None, made, TASK, validation(), reported(), tmp_path, grid=Grid(alphas=(1.0,)))  # type: ignore[arg-type]
+    assert asked == ["validation", "test"]
+    assert [(row["split"], row["kind"], row["effect"]) for row in result.rows if row["chosen"]] == [
+        ("validation", "coarse", 1),
+        ("test", "coarse", 0),
+    ]
+    assert {example["setting"] for example in result.examples} == {2}
+
+
 def test_a_sweep_that_is_done_is_read(
     llava: HookedMM, vectors: list[SteeringVector], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +227,7 @@ def test_a_sweep_that_is_done_is_read(
         raise AssertionError
 
     monkeypatch.setattr(SteeredAnswers, "represent", never)
-    found = sweep(llava, vectors, TASK, validation(), reported(), done, grid=GRID, resume=True)
+    found = sweep(llava, vectors, TASK, validation(), reported(), done, grid=GRID, resume=True, options=SHORT)
     found.save(done / "again")
     assert SweepResult.load(done / "again") == SweepResult.load(done / "result")
 
@@ -214,7 +257,9 @@ def test_xl_vlms_fault_evaluation_on_the_samples_of_the_vector(
     half = SampleDataModule([sample for sample in data.dataset if sample.id not in (ids[1], ids[3])])
     own = replace(vectors[0], made_from={"store": str(store.path), "where": {"half": 0}})
     assert not (tmp_path / "a").exists()
-    result = sweep(llava, [own, gone], TASK, validation(), half, tmp_path / "a", grid=Grid(alphas=(2.0,)), seeds=1)
+    result = sweep(
+        llava, [own, gone], TASK, validation(), half, tmp_path / "a", grid=Grid(alphas=(2.0,)), seeds=1, options=SHORT
+    )
     assert result.splits() == ["validation", "test"]
 
 
@@ -238,7 +283,7 @@ def test_examples_show_what_changed(done: Path) -> None:
     for what in ("same type", "other"):
         changed = sum(answers.texts[0][n] != after[n] for n, one in enumerate(about) if one == what)
         assert shown[what] == [place < changed for place in range(6)]
-    assert len(shown["source"]) == 6
+    assert len(shown["source"]) == min(6, about.count("source"))
     assert any(shown["source"])
     judged = sweeping.Judged([], answers, [row["setting"] for row in result.of("test")])
     assert examples(judged, TASK, 999) == []
@@ -300,7 +345,7 @@ def test_settings_may_be_given(llava: HookedMM, vectors: list[SteeringVector], t
     one, other = vectors[0], replace(vectors[3], kind="fine")
     shut = Gate(Above(torch.ones(128), 1e6, hook(1), "mean", LAST_PROMPT), "shut")
     given = [Setting(one, 1.0, also=(Setting(other, 1.0),)), Setting(other, 2.0), Setting(other, 2.0, gate=shut)]
-    small = [SampleDataModule(list(data.dataset)[:40]) for data in (validation(), reported())]
+    small = [SampleDataModule(list(data.dataset)[:32]) for data in (validation(), reported())]
     result = sweep(
         llava,
         [],
@@ -309,7 +354,7 @@ def test_settings_may_be_given(llava: HookedMM, vectors: list[SteeringVector], t
         tmp_path / "a",
         settings=given,
         seeds=1,
-        options={"side_effects": True, "surprise": True},
+        options={"side_effects": True, "surprise": True, **SHORT},
     )
     assert {row["setting"]: row["best_of"] for row in result.of("test") if row["best_of"]} == {
         1: "coarse",
@@ -344,6 +389,7 @@ def test_given_settings_are_evaluated_as_a_sweep_would(
         shuffled=vectors,
         seeds=1,
         facts=[("a", "b")],
+        options=SHORT,
     )
     result.save(tmp_path / "result")
     rows = SweepResult.load(tmp_path / "result").of("test")
@@ -386,7 +432,7 @@ def test_the_best_of_each_kind_is_chosen_among_its_own() -> None:
 def test_bad_pictures_do_not_end_a_sweep(llava: HookedMM, vectors: list[SteeringVector], tmp_path: Path) -> None:
     """They are left out, and counted so."""
     bad = Sample("bad", Image.new("RGB", (48, 48)), " ", "yes", {"question_type": YES_NO[0]})
-    data = [SampleDataModule([bad, *list(one.dataset)[:40]]) for one in (validation(), reported())]
+    data = [SampleDataModule([bad, *list(one.dataset)[:32]]) for one in (validation(), reported())]
     data[1].dataset[0] = replace(bad, id="bad too")
-    result = sweep(llava, vectors[:1], TASK, *data, tmp_path, grid=Grid(alphas=(2.0,)), seeds=1)
-    assert result.facts == [("validation", "40 samples"), ("test", "40 samples")]
+    result = sweep(llava, vectors[:1], TASK, *data, tmp_path, grid=Grid(alphas=(2.0,)), seeds=1, options=SHORT)
+    assert result.facts == [("validation", "32 samples"), ("test", "32 samples")]
