@@ -25,7 +25,7 @@ from hooked_mm.steering_vector import FILE, SteeringVector, save_vectors
 from hooked_mm.store import ActivationStore
 from steering.controls import is_control
 from steering.directions import KINDS, Kind
-from steering.vectors_of_store import Recipe, kept_shifts, vectors_of_store
+from steering.vectors_of_store import Recipe, gates_of_store, kept_shifts, vectors_of_store
 
 Rows = dict[str, Any] | Literal["all", "random"]
 COSINES = 12
@@ -43,6 +43,10 @@ def build_parser() -> ArgumentParser:
     parser.add_argument("--source", type=Rows, default="all", help="what to lead from: {answer: red}, all or random")
     parser.add_argument("--target", type=Rows | None, help="what to lead to: {answer: blue}")
     parser.add_argument("--where", type=dict[str, Any], default={}, help="conditions on both: {question_type: colour}")
+    parser.add_argument(
+        "--gate", type=dict[str, Any] | None, help="also learn gates that open for such rows only: {answer: red}"
+    )
+    parser.add_argument("--leak", type=float, default=0.005, help="share of all other rows that may pass a gate")
     parser.add_argument("--k", type=int, default=5, help="concepts to learn of each set, without a dictionary")
     parser.add_argument("--dictionary", type=str | None, help="whose concepts to use: a folder or hub name")
     parser.add_argument("--concepts", type=list[int] | None, help="which concepts, for the kind concept; all")
@@ -114,9 +118,14 @@ def main(argv: Sequence[str] | None = None) -> None:
         found += vectors_of_store(store, hooks, own, made.source, made.target, made.where, recipe)
     if made.shifts is not None:
         found += kept_shifts(made.shifts, store, recipe)
+    if made.gate is not None:
+        found += gates_of_store(store, match_names(made.hook, store.hooks), made.gate, leak=made.leak)
     save_vectors(found, output_folder(made.output))
     print(table(found))
     alone = sum("no_shuffled" in vector.made_from and not is_control(vector) for vector in found)
     if alone:
         print(f"\n{alone} vectors from or to a concept of a single row have no shuffled control")
+    for gate in (vector for vector in found if vector.kind == "gate"):
+        inside, outside = gate.made_from["opens"]
+        print(f"{gate.name} at {gate.hook}: opens for {inside:.1%} of its rows and {outside:.2%} of all others")
     print(f"\n{made.output}")

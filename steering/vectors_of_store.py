@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float
 from torch import Tensor
 
@@ -20,7 +21,8 @@ from hooked_mm.steering_vector import SteeringVector, last_part, load_vectors
 from hooked_mm.store import ActivationStore
 from steering.controls import controls_of
 from steering.directions import KINDS, Make, coarse, concept, concept_points, fine, principal, probe
-from steering.row_sets import RowSet, Where, part_of, partners, row_sets
+from steering.gate import learn_gate
+from steering.row_sets import RowSet, Where, part_of, partners, readable, row_sets
 
 OF_LABELS: dict[str, Make] = {"coarse": coarse, "probe": probe}
 OF_CONCEPTS = ("fine", "concept")
@@ -108,6 +110,46 @@ def vectors_of_store(
                 vector = SteeringVector(made.values, hook, kind, made.name, made_from=told, **_owner(part))
                 controls = controls_of(vector, made.source, made.target, made.make, recipe.controls, recipe.orthogonal)
                 found += [vector, *controls]
+    return found
+
+
+def gates_of_store(
+    store: ActivationStore,
+    hooks: Sequence[str],
+    inside: Mapping[str, Any],
+    name: str | None = None,
+    leak: float = 0.005,
+) -> list[SteeringVector]:
+    """Per hook a gate that opens for rows which meet conditions, learnt against all other rows of the store.
+
+    Args:
+        store: Of rows of one selector, the last prompt position.
+        hooks: Where to look.
+        inside: Conditions: `{"text": "red", "question_type": "colour"}`.
+        name: For people; the conditions unless given.
+        leak: Share of the other rows that may pass.
+
+    Raises:
+        BadInputError: If the store has rows of other positions, or too few meet the conditions, or too few do not.
+    """
+    part = part_of(store, inside)
+    about = _owner(store)
+    told = [rule.get("selector") for rule in (about["positions"] or {}).values()]
+    if told and told != ["LastPrompt"]:
+        raise BadInputError(
+            f"the store has rows of {', '.join(map(str, told))}, but a gate judges the last prompt position; extract "
+            "with the selector LastPrompt"
+        )
+    rows = store.rows.select(("shard", "row")).to_pylist()
+    own = {(row["shard"], row["row"]) for row in part.rows.select(("shard", "row")).to_pylist()}
+    opens = torch.tensor([(row["shard"], row["row"]) in own for row in rows], dtype=torch.bool)
+    called = name or ", ".join(str(value) for value in readable(store, inside).values())
+    made_from = {"store": str(store.path), "inside": dict(inside), "versions": {"hooked-mm": version("hooked-mm")}}
+    found = []
+    for hook in hooks:
+        values = store.activations(hook).float()
+        gate = learn_gate(values[opens], values[~opens], hook, f"gate of {called}", leak=leak, made_from=made_from)
+        found.append(replace(gate.vector(), **about))
     return found
 
 

@@ -130,3 +130,13 @@ def test_every_kind_is_offered(options: list[str]) -> None:
         assert build_parser().parse_args([*options, "--kind", kind]).kind == kind
     with pytest.raises(SystemExit):
         build_parser().parse_args([*options, "--kind", "coars"])
+
+
+def test_gates_beside_vectors(options: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """One per hook, and what it lets through is told."""
+    main([*options, *PAIR, "--hook", f"[{SHALLOW}, {DEEP}]", "--controls", "[]", "--gate", "{answer: yes}"])
+    found = load_vectors(tmp_path / "v")
+    assert [(vector.kind, vector.hook) for vector in found[2:]] == [("gate", SHALLOW), ("gate", DEEP)]
+    told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gate of yes at")]
+    assert len(told) == 2
+    assert f"{found[3].made_from['opens'][0]:.1%} of its rows" in told[1]

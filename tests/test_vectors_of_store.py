@@ -18,7 +18,8 @@ from hooked_mm.steering_vector import SteeringVector, load_vectors, save_vectors
 from hooked_mm.store import ActivationStore
 from steering.controls import is_control
 from steering.directions import coarse, principal, probe
-from steering.vectors_of_store import Recipe, aligned, kept_shifts, vectors_of_store
+from steering.gate import Gate, learn_gate
+from steering.vectors_of_store import Recipe, aligned, gates_of_store, kept_shifts, vectors_of_store
 from tests.steering_stores import DEEP, SHALLOW, questions_store
 
 YES, NO = {"answer": True}, {"answer": False}
@@ -209,3 +210,34 @@ def test_refusals(questions: ActivationStore) -> None:
         vectors_of_store(questions, [DEEP], ["fine"], YES, NO, recipe=Recipe(k=0))
     with pytest.raises(BadInputError, match="no row meets"):
         vectors_of_store(questions, [DEEP], ["coarse"], YES, NO, {"question_type": "colour"})
+
+
+def test_gates_of_a_store_know_their_rows(questions: ActivationStore) -> None:
+    """Per hook one that opens for the rows named and no others, as `learn_gate` on rows chosen by a loop; as a vector."""
+    inside = {"answer": True, "question_type": ["is there a shape", "is there a pair", "is there a colour"]}
+    found = gates_of_store(questions, [SHALLOW, DEEP], inside, leak=0.02)
+    table = questions.samples.to_pylist()
+    opens = torch.tensor([sample["answer"] == "yes" for sample in table])
+    for vector, hook in zip(found, (SHALLOW, DEEP), strict=True):
+        gate = Gate.of_vector(vector)
+        values = questions.activations(hook)
+        expected = learn_gate(values[opens], values[~opens], hook, "g", leak=0.02)
+        torch.testing.assert_close(gate.condition.direction, expected.condition.direction)
+        assert gate.condition.threshold == pytest.approx(expected.condition.threshold)
+        assert vector.model == questions.made_by["model"]
+        assert vector.name == "gate of yes, ['is there a shape', 'is there a pair', 'is there a colour']"
+    with pytest.raises(BadInputError, match="no row meets"):
+        gates_of_store(questions, [DEEP], {"answer": "maybe"})
+
+
+def test_gates_of_other_positions_are_refused(tmp_path: Path) -> None:
+    """They would be asked at a position that they were not learnt at."""
+    samples = [{"sample": str(number), "answer": "yes" if number % 2 else "no"} for number in range(8)]
+    rows = [
+        {"sample": str(n), "position": 1, "modality": "text", "role": "answer", "word": None, "selector": "MeanOver"}
+        for n in range(8)
+    ]
+    made_by = {"model": "m", "selectors": {"MeanOver": {"selector": "MeanOver"}}}
+    store = ActivationStore.from_arrays(tmp_path / "s", {DEEP: torch.randn(8, 4)}, rows, samples, made_by)
+    with pytest.raises(BadInputError, match="last prompt position"):
+        gates_of_store(store, [DEEP], {"answer": "yes"})
