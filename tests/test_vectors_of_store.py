@@ -213,7 +213,7 @@ def test_refusals(questions: ActivationStore) -> None:
 
 
 def test_gates_of_a_store_know_their_rows(questions: ActivationStore) -> None:
-    """Per hook one that opens for the rows named and no others, as `learn_gate` on rows chosen by a loop; as a vector."""
+    """Per hook one that opens for the rows named and no others; as `learn_gate` on rows chosen by a loop."""
     inside = {"answer": True, "question_type": ["is there a shape", "is there a pair", "is there a colour"]}
     found = gates_of_store(questions, [SHALLOW, DEEP], inside, leak=0.02)
     table = questions.samples.to_pylist()
