@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import io
+import shlex
 import socket
 import subprocess
 import sys
@@ -215,11 +216,45 @@ def shift_picture(page: Page, report: Path, target: Path) -> None:
     sheet.save(target, optimize=True)
 
 
+STEERING = (
+    "extract --model.id small:llava --data ScenesDataModule --data.size 200 --data.task questions "
+    "--data.split train --hooks '[blocks.1.hook_resid_post, blocks.2.hook_resid_post, blocks.3.hook_resid_post]' "
+    "--selector LastPrompt --answer generated --max_new_tokens 4 --output {folder}/questions",
+    "steer compute --store {folder}/questions --source '{{text: red}}' --target '{{text: blue}}' "
+    "--gate '{{text: red}}' --output {folder}/vectors",
+    "steer sweep --model.id small:llava --vectors {folder}/vectors --gated '[false, true]' "
+    "--alphas '[0.5, 1, 1.5, 2, 2.5, 3]' --task AnswerTask --task.source red --task.target blue --task.types '[colour]' "
+    "--data ScenesDataModule --data.size 50 --data.task questions --data.split validation "
+    "--test ScenesDataModule --test.size 100 --test.task questions --max_new_tokens 4 --output {folder}/sweep",
+)
+
+
+def steering_run(folder: Path, program: str) -> Path:
+    """The page of a sweep, made first if it is missing."""
+    report = folder / "sweep" / "report.html"
+    if not report.is_file():
+        for command in STEERING:
+            # From the folder above, so that the page shows a path that is the same on every machine.
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            arguments = shlex.split(command.format(folder=folder.name))
+            subprocess.run([program, *arguments], cwd=folder.parent, check=True)
+    return report
+
+
+def steering_picture(page: Page, report: Path, target: Path) -> None:
+    """What was found, effect against damage, and both against alpha."""
+    page.set_viewport_size({"width": 1180, "height": 1620})
+    page.goto(report.resolve().as_uri())
+    page.wait_for_load_state("networkidle")
+    page.screenshot(path=target)
+
+
 def main() -> None:
     """Write the pictures of docs/; all but the contact sheet from runs, made first if they are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--shift", type=Path, default=ROOT / "runs" / "shift")
+    parser.add_argument("--steering", type=Path, default=ROOT / "runs" / "steering")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     parser.add_argument("--scenes", action="store_true", help="only the contact sheet of the scenes")
@@ -233,6 +268,7 @@ def main() -> None:
     if not (options.shift / "KMeans-k10" / "report.html").is_file():
         words = f"[{','.join(word for name in DESCRIBED for word in WORD_CLASSES[name])}]"
         subprocess.run([program, *SHIFT.split(), "--selector.words", words, "--output", str(options.shift)], check=True)
+    steered = steering_run(options.steering, program)
     explained(options.output / "explain.png", options.demo)
     with sync_playwright() as driver:
         browser = driver.chromium.launch(
@@ -247,6 +283,7 @@ def main() -> None:
         page = browser.new_page()
         report_picture(page, options.demo / "report.html", options.output / "report.png")
         shift_picture(page, options.shift / "KMeans-k10" / "report.html", options.output / "shift.png")
+        steering_picture(page, steered, options.output / "steering.png")
         with tensorboard(options.demo / "tensorboard") as address:
             images_picture(page, address, options.output / "tensorboard.png")
             card_picture(page, address, options.output / "tensorboard_card.png")

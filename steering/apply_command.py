@@ -166,11 +166,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     quiet()
     made = instantiated(build_parser(), repeated(sys.argv[1:] if argv is None else argv))
     data, chosen = asked_of(made), given(made)
-    if made.names == made.hooks == "*" and len(chosen.vectors) > 1:
+    if made.names == made.hooks == made.kinds == "*" and len(chosen.vectors) > 1:
         names = ", ".join(dict.fromkeys(map(called, chosen.vectors)))
         raise BadInputError(
             f"there are {len(chosen.vectors)} vectors ({names}), which would all act at the same time; choose with "
-            "--names and --hooks ('*' among several globs for all)"
+            "--names, --kinds and --hooks ('*' among several globs for all)"
         )
     setting = setting_of(chosen, made.alpha, made.at, made.operation, made.gated)
     data.check()
@@ -185,6 +185,6 @@ def main(argv: Sequence[str] | None = None) -> None:
         vector, gate = "{vector} ({kind}) at {hook}".format(**part.describe()), part.gate
         how = [f"alpha {part.alpha:g}", part.at, part.operation, *([f"gate {gate.name}"] if gate else [])]
         print(f"{vector}, {', '.join(how)}")
-    for row in rows[: made.shown]:
+    for row in sorted(rows, key=lambda row: not row["changed"])[: made.shown]:
         print(f"\n{row['sample']}: {row['prompt']}\n  before: {row['before']}\n  after:  {row['after']}")
     print(f"\n{sum(row['changed'] for row in rows)} of {len(rows)} answers changed\n{folder / 'answers.csv'}")

@@ -61,6 +61,7 @@ def new_parser(command: str, doc: str | None) -> ArgumentParser:
     )
     vectors.add_argument("--hooks", type=Globs, default="*", help="which of them, by hook; globs, all")
     vectors.add_argument("--names", type=Globs, default="*", help="which of them, by name; globs, all")
+    vectors.add_argument("--kinds", type=Globs, default="*", help="which of them, by kind; globs, all")
     vectors.add_argument("--gates", type=Globs, default="*", help="which gates, by name; globs, all")
     return parser
 
@@ -103,7 +104,9 @@ def given(made: Any) -> Given:
     names = matching(made.names, map(called, at_hooks), "steering vector")
     gates = gates_of(found)
     opening = matching(made.gates, [gate.name for gate in gates], "gate") if gates or made.gates != "*" else []
-    chosen = [vector for vector in at_hooks if called(vector) in names]
+    named = [vector for vector in at_hooks if called(vector) in names]
+    kinds = matching(made.kinds, [vector.kind for vector in named], "kind among these vectors")
+    chosen = [vector for vector in named if vector.kind in kinds]
     if not made.force:
         check_owner([*chosen, *(vector for vector in found if vector.kind == "gate")], made.model)
     return Given(chosen, [v for v in found if is_control(v)], [gate for gate in gates if gate.name in opening])

@@ -66,8 +66,9 @@ def table(vectors: Sequence[SteeringVector]) -> str:
         lines.append((str(number), vector.name, vector.kind, vector.hook, f"{vector.norm:.4g}", _rows(vector)))
     widths = [max(len(line[column]) for line in lines) for column in range(len(lines[0]))]
     told = ["  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip() for line in lines]
-    for hook in dict.fromkeys(vector.hook for vector in vectors):
-        told += ["", *_cosines(hook, [(n, vector) for n, vector in enumerate(vectors) if vector.hook == hook])]
+    pushes = [(number, vector) for number, vector in enumerate(vectors) if vector.kind != "gate"]
+    for hook in dict.fromkeys(vector.hook for _, vector in pushes):
+        told += ["", *_cosines(hook, [(number, vector) for number, vector in pushes if vector.hook == hook])]
     return "\n".join(told)
 
 
@@ -79,6 +80,8 @@ def _rows(vector: SteeringVector) -> str:
         return " -> ".join(map(str, pair))
     sets = [about.get(name) for name in ("source", "target")]
     counts = [str(found["rows"]) for found in sets if isinstance(found, dict)]
+    if vector.kind == "gate":
+        return "{} | {}".format(*about["rows"])
     return " -> ".join(counts) if counts else str(about.get("rows", ""))
 
 

@@ -17,6 +17,8 @@ from itertools import product
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -54,7 +56,7 @@ class Grid:
     gated: Sequence[bool] = (False,)
 
     def settings(self, vectors: Sequence[SteeringVector], gates: Sequence[Gate] = ()) -> list[Setting]:
-        """Every combination; a gate that stands at a later point than a vector is not combined with it.
+        """Every combination; of gates of one name that with each vector which judges last before it, or at its point.
 
         Raises:
             BadInputError: If nothing is left to try, or gates are asked for and none is given.
@@ -63,7 +65,7 @@ class Grid:
             raise BadInputError("gated settings are asked for, but there is no gate; make one (see learn_gate)")
         found = []
         for vector, at, how, gated in product(vectors, self.at, self.operations, self.gated):
-            fitting = [gate for gate in gates if not _later(gate, vector)] if gated else [None]
+            fitting = fitting_gates(vector, gates) if gated else [None]
             alphas = (1.0,) if how == "project_out" else self.alphas
             found += [Setting(vector, alpha, at, how, gate) for gate in fitting for alpha in alphas]
         if not found:
@@ -75,13 +77,22 @@ class Grid:
         return found
 
 
-def _later(gate: Gate, vector: SteeringVector) -> bool:
-    """Whether a gate judges at a block behind the vector's."""
-    point = gate.condition.point
-    if point is None or vector.layer is None:
-        return False
-    own = SteeringVector([1.0], point).layer  # type: ignore[arg-type]
-    return own is not None and own > vector.layer
+def fitting_gates(vector: SteeringVector, gates: Sequence[Gate]) -> list[Gate]:
+    """By name, the last gate that judges no later than the vector acts."""
+    found: dict[str, tuple[int, Gate]] = {}
+    for gate in gates:
+        point = gate.condition.point
+        layer = -1 if point is None else layer_of(point, -1)
+        if vector.layer is None or layer <= vector.layer:
+            best = found.get(gate.name)
+            found[gate.name] = (layer, gate) if best is None or layer > best[0] else best
+    return [gate for _, gate in found.values()]
+
+
+def layer_of(point: str, outside: int) -> int:
+    """The block of a point, or `outside`."""
+    layer = SteeringVector(torch.zeros(1), point).layer
+    return outside if layer is None else layer
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ from typing import Any
 DOCS = Path(__file__).parents[1] / "docs"
 
 
-def run_page(name: str, command: str, main: Callable[[Sequence[str]], object]) -> dict[str, Any]:
-    """Run the blocks of a page; of its shell blocks the one line that calls `hooked-mm COMMAND`, by `main`.
+def run_page(name: str, **mains: Callable[[Sequence[str]], object]) -> dict[str, Any]:
+    """Run the blocks of a page; of its shell blocks the lines that call `hooked-mm COMMAND`, by the main of that name.
 
     Returns:
         The names that its Python has made.
@@ -21,9 +21,11 @@ def run_page(name: str, command: str, main: Callable[[Sequence[str]], object]) -
     for language, block in re.findall(r"```(python|bash)\n(.*?)```", (DOCS / name).read_text(), re.DOTALL):
         if language == "python":
             exec(block, names)
-        else:
-            (line,) = (line for line in block.splitlines() if line.startswith(f"hooked-mm {command} "))
-            main(shlex.split(line)[2:])
+            continue
+        lines = [shlex.split(line) for line in block.splitlines() if line.startswith("hooked-mm ")]
+        assert lines, f"a block of {name} calls no command"
+        for _, command, *arguments in lines:
+            mains[command](arguments)
     return names
 
 

@@ -205,7 +205,7 @@ def test_what_is_wrong_is_told_before_a_model_is_loaded(made: Path, tmp_path: Pa
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its Python and its command in their order; shapes in comments are the real ones; its links lead somewhere."""
     monkeypatch.chdir(tmp_path)
-    names = run_page("concepts.md", "ground", main)
+    names = run_page("concepts.md", ground=main)
     assert {"report.html", "report.json", "tensorboard"} == {path.name for path in Path("runs/grounded").iterdir()}
     assert names["strongest"].where[0].values.shape == (8, 8)
     assert names["activations"].shape == (len(names["held_out"]), 12)

@@ -208,7 +208,7 @@ def test_settings_can_be_written_down(tmp_path: Path) -> None:
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its command and its Python in their order; the steered model says the place alone; links lead somewhere."""
     monkeypatch.chdir(tmp_path)
-    names = run_page("shift.md", "shift", main)
+    names = run_page("shift.md", shift=main)
     assert names["steered"] == names["by_concept"] == [f"in the {names['scene'].columns['place']} ."]
     assert names["gained"].low > 0
     for left in re.findall(

@@ -12,6 +12,9 @@ import pytest
 
 import steering.steer_command as steer
 from hooked_mm.errors import BadInputError
+from hooked_mm.extract_command import main as extract_main
+from steering.sweep_result import SweepResult
+from tests.pages import broken_links, run_page
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "lightning", "nnsight", "numpy", "pyarrow", "sklearn")
@@ -61,3 +64,21 @@ def test_it_is_a_command_of_the_program() -> None:
     config = ConfigParser()
     config.read(ROOT / "setup.cfg")
     assert "steer = steering.steer_command:main" in config["options.entry_points"]["hooked_mm.commands"].splitlines()
+
+
+@pytest.mark.usefixtures("loaded", "unchecked")
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and its Python in their order: what it says happens does; its links lead somewhere."""
+    monkeypatch.chdir(tmp_path)
+    names = run_page("steering.md", extract=extract_main, steer=steer.main)
+    assert names["said"][:2] == ["three", "three"]
+    assert names["said"][2:] == [names["scenes"][number].columns["place"] for number in (2, 3)]
+    found = SweepResult.load(tmp_path / "runs" / "sweep")
+    (chosen,) = [row for row in found.of("test") if row["chosen"]]
+    assert chosen["goal_met"]
+    assert chosen["gate"] == "gate of one"
+    assert {"report.html", "settings.csv", "front.csv", "sweep.json", "tensorboard", "validation", "test"} <= {
+        path.name for path in (tmp_path / "runs" / "sweep").iterdir()
+    }
+    assert (tmp_path / "runs" / "applied" / "answers.csv").is_file()
+    assert not broken_links("steering.md")

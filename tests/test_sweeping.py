@@ -28,7 +28,7 @@ from steering.scoring import rows_of
 from steering.setting import Setting
 from steering.steered_answers import Answers, SteeredAnswers
 from steering.sweep_result import SweepResult
-from steering.sweeping import Grid, best_of_kinds, controls_for, evaluate, examples, sweep
+from steering.sweeping import Grid, best_of_kinds, controls_for, evaluate, examples, fitting_gates, sweep
 from steering.tasks import AnswerTask, Goal
 
 LAYERS = (2, 3)
@@ -436,3 +436,26 @@ def test_bad_pictures_do_not_end_a_sweep(llava: HookedMM, vectors: list[Steering
     data[1].dataset[0] = replace(bad, id="bad too")
     result = sweep(llava, vectors[:1], TASK, *data, tmp_path, grid=Grid(alphas=(2.0,)), seeds=1, options=SHORT)
     assert result.facts == [("validation", "32 samples"), ("test", "32 samples")]
+
+
+def test_of_gates_of_one_name_the_nearest_is_taken() -> None:
+    """The last one that judges before the vector acts, or where it does; of another name another."""
+
+    def gate(layer: int, name: str) -> Gate:
+        point = f"blocks.{layer}.hook_resid_post"
+        return Gate(Above(torch.ones(4), 0.0, point, "mean", LAST_PROMPT), name)
+
+    gates = [gate(1, "a"), gate(3, "a"), gate(2, "a"), gate(0, "b"), gate(4, "c")]
+    vectors = [SteeringVector(torch.ones(4), f"blocks.{layer}.hook_resid_post", "coarse", "v") for layer in range(5)]
+    found = {vector.layer: [one.condition.point for one in fitting_gates(vector, gates)] for vector in vectors}
+    expected = {0: [0], 1: [1, 0], 2: [2, 0], 3: [3, 0], 4: [3, 0, 4]}
+    assert found == {layer: [f"blocks.{n}.hook_resid_post" for n in own] for layer, own in expected.items()}
+    settings = Grid((1.0, 2.0), gated=(False, True)).settings(vectors[2:3], gates)
+    assert [(one.alpha, one.gate and one.gate.name) for one in settings] == [
+        (1.0, None),
+        (2.0, None),
+        (1.0, "a"),
+        (2.0, "a"),
+        (1.0, "b"),
+        (2.0, "b"),
+    ]
