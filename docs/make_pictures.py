@@ -223,8 +223,8 @@ STEERING = (
     "steer compute --store {folder}/questions --source '{{text: red}}' --target '{{text: blue}}' "
     "--gate '{{text: red}}' --output {folder}/vectors",
     "steer sweep --model.id small:llava --vectors {folder}/vectors --gated '[false, true]' "
-    "--alphas '[0.5, 1, 1.5, 2, 2.5, 3]' --task AnswerTask --task.source red --task.target blue --task.types '[colour]' "
-    "--data ScenesDataModule --data.size 50 --data.task questions --data.split validation "
+    "--alphas '[0.5, 1, 1.5, 2, 2.5, 3]' --task AnswerTask --task.source red --task.target blue "
+    "--task.types '[colour]' --data ScenesDataModule --data.size 50 --data.task questions --data.split validation "
     "--test ScenesDataModule --test.size 100 --test.task questions --max_new_tokens 4 --output {folder}/sweep",
 )
 
