@@ -66,6 +66,7 @@ def test_it_is_a_command_of_the_program() -> None:
     assert "steer = steering.steer_command:main" in config["options.entry_points"]["hooked_mm.commands"].splitlines()
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("loaded", "unchecked")
 def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commands and its Python in their order: what it says happens does; its links lead somewhere."""
