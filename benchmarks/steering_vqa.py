@@ -20,6 +20,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from datetime import date
 from importlib.metadata import version
+from math import isnan
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +38,7 @@ from hooked_mm.selectors import LastPrompt
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
 from steering.answer_counts import transitions
+from steering.command_options import Given, told_apart
 from steering.controls import is_control
 from steering.gate import Gate, learn_concept_gate, learn_gate
 from steering.pair_ranking import rank_pairs
@@ -140,6 +142,12 @@ def with_controls(vectors: Sequence[SteeringVector], chosen: Sequence[SteeringVe
     return found
 
 
+def named(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
+    """Called by their kind too, since tables and plots go by names."""
+    told = told_apart(Given([v for v in vectors if not is_control(v)], [v for v in vectors if is_control(v)], []))
+    return [*told.vectors, *told.controls]
+
+
 def gates_at(store: ActivationStore, hook: str, task: AnswerTask) -> list[Gate]:
     """By a probe and by a concept, of rows before the source is answered against all other rows."""
     table = store.samples.to_pydict()
@@ -171,6 +179,7 @@ def run(
         model, [vector for vector in fine if not is_control(vector)], task, data.validation, folder / "pairs", tokens
     )
     vectors += with_controls(fine, best)
+    vectors = named(vectors)
     settings = [
         Setting(vector, alpha, gate=gate)
         for vector in vectors
@@ -260,6 +269,8 @@ READING = (
 
 def percent(row: dict[str, Any], name: str, limits: bool = False) -> str:
     """A share as people read it."""
+    if row[name] is None or isnan(row[name]):
+        return "–"
     text = f"{100 * row[name]:.1f}"
     return f"{text} [{100 * row[f'{name}_low']:.1f}, {100 * row[f'{name}_high']:.1f}]" if limits else text
 
