@@ -24,11 +24,13 @@ from hooked_mm.prepare import load_images
 from hooked_mm.reader import ModelSource
 from hooked_mm.runner import match_names
 from hooked_mm.steering_vector import SteeringVector, last_part, load_vectors
+from hooked_mm.store import ActivationStore
+from steering.answer_tables import accuracy_by_type, answer_changes, transitions_of
 from steering.controls import is_control
 from steering.gate import Gate, gates_of
-from steering.steered_answers import SteeredAnswers
+from steering.steered_answers import Answers, SteeredAnswers
 from steering.sweep_report import write_html, write_tensorboard
-from steering.sweep_result import SweepResult
+from steering.sweep_result import SweepResult, write_rows
 from steering.sweep_tables import front_table, write_csv
 
 Globs = str | list[str]
@@ -207,18 +209,24 @@ def facts_of(made: Any, chosen: Given, data: SampleDataModule) -> list[tuple[str
     ]
 
 
-def keep(result: SweepResult, folder: Path, data: SampleDataModule) -> None:
+def keep(result: SweepResult, folder: Path, data: SampleDataModule, type_column: str) -> None:
     """Write tables, page and TensorBoard's files, and print what was found.
 
     Args:
         result: To keep.
-        folder: Of the run.
+        folder: Of the run, with the answers to the test samples in `test`.
         data: The samples that examples are of.
+        type_column: Which of their columns says of which type they are.
     """
     # Tables first: pictures may be gone.
     result.save(folder)
     write_csv(result, folder)
-    print(f"\n{front_table(result, 'test')}\n{folder / 'settings.csv'}, front.csv, sweep.json", flush=True)
+    said, numbers = Answers.of(ActivationStore.open(folder / "test")), [row["setting"] for row in result.of("test")]
+    write_rows(accuracy_by_type(said, numbers, type_column), folder / "types.csv")
+    write_rows(answer_changes(said, numbers), folder / "counts.csv")
+    write_rows(transitions_of(said, numbers), folder / "transitions.csv")
+    tables = f"{folder / 'settings.csv'}, front.csv, types.csv, counts.csv, transitions.csv"
+    print(f"\n{front_table(result, 'test')}\n{tables}", flush=True)
     pictures = {example["picture"]: pictures_of(data, example["picture"]) for example in result.examples}
     # Samples without a picture are shown without one.
     examples = [{**one, "picture": one["picture"] if pictures[one["picture"]] else None} for one in result.examples]

@@ -130,5 +130,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         print(f"\n{alone} vectors from or to a concept of a single row have no shuffled control")
     for gate in (vector for vector in found if vector.kind == "gate"):
         inside, outside = gate.made_from["opens"]
-        print(f"{gate.name} at {gate.hook}: opens for {inside:.1%} of its rows and {outside:.2%} of all others")
+        print(
+            f"{gate.name} at {gate.hook}: of the rows it was learnt from, opens for {inside:.1%} of its own and "
+            f"{outside:.2%} of all others"
+        )
     print(f"\n{made.output}")

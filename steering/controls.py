@@ -74,7 +74,8 @@ def deal_labels(
     few = min(len(source), len(target))
     if few < 2:
         raise BadInputError(
-            f"source and target have {len(source)} and {len(target)} rows; labels are shuffled with at least 2 of each"
+            f"source and target have {len(source)} and {len(target)} rows; labels are shuffled with at least 2 of "
+            "each; give more rows, or do without such controls (--controls [])"
         )
     chance = torch.Generator().manual_seed(seed)
     halves: list[list[Tensor]] = [[], []]

@@ -24,12 +24,16 @@ Row = dict[str, Any]
 
 
 def all_scores(task: Task, answers: Answers) -> Scores:
-    """Those of the task, and where they were measured, side effects on the samples that shall stay as they are."""
+    """Those of the task, and where they were measured, side effects: `kl` and `nll` on the samples that shall stay as
+    they are, `nll_source` on those that shall not; a mean `nll` is the logarithm of a perplexity."""
     scores = task.scores(answers)
-    other = torch.tensor([one == "other" for one in task.about(answers)])
-    for name, measured in (("kl", answers.kl), ("nll", answers.nll)):
-        if measured is not None:
-            scores[name] = torch.where(other, measured, torch.nan)
+    about = task.about(answers)
+    other, source = (torch.tensor([one == what for one in about]) for what in ("other", "source"))
+    if answers.kl is not None:
+        scores["kl"] = torch.where(other, answers.kl, torch.nan)
+    if answers.nll is not None:
+        scores["nll"] = torch.where(other, answers.nll, torch.nan)
+        scores["nll_source"] = torch.where(source, answers.nll, torch.nan)
     return scores
 
 
@@ -39,7 +43,7 @@ def rows_of(
     scores: Scores,
     split: str,
     goal: Goal,
-    control_of: Mapping[int, str] | None = None,
+    control_of: Mapping[int, tuple[str, int]] | None = None,
     *,
     draws: int = 1000,
     seed: int = 0,
@@ -52,18 +56,20 @@ def rows_of(
         scores: (1 + settings, samples) each.
         split: What the samples are called.
         goal: Of the task.
-        control_of: Number of a setting -> which control it is; others are none.
+        control_of: Number of a setting -> which control it is, and of which setting; others are none.
         draws: Of the bootstrap.
         seed: Of the bootstrap.
     """
     limits = {name: bootstrap(scores[name].T, draws=draws, seed=seed) for name in LIMITED}
     rows: list[Row] = []
     for place, (number, setting) in enumerate(zip([0, *numbers], [Setting(), *settings], strict=True)):
+        kind, owner = (control_of or {}).get(number, ("", 0))
         row: Row = {
             "setting": number,
             "split": split,
             **setting.describe(),
-            "control": (control_of or {}).get(number, ""),
+            "control": kind,
+            "control_for": owner,
         }
         for name, found in limits.items():
             row |= {

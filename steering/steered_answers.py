@@ -13,6 +13,7 @@ rows at a time. The store has no rows; its table of samples has
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,6 +25,7 @@ from torch import Tensor
 
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError
+from hooked_mm.extraction import is_out_of_memory
 from hooked_mm.extraction_job import extract
 from hooked_mm.generation import GenerationOutput, until_end
 from hooked_mm.hooked import HookedMM
@@ -98,14 +100,29 @@ class SteeredAnswers(Reader):
 
     @torch.no_grad()
     def represent(self, prepared: Prepared) -> Extracted:
-        """The answers of one batch."""
+        """The answers of one batch; where memory is not enough for so many rows, of fewer at a time from then on."""
         if prepared.batch is None:
             return Extracted(skipped=prepared.skipped)
         device = self.model.device
         batch = prepared.batch.to(device)
         pictures = None if prepared.pictures is None else prepared.pictures.to(device)
-        prompts = SharedPrompts(self.model, batch, pictures, prepared.picture_of)
-        count = len(batch)
+        told: dict[str, list[Any]] | None = None
+        while told is None:
+            try:
+                told = self._told(SharedPrompts(self.model, batch, pictures, prepared.picture_of), len(batch))
+            except Exception as error:
+                # With as many rows as samples, only fewer samples help, which the run sees to.
+                if not is_out_of_memory(error) or self.rows <= len(batch):
+                    raise
+            if told is None:
+                self.rows = max(len(batch), self.rows // 2)
+                if torch.cuda.is_available():
+                    torch.cuda.empty_cache()
+        positions = int(batch.inputs["attention_mask"].sum())
+        return Extracted(samples=sample_rows(prepared, **told), skipped=prepared.skipped, positions=positions)
+
+    def _told(self, prompts: SharedPrompts, count: int) -> dict[str, list[Any]]:
+        """What the table of samples says of each."""
         said: list[list[str]] = [[] for _ in range(count)]
         kl: list[list[float]] = [[] for _ in range(count)]
         nll: list[list[float]] = [[] for _ in range(count)]
@@ -118,7 +135,7 @@ class SteeredAnswers(Reader):
                 said[row].append(text)
             if output.logits is not None:
                 # The first part begins with the model as it is.
-                first = output.logits[:count, 0] if first is None else first
+                first = output.logits[:count, 0].clone() if first is None else first
                 for row, one in zip(rows, next_token_kl(first.repeat(len(part), 1), output.logits[:, 0]), strict=True):
                     kl[row].append(float(one))
             if self.surprise:
@@ -126,9 +143,7 @@ class SteeredAnswers(Reader):
                     nll[row].append(float(one))
         told: dict[str, list[Any]] = {"text": [row[0] for row in said], "steered": [row[1:] for row in said]}
         # With those of the unsteered model in front.
-        told |= ({"kl": kl} if self.side_effects else {}) | ({"nll": nll} if self.surprise else {})
-        positions = int(batch.inputs["attention_mask"].sum())
-        return Extracted(samples=sample_rows(prepared, **told), skipped=prepared.skipped, positions=positions)
+        return told | ({"kl": kl} if self.side_effects else {}) | ({"nll": nll} if self.surprise else {})
 
     def _parts(self, samples: int) -> Iterator[list[Setting]]:
         """The settings, the unsteered one first, so many at a time as make `rows` rows."""
@@ -237,8 +252,10 @@ def finished(folder: Path, reader: SteeredAnswers, data: SampleDataModule) -> Ac
         changed.append("model")
     if isinstance(reader.source, ModelSource):
         # As far as it can be told without loading the model.
-        known = {"adapter": reader.source.adapter, "dtype": reader.source.dtype.removeprefix("torch.")}
+        known: dict[str, Any] = {"adapter": reader.source.adapter, "dtype": reader.source.dtype.removeprefix("torch.")}
         known = {name: value for name, value in known.items() if value != "auto"}
+        if re.fullmatch("[0-9a-f]{40}", reader.source.revision or ""):
+            known["revision"] = reader.source.revision
         changed += [name for name, value in known.items() if old.get(name) != value]
     if changed:
         raise StoreError(

@@ -106,7 +106,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         **_shared(made),
     )
     if first_alone():
-        keep(result, made.output, made.test)
+        keep(result, made.output, made.test, made.task.type_column)
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
@@ -126,4 +126,4 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
         **_shared(made),
     )
     if first_alone():
-        keep(result, made.output, made.data)
+        keep(result, made.output, made.data, made.task.type_column)

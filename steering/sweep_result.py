@@ -17,6 +17,8 @@ On disk, in one folder:
 | `effect`, `damage` | shares; with `_low` and `_high`, their 95 % bootstrap interval |
 | `n_effect`, `n_damage` | over how many samples |
 | `front`, `chosen`, `goal_met` | on its split's Pareto front; picked on validation; as good as was asked for |
+| `control_for` | of a control, the number of the setting it is one of; 0 of others |
+| `best_of` | validation's best of this kind of vector, alone or with this gate |
 | any other | a further score |
 """
 
@@ -46,6 +48,8 @@ NEEDED = ("setting", "split", "vector", "kind", "control", "hook", "layer", "alp
 """What tells rows apart, and every row must have; scores may be missing."""
 SCORES = ("effect", "effect_low", "effect_high", "damage", "damage_low", "damage_high", "n_effect", "n_damage")
 FLAGS = ("front", "chosen", "goal_met")
+MARKS = ("control_for", "best_of")
+"""Which setting a control is one of, 0 for none; of which kind of vector validation picked it as the best."""
 
 
 @dataclass(frozen=True)
@@ -153,7 +157,7 @@ def steered(rows: Sequence[Row], control: bool = False) -> list[Row]:
 
 def further_scores(rows: Sequence[Row]) -> list[str]:
     """Names of the scores beside effect and damage that some row has a number for; no bounds of intervals."""
-    names = list(dict.fromkeys(name for row in rows for name in row if name not in (*NEEDED, *SCORES, *FLAGS)))
+    names = list(dict.fromkeys(name for row in rows for name in row if name not in (*NEEDED, *SCORES, *FLAGS, *MARKS)))
     bounds = {f"{name}_{end}" for name in names for end in ("low", "high")}
     return [name for name in names if name not in bounds and any(_is_number(row.get(name)) for row in rows)]
 

@@ -45,20 +45,26 @@ def chosen_settings(result: SweepResult) -> set[int]:
 
 
 def controls_for(vector: str, rows: Sequence[Row]) -> list[Row]:
-    """A vector's controls: those whose names hold its name, and those whose names hold no vector's.
+    """A vector's controls: those that say so, or else those whose names hold its name, or no vector's.
 
     Of several names that a control's name holds the longest counts: `random for 11 -> 3` is no control for `1 -> 3`.
     """
-    names = sorted({str(row["vector"]) for row in steered(rows)}, key=len, reverse=True)
-    controls = steered(rows, control=True)
-    owners = {row["vector"]: next((n for n in names if n in str(row["vector"])), vector) for row in controls}
-    return [row for row in controls if owners[row["vector"]] == vector]
+    vectors = {row["setting"]: row["vector"] for row in steered(rows)}
+    names = sorted(map(str, vectors.values()), key=len, reverse=True)
+
+    def owner(row: Row) -> str:
+        if row.get("control_for"):
+            return str(vectors.get(row["control_for"], ""))
+        return next((name for name in names if name in str(row["vector"])), vector)
+
+    return [row for row in steered(rows, control=True) if owner(row) == vector]
 
 
 def controls_of(row: Row, rows: Sequence[Row]) -> list[Row]:
-    """The vector's controls at the same hook, alpha, positions, operation and gate, on the same split."""
+    """The setting's controls at the same hook, alpha, positions, operation and gate, on the same split."""
     shared = [row[name] for name in (*SAME_PLACE, "split")]
-    return [o for o in controls_for(row["vector"], rows) if [o[name] for name in (*SAME_PLACE, "split")] == shared]
+    found = [o for o in controls_for(row["vector"], rows) if [o[name] for name in (*SAME_PLACE, "split")] == shared]
+    return [o for o in found if (o.get("control_for") or row["setting"]) == row["setting"]]
 
 
 def shown_split(result: SweepResult) -> str:
@@ -69,8 +75,8 @@ def shown_split(result: SweepResult) -> str:
 def front_rows(result: SweepResult, split: str) -> list[Row]:
     """The rows that `front_table` shows, in its order, each with its `role` as its first column.
 
-    First the front, the least damage first, and the chosen settings among them; then the controls at the chosen
-    settings (of the whole front if none was chosen); then the unsteered model. Without any number for damage: all
+    First the front, the least damage first, and the chosen settings among them; where nothing was chosen, all settings;
+    then the controls at the chosen settings, or at all; then the unsteered model. Without any number for damage: all
     settings, the largest effect first.
 
     Raises:
@@ -79,13 +85,13 @@ def front_rows(result: SweepResult, split: str) -> list[Row]:
     rows, chosen = result.of(split), chosen_settings(result)
     mine = steered(rows)
     if any(math.isfinite(number(row, "damage")) for row in mine):
-        kept = [row for row in mine if row.get("front") or row["setting"] in chosen]
+        kept = [row for row in mine if row.get("front") or row["setting"] in chosen or not chosen]
         kept.sort(key=lambda row: (_last(number(row, "damage")), _last(-number(row, "effect"))))
     else:
         kept = sorted(mine, key=lambda row: _last(-number(row, "effect")))
     controls: list[Row] = []
     picked = [row for row in kept if row["setting"] in chosen]
-    for row in picked or [row for row in kept if row.get("front")] or kept[:1]:
+    for row in picked or kept:
         controls += [other for other in controls_of(row, rows) if other not in controls]
     bare = [row for row in rows if unsteered(row)]
     return [{"role": role_of(row, chosen)} | row for row in (*kept, *controls, *bare)]
@@ -211,7 +217,7 @@ def verdicts(result: SweepResult) -> list[str]:
     rows, chosen = result.of(split), chosen_settings(result)
     found = [row for row in steered(rows) if row["setting"] in chosen]
     if not chosen:
-        return ["No setting was chosen."]
+        return ["Nothing was chosen here: the table has all settings that were evaluated."]
     if not found:
         return [f"The chosen setting was not evaluated on {split}."]
     return [_verdict(result, row, controls_of(row, rows)) for row in found]
@@ -254,8 +260,13 @@ def front_table(result: SweepResult, split: str = "test") -> str:
     """
     rows = front_rows(result, split)
     table = settings_table(result, rows, further=False)
-    measured = any(math.isfinite(number(row, "damage")) for row in steered(rows))
-    what = "Pareto front" if measured else "no damage was measured: all settings by effect"
+    measured = any(math.isfinite(number(row, "damage")) for row in result.of(split))
+    everything = "all settings, the least damage first"
+    what = (
+        ("Pareto front" if chosen_settings(result) else everything)
+        if measured
+        else "no damage was measured: all settings by effect"
+    )
     lines = [f"{result.name}, {split}: {what}" + (f" ({table.same})" if table.same else "")]
     lines += [f"{name}: {text}" for name, text in meaning(result, rows)]
     lines += ["", *_columns([table.head, *table.lines], table.left)]

@@ -118,7 +118,7 @@ def judge(
     path: Path,
     split: str,
     *,
-    control_of: Mapping[int, str] | None = None,
+    control_of: Mapping[int, tuple[str, int]] | None = None,
     resume: bool = False,
     options: Mapping[str, Any] | None = None,
     seed: int = 0,
@@ -133,7 +133,7 @@ def judge(
         settings: Number -> setting.
         path: Of the store of answers.
         split: What these samples are called.
-        control_of: Number -> which control it is.
+        control_of: Number -> which control it is, and of which setting.
         resume: Go on with, or read, what lies at `path`.
         options: Of `SteeredAnswers`.
         seed: Of the bootstrap.
@@ -258,7 +258,7 @@ def sweep(
     best = best_of_kinds(first.rows, task.goal)
     kept = {row["setting"]: numbered[row["setting"]] for row in first.rows if row["front"] and row["setting"]}
     kept |= {number: numbered[number] for number in best}
-    control_of: dict[int, str] = {}
+    control_of: dict[int, tuple[str, int]] = {}
     for number in best:
         one = numbered[number]
         first_part = one.parts[0]
@@ -267,14 +267,14 @@ def sweep(
         shuffled = controls_among(vectors, first_part.vector)
         for setting, kind in controls_for(one, alike if number == chosen else [], shuffled, seeds):
             after = len(tried) + len(control_of) + 1
-            kept[after], control_of[after] = setting, kind
+            kept[after], control_of[after] = setting, (kind, number)
     second = judge(model, test, task, kept, folder / "test", "test", control_of=control_of, options=options, **same)
     rows = [
         {**row, "chosen": row["setting"] == chosen and chosen > 0, "best_of": best.get(row["setting"], "")}
         for row in (*first.rows, *second.rows)
     ]
     counts = [(part, f"{len(one.answers.samples)} samples") for part, one in (("validation", first), ("test", second))]
-    return SweepResult(task.describe(), [*facts, *counts], rows, examples(second, task, chosen))
+    return SweepResult(task.describe(), [*facts, *counts], distinct(rows), examples(second, task, chosen))
 
 
 def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting], test: SampleDataModule) -> None:
@@ -282,21 +282,41 @@ def _check_unseen(vectors: Sequence[SteeringVector], settings: Sequence[Setting]
     parts = [part for setting in settings for part in setting.parts]
     acting = (one for part in parts for one in (part.vector, part.second, part.gate))
     used = [*vectors, *(one for one in acting if isinstance(one, SteeringVector | Gate))]
-    sources: dict[tuple[str, str], SteeringVector | Gate] = {}
+    sources: dict[tuple[str, str], tuple[str, Any]] = {}
     for one in used:
-        sources.setdefault((str(one.made_from.get("store")), repr(one.made_from.get("where"))), one)
+        for about in _origins(one.made_from):
+            sources.setdefault((str(about.get("store")), repr(about.get("where"))), (one.name, about.get("where")))
     tested = set(test.ids())
-    for (path, _), one in sources.items():
+    for (path, _), (name, where) in sources.items():
         # Where there is no store, or none any more, nothing can be told.
         if not (Path(path) / "manifest.json").exists():
             continue
-        store, where = ActivationStore.open(path), one.made_from.get("where")
+        store = ActivationStore.open(path)
         part = part_of(store, where) if where else store
         if both := tested & set(part.samples.column("sample").to_pylist()):
             raise BadInputError(
-                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which {one.name!r} "
+                f"{len(both)} samples, {min(both)!r} among them, are in test and in {path!r}, of which {name!r} "
                 "was made; test on others"
             )
+
+
+def _origins(made_from: Mapping[str, Any]) -> list[Mapping[str, Any]]:
+    """Where a vector comes from, or the parts that it was added up of."""
+    parts = [found for part in made_from.get("parts") or () for found in _origins(part.get("made_from") or {})]
+    return [made_from, *parts]
+
+
+def distinct(rows: Sequence[Row]) -> list[Row]:
+    """Rows whose vectors are called by their kind too where several kinds share a name, since tables go by names."""
+    kinds: dict[str, set[str]] = {}
+    for row in rows:
+        if row["setting"] and not row["control"]:
+            kinds.setdefault(row["vector"], set()).add(row["kind"])
+    shared = {name for name, own in kinds.items() if len(own) > 1}
+    return [
+        {**row, "vector": f"{row['vector']} ({row['kind']})"} if row["vector"] in shared and not row["control"] else row
+        for row in rows
+    ]
 
 
 def best_of_kinds(rows: Sequence[Row], goal: Goal) -> dict[int, str]:
@@ -345,17 +365,19 @@ def evaluate(
     """
     _check_unseen(shuffled, settings, data)
     numbered = dict(enumerate(settings, 1))
-    control_of: dict[int, str] = {}
-    for setting in settings:
+    control_of: dict[int, tuple[str, int]] = {}
+    for number, setting in enumerate(settings, 1):
         own = [] if setting.vector is None else controls_among(shuffled, setting.vector)
         for other, kind in controls_for(setting, (setting.alpha,), own, seeds):
-            number = len(numbered) + 1
-            numbered[number], control_of[number] = other, kind
+            after = len(numbered) + 1
+            numbered[after], control_of[after] = other, (kind, number)
     same: dict[str, Any] = {"resume": resume, "seed": seed, "options": options, **trainer_options}
     found = judge(model, data, task, numbered, Path(folder) / "test", "test", control_of=control_of, **same)
     shown = [row["setting"] for row in found.rows if row["front"] and row["setting"]][:SHOWN]
     said = [one for number in shown for one in examples(found, task, number, max(1, SHOWN // len(shown)))]
-    return SweepResult(task.describe(), [*facts, ("test", f"{len(found.answers.samples)} samples")], found.rows, said)
+    return SweepResult(
+        task.describe(), [*facts, ("test", f"{len(found.answers.samples)} samples")], distinct(found.rows), said
+    )
 
 
 def examples(judged: Judged, task: Task, number: int, count: int = SHOWN) -> list[dict[str, Any]]:

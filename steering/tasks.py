@@ -89,9 +89,14 @@ def counted(answers: Answers, who: Sequence[bool], value: Callable[[int, int], f
     )
 
 
+def references_of(answers: Answers) -> list[list[Any]]:
+    """Per sample what people answered: ten of them, or the one answer that is right, None where nobody knows."""
+    return [sample.get("answers") or [sample["answer"]] for sample in answers.samples]
+
+
 def right(answers: Answers, who: Sequence[bool]) -> Float[Tensor, "s n"]:
     """Accuracy of each answer: VQAv2's where a sample has ten references, else exact; NaN where nobody knows."""
-    references = [sample.get("answers") or [sample["answer"]] for sample in answers.samples]
+    references = references_of(answers)
     known = [one and found[0] is not None for one, found in zip(who, references, strict=True)]
     memo: dict[tuple[str, int], float] = {}
 
@@ -135,8 +140,8 @@ class AnswerTask(Task):
 
     Scores: `effect`, `damage`; of questions of the same type that are answered otherwise than with `source`,
     `same_type_changed` (the share of other answers than before) and, but for those answered with `target` anyway,
-    `same_type_to_target`; of all but source questions `kept`, the share of answers that are the same as before;
-    `accuracy` on questions of other types.
+    `same_type_to_target`; `target_accuracy` on those of the type whose right answer is the target; of all but source
+    questions `kept`, the share of answers that are the same as before; `accuracy` on questions of other types.
 
     Attributes:
         source: An answer; None for every answer but the target.
@@ -169,12 +174,17 @@ class AnswerTask(Task):
         target, texts = plain(self.target), [[plain(text) for text in said] for said in answers.texts]
         source, same, other = ([one == what for one in about] for what in ("source", "same type", "other"))
         others = [one and text != target for one, text in zip(same, texts[0], strict=True)]
+
+        def is_target(n: int) -> bool:
+            return plain(str(answers.samples[n]["answer"])) == target
+
         accuracy = right(answers, other)
         found = {
             "effect": counted(answers, source, lambda s, n: float(texts[s][n] == target)),
             "damage": fall(accuracy),
             "same_type_changed": counted(answers, same, lambda s, n: float(texts[s][n] != texts[0][n])),
             "same_type_to_target": counted(answers, others, lambda s, n: float(texts[s][n] == target)),
+            "target_accuracy": right(answers, [what != "other" and is_target(n) for n, what in enumerate(about)]),
             "kept": kept(answers, [one != "source" for one in about]),
             "accuracy": accuracy,
         }

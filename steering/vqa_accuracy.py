@@ -24,6 +24,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from hooked_mm.errors import BadInputError
+from steering.answer_counts import plain
 from steering.gathered import RecordMetric, check_lengths
 
 ANSWERS = 10
@@ -118,8 +119,8 @@ def vqa_accuracy(answer: str, answers: Sequence[str]) -> float:
 
 
 def exact_match(answer: str, reference: str) -> float:
-    """1 if the answer is the reference, but for case and white space at the ends, else 0."""
-    return float(answer.strip().lower() == reference.strip().lower())
+    """1 if the answer is the reference, but for case, white space at the ends and a full stop there, else 0."""
+    return float(plain(answer) == plain(reference))
 
 
 def answer_accuracy(answer: str, references: Sequence[str]) -> float:

@@ -139,4 +139,4 @@ def test_gates_beside_vectors(options: list[str], tmp_path: Path, capsys: pytest
     assert [(vector.kind, vector.hook) for vector in found[2:]] == [("gate", SHALLOW), ("gate", DEEP)]
     told = [line for line in capsys.readouterr().out.splitlines() if line.startswith("gate of yes at")]
     assert len(told) == 2
-    assert f"{found[3].made_from['opens'][0]:.1%} of its rows" in told[1]
+    assert f"{found[3].made_from['opens'][0]:.1%} of its own" in told[1]

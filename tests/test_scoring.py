@@ -44,7 +44,7 @@ def test_rows_hold_means_and_intervals(seed: int, count: int, samples: int) -> N
     """Of the samples that count; the unsteered model has no effect and no damage, without any width."""
     scores = scores_of(seed, count + 1, samples)
     numbers = list(range(10, 10 + count))
-    control_of = {numbers[-1]: "random"} if count > 1 else {}
+    control_of = {numbers[-1]: ("random", numbers[0])} if count > 1 else {}
     rows = rows_of(some(count), numbers, scores, "test", GOAL, control_of, draws=200)
     assert [row["setting"] for row in rows] == [0, *numbers]
     assert [row["alpha"] for row in rows] == [0.0, *(float(n) for n in range(1, count + 1))]
@@ -64,7 +64,7 @@ def test_rows_hold_means_and_intervals(seed: int, count: int, samples: int) -> N
         assert row["split"] == "test"
         assert row["chosen"] is False
         assert row["goal_met"] == (row["effect"] >= 0.9 and row["damage"] <= 0.02)
-        assert row["control"] == ("random" if row["setting"] in control_of else "")
+        assert (row["control"], row["control_for"]) == control_of.get(row["setting"], ("", 0))
     zero = [rows[0][f"{name}{end}"] for name in ("effect", "damage") for end in ("", "_low", "_high")]
     assert zero == [0.0] * 6
     real = [row for row in rows if not row["control"]]

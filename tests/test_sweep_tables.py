@@ -104,9 +104,11 @@ def test_verdicts_without_much() -> None:
     assert text.endswith("damage 0.5 % [-0.5, 1.5]. No control ran there.")
     assert "goal" not in text
     unchosen = [one | {"chosen": False} for one in rows]
-    assert verdicts(SweepResult({}, [], unchosen)) == ["No setting was chosen."]
-    # Controls stand there all the same, at the settings of the front: 3 has two, 1 has none.
-    for few, controls in ((alone, []), (unchosen, [4, 5])):
+    (text,) = verdicts(SweepResult({}, [], unchosen))
+    assert text.startswith("Nothing was chosen")
+    # Controls stand there all the same, at all settings.
+    every = [one["setting"] for one in unchosen if one["control"] and one["split"] == "test"]
+    for few, controls in ((alone, []), (unchosen, every)):
         result = SweepResult({}, [], few)
         assert [row["setting"] for row in front_rows(result, "test") if row["role"] == "control"] == controls
         assert "goal" not in front_table(result)
@@ -207,3 +209,24 @@ def test_csv(small: SweepResult, tmp_path: Path) -> None:
     assert [(one["split"], int(one["setting"])) for one in settings] == [(r["split"], r["setting"]) for r in small.rows]
     assert [one["role"] for one in front] == ["front", "chosen", "control", "control", "unsteered"] * 2
     assert float(front[0]["damage"]) == -0.0001
+
+
+def test_an_evaluation_shows_every_setting_with_its_own_controls() -> None:
+    """Nothing is chosen there: a setting that does nothing but damage stands in the table all the same, and of controls
+    at one place each is the one's that it was made for, whatever the vectors are called."""
+    mine = [
+        row(n, "test", "a -> b", 3, 1.0, kind=kind, **scored(0.0, 0.3)) for n, kind in ((1, "coarse"), (2, "probe"))
+    ]
+    controls = [
+        row(n, "test", f"random for a -> b, seed {n}", 3, 1.0, kind="random", control="random", **scored(0.0, 0.1))
+        | {"control_for": owner}
+        for n, owner in ((3, 1), (4, 2))
+    ]
+    bare = row(0, "test", "", None, 0.0, kind="none", **scored(0.0, 0.0, front=True))
+    result = SweepResult({"name": "a → b"}, [], [bare, *mine, *controls])
+    assert [one["setting"] for one in front_rows(result, "test")] == [1, 2, 3, 4, 0]
+    for one, control in zip(mine, controls, strict=True):
+        assert controls_of(one, result.rows) == [control]
+    printed = front_table(result, "test")
+    assert "all settings, the least damage first" in printed
+    assert "no damage was measured" not in printed

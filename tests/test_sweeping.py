@@ -169,7 +169,7 @@ def test_xl_vlms_fault_no_controls(
     for number, setting in mine.items():
         assert setting.vector is not None
         assert setting.vector.norm == pytest.approx(best.vector.norm, rel=1e-5)
-        assert setting.vector.kind == control_of[number]
+        assert control_of[number] == (setting.vector.kind, chosen)
         assert (setting.vector.hook, setting.at, setting.operation) == (best.vector.hook, best.at, best.operation)
         assert float(torch.cosine_similarity(setting.vector.values, best.vector.values, dim=0)) < 0.9
         kinds.setdefault(setting.vector.name, []).append(setting.alpha)

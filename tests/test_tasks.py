@@ -65,7 +65,7 @@ def accuracy_by_hand(text: str, sample: dict[str, Any]) -> float:
     """The table of VQAv2's accuracy, or equality."""
     said = text.strip().casefold()
     if sample["answers"] is None:
-        return float(said == sample["answer"])
+        return float(bare(said) == bare(sample["answer"]))
     # The official evaluation takes full stops away, and "none" for 0, where people disagree.
     return (0.0, 0.3, 0.6, 0.9, 1.0)[min(4, sample["answers"].count(said.removesuffix(".")))]
 
@@ -76,7 +76,16 @@ def test_answer_scores_are_those_of_slow_counting(answers: Answers, source: str 
     """Sample by sample: who counts, what became of it; refused where nobody is left to count."""
     task = AnswerTask(source=source, target="red", types=["presence"])
     expected: dict[str, list[list[float]]] = {
-        name: [] for name in ("effect", "damage", "same_type_changed", "same_type_to_target", "kept", "accuracy")
+        name: []
+        for name in (
+            "effect",
+            "damage",
+            "same_type_changed",
+            "same_type_to_target",
+            "target_accuracy",
+            "kept",
+            "accuracy",
+        )
     }
     about = []
     for place, said in enumerate(answers.texts):
@@ -91,6 +100,8 @@ def test_answer_scores_are_those_of_slow_counting(answers: Answers, source: str 
             rows["effect"].append(float(now == "red") if is_source else NAN)
             rows["same_type_changed"].append(float(now != first) if is_same else NAN)
             rows["same_type_to_target"].append(float(now == "red") if is_same and first != "red" else NAN)
+            to_target = asked and sample["answer"] is not None and bare(sample["answer"]) == "red"
+            rows["target_accuracy"].append(accuracy_by_hand(said[number], sample) if to_target else NAN)
             rows["kept"].append(NAN if is_source else float(said[number] == answers.texts[0][number]))
             own = accuracy_by_hand(said[number], sample) if known else NAN
             rows["accuracy"].append(own)
