@@ -45,7 +45,7 @@ from steering.steered_answers import Answers
 from steering.style_counts import style_counts
 from steering.sweep_report import write_html
 from steering.sweep_result import SweepResult
-from steering.sweep_tables import front_table
+from steering.sweep_tables import controls_of, front_table
 from steering.sweeping import sweep
 from steering.tasks import StyleTask
 from steering.vectors_of_store import Recipe, vectors_of_store
@@ -197,11 +197,9 @@ def section(name: str, style: str, result: SweepResult, styles: Sequence[Style])
 
 def controls(row: dict[str, Any], rows: Sequence[dict[str, Any]]) -> str:
     """The effect of a setting's controls, random and shuffled."""
-    same = [r for r in rows if r["control"] and all(r[n] == row[n] for n in ("hook", "alpha", "at", "gate"))]
-    own = [r for r in same if row["vector"] and row["vector"] in r["vector"]]
     shown = []
     for kind in ("random", "shuffled"):
-        found = [100 * r["effect"] for r in own if r["control"] == kind]
+        found = [100 * r["effect"] for r in controls_of(row, rows) if r["control"] == kind] if row["setting"] else []
         shown.append(f"{sum(found) / len(found):.1f}" if found else "–")
     return ", ".join(shown)
 

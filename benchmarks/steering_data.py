@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -36,11 +37,24 @@ class Part(Dataset):
         return self.whole[self.numbers[index]]
 
 
-class Chosen(SampleDataModule):
+class Described(SampleDataModule):
+    """Samples whose manifest tells them from others of the same number: by a digest of ids and prompts."""
+
+    def __init__(self, dataset: Any, batch_size: int = 64, prompts: Sequence[str] = ()) -> None:
+        super().__init__(dataset, batch_size)
+        told = "\n".join([*self.ids(), *prompts])
+        self.digest = hashlib.sha256(told.encode()).hexdigest()[:16]
+
+    def describe(self) -> dict[str, Any]:
+        """Name, number and digest."""
+        return {**super().describe(), "digest": self.digest}
+
+
+class Chosen(Described):
     """A part of a data set as a data module."""
 
-    def __init__(self, whole: Any, numbers: Sequence[int], batch_size: int = 64) -> None:
-        super().__init__(Part(whole, numbers), batch_size)
+    def __init__(self, whole: Any, numbers: Sequence[int], batch_size: int = 64, prompts: Sequence[str] = ()) -> None:
+        super().__init__(Part(whole, numbers), batch_size, prompts)
 
     @classmethod
     def of(cls, questions: SceneDataset, task: AnswerTask, source: int, same: int, others: int) -> Chosen:
@@ -119,6 +133,11 @@ def coco_pictures(coco: Path, vqav2: Path, size: int) -> Pictures:
         data = Coco(coco / "annotations" / f"captions_{subset}2017.json", coco / f"{subset}2017").dataset
         found[subset] = _all(Part(data, range(min(count, len(data)))))
     first, validation, test = (_all(part.dataset) for part in vqav2_parts(vqav2, size, None))
+    # train2017 holds most pictures of val2014: none that a vector or a choice comes from is asked about on test.
+    seen = {sample.columns["image_id"] for sample in (*found["train"], *first, *validation)}
+    test = [sample for sample in test if sample.columns["image_id"] not in seen]
+    known = {sample.columns["image_id"] for sample in (*found["train"][:size], *first)}
+    validation = [sample for sample in validation if sample.columns["image_id"] not in known]
     parts = {}
     for split, samples, questions in (("validation", found["train"][size:], validation), ("test", found["val"], test)):
         asked = [replace(sample, text=PROMPTS["any"]) for sample in samples]
@@ -142,7 +161,8 @@ def _mixed(
         return replace(sample, columns=columns)
 
     samples = [told(one, right) for one, right in zip(captions, references, strict=True)]
-    return SampleDataModule([*samples, *(told(one, None) for one in questions)], 32)
+    both = [*samples, *(told(one, None) for one in questions)]
+    return Described(both, 32, [one.text for one in both])
 
 
 def vqav2_parts(folder: Path, size: int, template: str | None) -> tuple[Chosen, Chosen, Chosen]:
@@ -160,4 +180,5 @@ def vqav2_parts(folder: Path, size: int, template: str | None) -> tuple[Chosen, 
     middle = len(pictures) // 2
     first = set(pictures[:middle])
     later = [number for number in range(middle, len(pictures)) if pictures[number] not in first]
-    return Chosen(train, range(middle)), Chosen(train, later), Chosen(test, range(min(size, len(test))))
+    parts = (train, range(middle)), (train, later), (test, range(min(size, len(test))))
+    return tuple(Chosen(data, numbers, prompts=[str(template)]) for data, numbers in parts)  # type: ignore[return-value]

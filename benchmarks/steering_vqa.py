@@ -37,8 +37,7 @@ from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule
 from hooked_mm.selectors import LastPrompt
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
-from steering.answer_counts import transitions
-from steering.command_options import Given, told_apart
+from steering.answer_counts import plain, transitions
 from steering.controls import is_control
 from steering.gate import Gate, learn_concept_gate, learn_gate
 from steering.pair_ranking import rank_pairs
@@ -46,13 +45,14 @@ from steering.setting import Setting
 from steering.steered_answers import Answers, answer
 from steering.sweep_report import write_html
 from steering.sweep_result import SweepResult
-from steering.sweep_tables import front_table
+from steering.sweep_tables import controls_of, front_table
 from steering.sweeping import sweep
 from steering.tasks import AnswerTask
 from steering.vectors_of_store import Recipe, vectors_of_store
 from steering.vqa_accuracy import VQAAccuracy
 
-ALPHAS = (0.5, 1.0, 1.5, 2.0, 2.5, 3.0, 4.0, 5.0)
+ALPHAS = (0.5, 1.0, 1.5, 2.0, 3.0, 5.0)
+AT = ("last_prompt", "last_prompt+generated")
 YES_NO = ("is there a shape", "is there a colour", "is there a pair")
 SCENES = {
     "red to blue": AnswerTask(source="red", target="blue", types=("colour",)),
@@ -142,19 +142,13 @@ def with_controls(vectors: Sequence[SteeringVector], chosen: Sequence[SteeringVe
     return found
 
 
-def named(vectors: Sequence[SteeringVector]) -> list[SteeringVector]:
-    """Called by their kind too, since tables and plots go by names."""
-    told = told_apart(Given([v for v in vectors if not is_control(v)], [v for v in vectors if is_control(v)], []))
-    return [*told.vectors, *told.controls]
-
-
 def gates_at(store: ActivationStore, hook: str, task: AnswerTask) -> list[Gate]:
     """By a probe and by a concept, of rows before the source is answered against all other rows."""
     table = store.samples.to_pydict()
     place = {sample: number for number, sample in enumerate(table["sample"])}
     numbers = [place[sample] for sample in store.rows.column("sample").to_pylist()]
     says = zip(table["text"], table[task.type_column], strict=True)
-    wanted = [kind in task.types and text == task.source for text, kind in says]
+    wanted = [kind in task.types and plain(text) == plain(str(task.source)) for text, kind in says]
     inside = torch.tensor([wanted[number] for number in numbers])
     rows = store.activations(hook).float()
     fitted = KMeans(GATE_CONCEPTS, random_state=0).fit(rows)
@@ -172,19 +166,28 @@ def run(
     hooks = [f"blocks.{layer}.hook_resid_post" for layer in layers]
     store = extracted(model, data.vectors, hooks, folder.parent / "rows", tokens)
     where = {task.type_column: list(task.types)}
-    sets: dict[str, Any] = {"source": {"text": task.source}, "target": {"text": task.target}, "where": where}
+    ends = [plain(str(task.source)), plain(task.target)]
+    # As models spell it: "Yes", "yes.".
+    spelled = {
+        name: [t for t in store.samples.column("text").unique().to_pylist() if plain(t) == name] for name in ends
+    }
+    sets: dict[str, Any] = {
+        "source": {"text": spelled[ends[0]]},
+        "target": {"text": spelled[ends[1]]},
+        "where": where,
+    }
     vectors = vectors_of_store(store, hooks, ["coarse", "probe"], **sets, recipe=Recipe(controls=(0, 1)))
     fine = vectors_of_store(store, hooks, ["fine"], **sets, recipe=Recipe(k=CONCEPTS, controls=(0,)))
     best = fine_vectors(
         model, [vector for vector in fine if not is_control(vector)], task, data.validation, folder / "pairs", tokens
     )
     vectors += with_controls(fine, best)
-    vectors = named(vectors)
     settings = [
-        Setting(vector, alpha, gate=gate)
+        Setting(vector, alpha, at, gate=gate)
         for vector in vectors
         if not is_control(vector)
         for gate in ([None, *gates_at(store, vector.hook, task)] if vector.kind == "coarse" else [None])
+        for at in AT
         for alpha in ALPHAS
     ]
     facts = [
@@ -238,10 +241,10 @@ def main(argv: Sequence[str] | None = None) -> None:
             result, said = run(model, case, task, data, folder, TOKENS if options.vqav2 is None else 10)
             pages.append(section(Path(name).name, case, result))
             if options.vqav2 is not None:
-                pages.append(published(case, task, result, said))
+                pages.append(published(case, task, result, said, "llava-1.5-7b" in name.lower()))
             print(pages[-1], flush=True)
             if options.output:
-                options.output.write_text(page(pages, options.vqav2 is None))
+                options.output.write_text(page(pages, options.vqav2 is None, options.device))
 
 
 SIZES = {"train": (600, 0, 0, 0), "validation": (800, 100, 60, 240), "test": (2000, 150, 150, 1000)}
@@ -249,11 +252,11 @@ TOKENS = 4
 """The longest answer has two words and an end."""
 
 
-def page(sections: Sequence[str], on_scenes: bool) -> str:
+def page(sections: Sequence[str], on_scenes: bool, device: str) -> str:
     """The page as it is kept."""
     versions = ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers", "nnsight"))
     what = "scenes whose truth is known" if on_scenes else "VQA v2"
-    made = f"Made by `python -m benchmarks.steering_vqa` on {date.today()}, {versions}, on a CPU with 2 cores."
+    made = f"Made by `python -m benchmarks.steering_vqa` on {date.today()}, {versions}, on {device}."
     return "\n\n".join([f"# Answer steering on {what}", made, READING, *sections]) + "\n"
 
 
@@ -285,17 +288,16 @@ def section(model: str, case: str, result: SweepResult) -> str:
         f"{counts['n_effect']} source answers, {counts['n_damage']} questions of other types; unsteered accuracy on "
         f"these {percent(counts, 'accuracy')} %.",
         "",
-        "| vector | layer | alpha | effect % | damage % | others of the type: changed, to target % | kept % | goal | "
+        "| vector | layer | at | alpha | effect % | damage % | same type: changed, to target % | kept % | goal | "
         "random: effect, damage % | shuffled: effect, damage % |",
-        "|---|---|---|---|---|---|---|---|---|---|",
+        "|---|---|---|---|---|---|---|---|---|---|---|",
     ]
     for row in test:
         if not row.get("best_of"):
             continue
-        same = [r for r in test if r["control"] and all(r[n] == row[n] for n in ("hook", "alpha", "at", "gate"))]
         shown = []
         for kind in ("random", "shuffled"):
-            own = [r for r in same if r["control"] == kind and row["vector"] in r["vector"]]
+            own = [r for r in controls_of(row, test) if r["control"] == kind]
             shown.append(
                 ", ".join(f"{100 * sum(r[n] for r in own) / len(own):.1f}" for n in ("effect", "damage"))
                 if own
@@ -305,6 +307,7 @@ def section(model: str, case: str, result: SweepResult) -> str:
         cells = [
             f"{mark}{row['best_of']}{mark}",
             str(row["layer"]),
+            row["at"].replace("last_prompt+generated", "all said").replace("last_prompt", "prompt's end"),
             f"{row['alpha']:g}",
             percent(row, "effect", True),
             percent(row, "damage", True),
@@ -329,8 +332,8 @@ def section(model: str, case: str, result: SweepResult) -> str:
     )
 
 
-def published(case: str, task: AnswerTask, result: SweepResult, said: Answers) -> str:
-    """The paper's table beside ours, for its own model."""
+def published(case: str, task: AnswerTask, result: SweepResult, said: Answers, own: bool) -> str:
+    """Our table as the paper has it, with the paper's beside it if the model is its `own`."""
     lines = ["| | yes/no | number | other | source answers | target answers |", "|---|---|---|---|---|---|"]
     chosen = [row["setting"] for row in result.of("test")].index(next(iter(settings_chosen(result)), 0))
     for name, texts in (("none", said.texts[0]), (case, said.texts[chosen])):
@@ -345,6 +348,8 @@ def published(case: str, task: AnswerTask, result: SweepResult, said: Answers) -
         }
         ours = [f"{100 * accuracy[kind].value:.2f}" if kind in accuracy else "–" for kind in TYPES]
         lines.append(f"| {name}, ours | {' | '.join(ours)} | {change[task.source]:+d} | {change[task.target]:+d} |")
+        if not own:
+            continue
         paper = PUBLISHED[name]
         lines.append(f"| {name}, paper | {' | '.join(f'{x:.2f}' for x in paper[:3])} | {paper[3]:+d} | {paper[4]:+d} |")
     return "\n".join(lines)
