@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import json
-import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from huggingface_hub import HfApi, snapshot_download
-from huggingface_hub.errors import HfHubHTTPError, HFValidationError, LocalEntryNotFoundError
-
 from concept_dict.grounding import top_words
-from hooked_mm.errors import BadInputError
+from hooked_mm import hub_files
 from hooked_mm.hooked import HookedMM
+from hooked_mm.hub_files import cell, hub_name
 
 if TYPE_CHECKING:
     from concept_dict.dictionary import ConceptDictionary
@@ -30,10 +27,9 @@ def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | No
     """
     fitted, made_by = dictionary.decomposition, dictionary.made_by
     k, d = dictionary.concepts.shape
-    source = made_by.get("model")
+    source = hub_name(made_by.get("model"))
     head = ["---", "library_name: hooked-mm", "tags:", "- concept-dictionary", "- interpretability"]
-    # A path of one machine would be no model for anybody else.
-    if isinstance(source, str) and source.count("/") == 1 and not Path(source).exists():
+    if source:
         head.append(f"base_model: {json.dumps(source)}")
     facts = {
         "method": repr(fitted),
@@ -46,9 +42,9 @@ def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | No
         *head,
         "---",
         "",
-        f"# {_cell(repo_id)}",
+        f"# {cell(repo_id)}",
         "",
-        f"{k} concepts of `{_cell(dictionary.hook)}`: representations Z ~ A C with activations A (n, {k}) and concepts "
+        f"{k} concepts of `{cell(dictionary.hook)}`: representations Z ~ A C with activations A (n, {k}) and concepts "
         f"C ({k}, {d}), rows of norm 1.",
         "",
         "```python",
@@ -61,24 +57,19 @@ def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | No
         "| | |",
         "|---|---|",
         *(
-            f"| {name} | `{_cell(value if isinstance(value, str) else json.dumps(value, default=str))}` |"
+            f"| {name} | `{cell(value if isinstance(value, str) else json.dumps(value, default=str))}` |"
             for name, value in facts.items()
         ),
     ]
     if model is not None:
         words = top_words(model, dictionary.concepts)
         lines += ["", "| concept | words |", "|---|---|"]
-        lines += [f"| {n} | {_cell(', '.join(word.text for word in found))} |" for n, found in enumerate(words)]
+        lines += [f"| {n} | {cell(', '.join(word.text for word in found))} |" for n, found in enumerate(words)]
     return "\n".join(lines) + "\n"
 
 
 def _plain(value: object) -> bool:
     return isinstance(value, int | float | str)
-
-
-def _cell(text: str) -> str:
-    """Text that stays in one cell of a Markdown table."""
-    return " ".join(text.split()).replace("|", "\\|").replace("`", "'")
 
 
 def push_to_hub(
@@ -108,13 +99,14 @@ def push_to_hub(
     Raises:
         NotFittedError: If there is nothing to upload yet.
     """
-    api = HfApi(token=token)
-    with tempfile.TemporaryDirectory() as folder:
+
+    def write(folder: Path) -> None:
         dictionary.save(folder)
-        (Path(folder) / "README.md").write_text(model_card(dictionary, repo_id, model), encoding="utf-8")
-        api.create_repo(repo_id, private=private, exist_ok=True)
-        found = api.upload_folder(repo_id=repo_id, folder_path=folder, revision=revision, commit_message=commit_message)
-    return str(found.commit_url)
+        (folder / "README.md").write_text(model_card(dictionary, repo_id, model), encoding="utf-8")
+
+    return hub_files.upload(
+        write, repo_id, private=private, revision=revision, commit_message=commit_message, token=token
+    )
 
 
 def fetch(path_or_repo: str | Path, revision: str | None = None, **options: Any) -> Path:
@@ -128,14 +120,4 @@ def fetch(path_or_repo: str | Path, revision: str | None = None, **options: Any)
     Raises:
         BadInputError: If there is neither a folder nor a repository of that name, or a revision of a folder is asked.
     """
-    folder = Path(path_or_repo)
-    if folder.exists():
-        if revision is not None:
-            raise BadInputError(f"{str(path_or_repo)!r} is a folder, which has no revision {revision!r}; leave it out")
-        return folder
-    try:
-        return Path(snapshot_download(str(path_or_repo), revision=revision, allow_patterns=PATTERNS, **options))
-    except (HFValidationError, HfHubHTTPError, LocalEntryNotFoundError) as error:
-        raise BadInputError(
-            f"{str(path_or_repo)!r} is no folder here, and can't be had from the hub: {str(error).splitlines()[0]}"
-        ) from error
+    return hub_files.fetch(path_or_repo, PATTERNS, revision, "concept dictionary", **options)

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from hooked_mm.steering_vector import SteeringVector
     from hooked_mm.store import ActivationStore
     from hooked_mm.store_writer import StoreWriter
+    from hooked_mm.vector_hub import push_vectors, vectors_from_hub
 
 _HOME = {
     "Batch": "batch",
@@ -85,6 +86,8 @@ _HOME = {
     "SteeringVector": "steering_vector",
     "ActivationStore": "store",
     "StoreWriter": "store_writer",
+    "push_vectors": "vector_hub",
+    "vectors_from_hub": "vector_hub",
 }
 
 __all__ = [
@@ -133,6 +136,8 @@ __all__ = [
     "UnsupportedModelError",
     "extract",
     "load_processor",
+    "push_vectors",
+    "vectors_from_hub",
 ]
 
 

@@ -212,10 +212,30 @@ class SteeringVector:
         Raises:
             BadInputError: As `load_vectors`, or if the folder holds another number of vectors than one.
         """
-        found = load_vectors(folder)
-        if len(found) != 1:
-            raise BadInputError(f"{str(folder)!r} holds {len(found)} steering vectors, not one; use load_vectors")
-        return found[0]
+        return _only(load_vectors(folder), folder, "load_vectors")
+
+    def push_to_hub(self, repo_id: str, **options: Any) -> str:
+        """Upload to the Hugging Face hub with a generated card; see `vector_hub.push_vectors`."""
+        from hooked_mm.vector_hub import push_vectors
+
+        return push_vectors([self], repo_id, **options)
+
+    @classmethod
+    def from_pretrained(cls, path_or_repo: str | Path, revision: str | None = None, **options: Any) -> SteeringVector:
+        """The vector of a folder or of the hub; see `vector_hub.vectors_from_hub`.
+
+        Raises:
+            BadInputError: As there, or if it is another number of vectors than one.
+        """
+        from hooked_mm.vector_hub import vectors_from_hub
+
+        return _only(vectors_from_hub(path_or_repo, revision, **options), path_or_repo, "vectors_from_hub")
+
+
+def _only(found: list[SteeringVector], where: str | Path, remedy: str) -> SteeringVector:
+    if len(found) != 1:
+        raise BadInputError(f"{str(where)!r} holds {len(found)} steering vectors, not one; use {remedy}")
+    return found[0]
 
 
 def last_part(model: str) -> str:

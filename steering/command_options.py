@@ -23,8 +23,9 @@ from hooked_mm.loading import OnError
 from hooked_mm.prepare import load_images
 from hooked_mm.reader import ModelSource
 from hooked_mm.runner import match_names
-from hooked_mm.steering_vector import SteeringVector, last_part, load_vectors
+from hooked_mm.steering_vector import SteeringVector, last_part
 from hooked_mm.store import ActivationStore
+from hooked_mm.vector_hub import vectors_from_hub
 from steering.answer_tables import accuracy_by_type, answer_changes, transitions_of
 from steering.controls import is_control
 from steering.gate import Gate, gates_of
@@ -38,7 +39,7 @@ Globs = str | list[str]
 
 @dataclass(frozen=True)
 class Given:
-    """What folders of vectors hold, as far as it is chosen.
+    """What folders or repositories of vectors hold, as far as it is chosen.
 
     Attributes:
         vectors: Those that are to steer.
@@ -59,7 +60,10 @@ def new_parser(command: str, doc: str | None) -> ArgumentParser:
     parser.add_class_arguments(ModelSource, "model")
     vectors = parser.add_argument_group("vectors")
     vectors.add_argument(
-        "--vectors", type=Path | list[Path], required=True, help="folders of vectors, their controls, and gates"
+        "--vectors",
+        type=str | list[str],
+        required=True,
+        help="folders or hub names of vectors, their controls, and gates",
     )
     vectors.add_argument("--hooks", type=Globs, default="*", help="which of them, by hook; globs, all")
     vectors.add_argument("--names", type=Globs, default="*", help="which of them, by name; globs, all")
@@ -84,18 +88,23 @@ def answering(made: Any) -> dict[str, Any]:
     return {name: made[name] for name in names}
 
 
+def sources_of(made: Any) -> list[str]:
+    """The folders and hub names of vectors."""
+    return [made.vectors] if isinstance(made.vectors, str) else made.vectors
+
+
 def given(made: Any) -> Given:
     """The vectors, controls and gates that options choose.
 
     Raises:
-        BadInputError: If there is nothing to steer with, a name matches nothing, or a vector is one of another model
-            than the one that is asked for.
+        BadInputError: If there are no vectors there, or none to steer with, a name matches nothing, or a vector is one
+            of another model than the one that is asked for.
         UnknownHookError: If a hook matches nothing.
     """
-    folders = [made.vectors] if isinstance(made.vectors, Path) else made.vectors
-    found = [vector for folder in folders for vector in load_vectors(folder)]
+    sources = sources_of(made)
+    found = [vector for source in sources for vector in vectors_from_hub(source)]
     real = [vector for vector in found if vector.kind != "gate" and not is_control(vector)]
-    where = ", ".join(map(str, folders))
+    where = ", ".join(sources)
     if not real:
         raise BadInputError(
             f"there are {len(found)} vectors in {where}, but all are controls or gates; add a folder with a vector to "
@@ -195,8 +204,7 @@ def first_alone() -> bool:
 def facts_of(made: Any, chosen: Given, data: SampleDataModule) -> list[tuple[str, str]]:
     """What stands on top of tables and pages."""
     source = made.model
-    folders = [made.vectors] if isinstance(made.vectors, Path) else made.vectors
-    told = [f"{len(chosen.vectors)} of {', '.join(map(str, folders))}"]
+    told = [f"{len(chosen.vectors)} of {', '.join(sources_of(made))}"]
     told += [f"{len(chosen.gates)} gates"] if chosen.gates else []
     about = ", ".join(
         f"{name} {value}".removeprefix("name ") for name, value in data.describe().items() if value is not None

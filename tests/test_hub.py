@@ -2,59 +2,27 @@
 
 from __future__ import annotations
 
-import shutil
 from pathlib import Path
-from types import SimpleNamespace
-from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from huggingface_hub import ModelCard
-from huggingface_hub.errors import LocalEntryNotFoundError
 
-from concept_dict import hub
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.hub import model_card
 from concept_dict.semi_nmf import SemiNMF
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from tests.recording_hub import RecordingHub
 
 HOOK = "blocks.3.hook_resid_post"
 MADE_BY = {"model": "someone/llava", "selectors": {"LastPrompt": {"selector": "LastPrompt"}}, "text": "a | b `c`\nd"}
 
 
-class Hub:
-    """Keeps what is uploaded, and every call."""
-
-    def __init__(self, kept: Path) -> None:
-        self.kept, self.calls = kept, []
-
-    def api(self, token: str | None = None) -> Hub:
-        self.calls.append(("token", token))
-        return self
-
-    def create_repo(self, repo_id: str, **options: Any) -> None:
-        self.calls.append(("create", repo_id, options))
-
-    def upload_folder(self, *, repo_id: str, folder_path: str, **options: Any) -> SimpleNamespace:
-        self.calls.append(("upload", repo_id, options))
-        shutil.copytree(folder_path, self.kept / repo_id)
-        return SimpleNamespace(commit_url=f"https://hub/{repo_id}/commit/1")
-
-    def snapshot_download(self, repo_id: str, **options: Any) -> str:
-        self.calls.append(("download", repo_id, options))
-        if not (self.kept / repo_id).is_dir():
-            raise LocalEntryNotFoundError("no such thing\nand more")
-        return str(self.kept / repo_id)
-
-
 @pytest.fixture
-def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Hub:
-    made = Hub(tmp_path / "hub")
-    monkeypatch.setattr(hub, "HfApi", made.api)
-    monkeypatch.setattr(hub, "snapshot_download", made.snapshot_download)
-    return made
+def recorder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> RecordingHub:
+    return RecordingHub(tmp_path / "hub").put_in_place(monkeypatch)
 
 
 @pytest.fixture(scope="module")
@@ -63,7 +31,7 @@ def fitted() -> ConceptDictionary:
     return ConceptDictionary(SemiNMF(3, max_iter=5).fit(rows), HOOK, MADE_BY)
 
 
-def test_what_is_pushed_comes_back(recorder: Hub, fitted: ConceptDictionary) -> None:
+def test_what_is_pushed_comes_back(recorder: RecordingHub, fitted: ConceptDictionary) -> None:
     """The repository is made if needed, gets three files, and loads at the revision asked for."""
     address = fitted.push_to_hub("me/concepts", private=True, token="t", revision="main", commit_message="new")
     assert address == "https://hub/me/concepts/commit/1"
@@ -81,7 +49,7 @@ def test_what_is_pushed_comes_back(recorder: Hub, fitted: ConceptDictionary) -> 
     assert recorder.calls[-1] == ("download", "me/concepts", last)
 
 
-def test_a_folder_needs_no_hub(recorder: Hub, fitted: ConceptDictionary, tmp_path: Path) -> None:
+def test_a_folder_needs_no_hub(recorder: RecordingHub, fitted: ConceptDictionary, tmp_path: Path) -> None:
     """A path that is there is read as it is; a revision of it makes no sense."""
     fitted.save(tmp_path / "mine")
     assert torch.equal(ConceptDictionary.from_pretrained(tmp_path / "mine").concepts, fitted.concepts)
@@ -90,7 +58,7 @@ def test_a_folder_needs_no_hub(recorder: Hub, fitted: ConceptDictionary, tmp_pat
         ConceptDictionary.from_pretrained(tmp_path / "mine", revision="v1")
 
 
-def test_what_is_nowhere_is_refused(recorder: Hub) -> None:
+def test_what_is_nowhere_is_refused(recorder: RecordingHub) -> None:
     """One line that says both."""
     with pytest.raises(
         BadInputError, match=r"'no/such' is no folder here, and can't be had from the hub: no such thing$"
