@@ -217,24 +217,18 @@ def facts_of(made: Any, chosen: Given, data: SampleDataModule) -> list[tuple[str
     ]
 
 
-def keep(result: SweepResult, folder: Path, data: SampleDataModule, type_column: str) -> None:
+def keep(result: SweepResult, folder: Path, data: SampleDataModule) -> None:
     """Write tables, page and TensorBoard's files, and print what was found.
 
     Args:
         result: To keep.
-        folder: Of the run, with the answers to the test samples in `test`.
+        folder: Of the run.
         data: The samples that examples are of.
-        type_column: Which of their columns says of which type they are.
     """
     # Tables first: pictures may be gone.
     result.save(folder)
     write_csv(result, folder)
-    said, numbers = Answers.of(ActivationStore.open(folder / "test")), [row["setting"] for row in result.of("test")]
-    write_rows(accuracy_by_type(said, numbers, type_column), folder / "types.csv")
-    write_rows(answer_changes(said, numbers), folder / "counts.csv")
-    write_rows(transitions_of(said, numbers), folder / "transitions.csv")
-    tables = f"{folder / 'settings.csv'}, front.csv, types.csv, counts.csv, transitions.csv"
-    print(f"\n{front_table(result, 'test')}\n{tables}", flush=True)
+    print(f"\n{front_table(result, 'test')}\n{folder / 'settings.csv'}, front.csv, sweep.json", flush=True)
     pictures = {example["picture"]: pictures_of(data, example["picture"]) for example in result.examples}
     # Samples without a picture are shown without one.
     examples = [{**one, "picture": one["picture"] if pictures[one["picture"]] else None} for one in result.examples]
@@ -243,6 +237,20 @@ def keep(result: SweepResult, folder: Path, data: SampleDataModule, type_column:
     shutil.rmtree(folder / "tensorboard", ignore_errors=True)
     write_tensorboard(result, folder / "tensorboard")
     print(f"{folder / 'report.html'}\ntensorboard --logdir {folder}")
+
+
+def keep_counts(result: SweepResult, folder: Path, type_column: str) -> None:
+    """Write what was said on test, counted: `types.csv`, `counts.csv`, `transitions.csv`.
+
+    Args:
+        result: Whose settings they are of.
+        folder: Of the run, with the answers to the test samples in `test`.
+        type_column: Which of the samples' columns says of which type they are.
+    """
+    said, numbers = Answers.of(ActivationStore.open(folder / "test")), [row["setting"] for row in result.of("test")]
+    write_rows(accuracy_by_type(said, numbers, type_column), folder / "types.csv")
+    write_rows(answer_changes(said, numbers), folder / "counts.csv")
+    write_rows(transitions_of(said, numbers), folder / "transitions.csv")
 
 
 def pictures_of(data: SampleDataModule, number: int) -> list[Image.Image]:

@@ -245,10 +245,12 @@ def finished(folder: Path, reader: SteeredAnswers, data: SampleDataModule) -> Ac
     told = {**reader.asked(), "data": data.describe()}
     if isinstance(reader.source, HookedMM):
         told |= reader.whose()
+    # A folder lies elsewhere on every machine.
+    model = told.pop("model", None) if isinstance(reader.source, HookedMM) else reader.source.id
     told = json.loads(json.dumps(told, default=str))
     old = manifest["made_by"]
     changed = [name for name, value in told.items() if old.get(name) != value]
-    if isinstance(reader.source, ModelSource) and last_part(str(old.get("model"))) != last_part(reader.source.id):
+    if last_part(str(old.get("model"))) != last_part(str(model)):
         changed.append("model")
     if isinstance(reader.source, ModelSource):
         # As far as it can be told without loading the model.

@@ -33,6 +33,7 @@ from steering.command_options import (
     first_alone,
     given,
     keep,
+    keep_counts,
     new_parser,
     told_apart,
 )
@@ -106,7 +107,8 @@ def main(argv: Sequence[str] | None = None) -> None:
         **_shared(made),
     )
     if first_alone():
-        keep(result, made.output, made.test, made.task.type_column)
+        keep_counts(result, made.output, made.task.type_column)
+        keep(result, made.output, made.test)
 
 
 def evaluate_main(argv: Sequence[str] | None = None) -> None:
@@ -126,4 +128,5 @@ def evaluate_main(argv: Sequence[str] | None = None) -> None:
         **_shared(made),
     )
     if first_alone():
-        keep(result, made.output, made.data, made.task.type_column)
+        keep_counts(result, made.output, made.task.type_column)
+        keep(result, made.output, made.data)

@@ -97,8 +97,10 @@ def test_a_sweep_leaves_all_it_should(run: tuple[Path, str]) -> None:
     """Answers of both splits, tables that agree, a page with pictures, TensorBoard's files; table and verdict told."""
     folder, printed = run
     assert {file.name for file in folder.iterdir()} == {
-        *("validation", "test", "sweep.json", "settings.csv", "front.csv", "report.html", "tensorboard")
+        *("validation", "test", "sweep.json", "settings.csv", "front.csv", "report.html", "tensorboard"),
+        *("types.csv", "counts.csv", "transitions.csv"),
     }
+    assert {row["type"] for row in table(folder / "types.csv")} > {"overall"}
     rows, saved = table(folder / "settings.csv"), SweepResult.load(folder)
     assert [(row["setting"], row["split"], row["control"]) for row in rows] == [
         (str(row["setting"]), row["split"], row["control"]) for row in saved.rows
