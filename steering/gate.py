@@ -76,11 +76,13 @@ class Gate:
         condition: Judged once per sample, from its prompt.
         name: For people and tables; two gates of one name are one.
         made_from: How it was made, as JSON holds it.
+        saved: The vector it was read from, which knows whose it is.
     """
 
     condition: Condition
     name: str
     made_from: dict[str, Any] = field(default_factory=dict)
+    saved: SteeringVector | None = None
 
     def __post_init__(self) -> None:
         if self.condition.over == "position":
@@ -126,7 +128,7 @@ class Gate:
         if vector.kind != "gate" or "threshold" not in vector.made_from:
             raise BadInputError(f"{vector!r} is no gate; make one with learn_gate(...).vector()")
         condition = Above(vector.values, vector.made_from["threshold"], vector.hook, "mean", LAST_PROMPT)
-        return cls(condition, vector.name, dict(vector.made_from))
+        return cls(condition, vector.name, dict(vector.made_from), vector)
 
 
 def learn_gate(

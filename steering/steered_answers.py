@@ -80,7 +80,8 @@ class SteeredAnswers(Reader):
     def _attach(self, model: HookedMM) -> None:
         super()._attach(model)
         parts = [part for setting in self.settings for part in setting.parts]
-        for vector in (vector for part in parts for vector in (part.vector, part.second)):
+        acting = [one for part in parts for one in (part.vector, part.second, part.gate and part.gate.saved)]
+        for vector in acting:
             if isinstance(vector, SteeringVector) and not self.force:
                 vector.check_model(model)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,10 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.positions import LAST_PROMPT
 from hooked_mm.runner import Hook
 from hooked_mm.scenes.dataset import SceneDataset
-from hooked_mm.steering_vector import load_vectors, save_vectors
+from hooked_mm.steering_vector import SteeringVector, load_vectors, save_vectors
 from steering.gate import ConceptAbove, Gate, gates_of, learn_concept_gate, learn_gate
+from steering.setting import Setting
+from steering.steered_answers import SteeredAnswers
 
 POINT = "blocks.2.hook_resid_post"
 
@@ -141,3 +145,14 @@ def test_a_concepts_gate_takes_the_concept_that_knows() -> None:
         assert gate.made_from["opens"] == [1.0, 0.0]
     with pytest.raises(BadInputError, match="0 rows inside"):
         learn_concept_gate(fitted, rows[:0], rows, POINT, "g")
+
+
+def test_another_models_gate_is_refused(llava: HookedMM) -> None:
+    """As its vector would be; widths alone tell nothing."""
+    rows = torch.randn(20, 128, generator=torch.Generator().manual_seed(0))
+    vector = learn_gate(rows[:10], rows[10:], POINT, "g").vector()
+    push = SteeringVector(rows[0], POINT)
+    for owner, fits in ((llava.hf_model.config._name_or_path, True), ("somewhere/idefics2", False)):
+        gate = Gate.of_vector(replace(vector, model=owner))
+        with nullcontext() if fits else pytest.raises(BadInputError, match="idefics2"):
+            SteeredAnswers(llava, [Setting(push, gate=gate)])
