@@ -218,6 +218,31 @@ def test_what_is_best_on_test_is_not_chosen_for_it(monkeypatch: pytest.MonkeyPat
     assert {example["setting"] for example in result.examples} == {2}
 
 
+def test_the_whole_front_goes_on_to_the_test(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Made-up scores of one kind of vector: what is best of nothing, but beaten by nothing, is reported too."""
+    asked: dict[str, set[int]] = {}
+    effects, damages = {0.5: 0.4, 1.0: 0.95, 2.0: 1.0, 3.0: 0.9}, {0.5: -0.1, 1.0: 0.01, 2.0: 0.5, 3.0: 0.6}
+
+    def made_up(_: Any, __: Any, task: Any, settings: Mapping[int, Setting], ___: Any, split: str, **more: Any) -> Any:
+        asked[split] = set(settings)
+        alphas = [setting.alpha for setting in settings.values()]
+        scores = {
+            name: torch.tensor([[0.0] * 4, *([table[alpha]] * 4 for alpha in alphas)])
+            for name, table in (("effect", effects), ("damage", damages))
+        }
+        rows = rows_of(list(settings.values()), list(settings), scores, split, task.goal, more.get("control_of"))
+        samples = [{"sample": "s", "sample_number": 0, "prompt": "p", "answer": "a", "question_type": "place"}]
+        return sweeping.Judged(rows, Answers(samples, [["a"]] * len(rows)), [0, *settings])
+
+    monkeypatch.setattr(sweeping, "judge", made_up)
+    vector = SteeringVector(torch.ones(8), hook(3), "coarse", "v")
+    data = validation(), reported()
+    result = sweep(None, [vector], TASK, *data, tmp_path, grid=Grid(alphas=tuple(effects)))  # type: ignore[arg-type]
+    assert {row["setting"] for row in result.rows if row["chosen"]} == {2}
+    # Of the others the first does less damage, the third has more effect, the fourth is beaten by the third.
+    assert asked["test"] & {1, 2, 3, 4} == {1, 2, 3}
+
+
 def test_a_sweep_that_is_done_is_read(
     llava: HookedMM, vectors: list[SteeringVector], done: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
