@@ -88,7 +88,8 @@ def overview_markdown(result: SweepResult) -> str:
     if result.rows:
         rows = front_rows(result, shown_split(result))
         parts.append("\n".join(f"- {name}: {markdown_text(text)}" for name, text in meaning(result, rows)))
-        parts.append(table_markdown(settings_table(result, rows)))
+        # Further scores would squeeze TensorBoard's columns to a letter each; the page and the files have them.
+        parts.append(table_markdown(settings_table(result, rows, further=False)))
         alphas = ", ".join(f"{step} = {alpha:g}" for step, alpha in enumerate(_alphas(result)))
         parts.append(f"Steps of the scalars are places among the alphas: {markdown_text(alphas)}")
     return "\n\n".join(part for part in parts if part) + "\n"
@@ -108,8 +109,8 @@ def write_tensorboard(result: SweepResult, folder: str | Path) -> Path:
     """The sweep as a run of TensorBoard.
 
     Text: facts, verdict and the front. Images: the figures of the page. Scalars: effect and damage per split, vector
-    and layer (or hook) over alpha. TensorBoard's steps are whole numbers: step n is the n-th of the sorted alphas,
-    from 0; the text lists them.
+    and layer (or hook) over alpha; controls at a single alpha are no curves, and stand in the text alone. TensorBoard's
+    steps are whole numbers: step n is the n-th of the sorted alphas, from 0; the text lists them.
     """
     alphas = _alphas(result)
     with SummaryWriter(str(folder)) as writer:
@@ -119,7 +120,10 @@ def write_tensorboard(result: SweepResult, folder: str | Path) -> Path:
         for split in result.splits():
             rows = result.of(split)
             mine = sorted((row for row in rows if not unsteered(row)), key=lambda row: float(row["alpha"]))
-            for row, name in zip(mine, series_names(mine), strict=True):
+            names = series_names(mine)
+            for row, name in zip(mine, names, strict=True):
+                if row["control"] and names.count(name) == 1:
+                    continue
                 for score in ("effect", "damage"):
                     if math.isfinite(value := number(row, score)):
                         writer.add_scalar(f"{score} ({split})/{name}", value, alphas.index(float(row["alpha"])))
