@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -66,3 +66,15 @@ def compare_runs(
     if settings:
         for summary in hparams(dict(settings), dict(found)):
             writer._get_file_writer().add_summary(summary)
+
+
+def text_columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
+    """Cells under each other: the first `left` columns to the left, as text is read, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return [
+        "  ".join(
+            cell.ljust(width) if place < left else cell.rjust(width)
+            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ).rstrip()
+        for row in rows
+    ]

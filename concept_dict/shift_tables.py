@@ -27,7 +27,7 @@ from jaxtyping import Float
 from concept_dict.fates import FATES
 from concept_dict.gains import compare, counted, gain, relative_gain, values
 from concept_dict.recovery import CONTROLS, FORMS, SCORES
-from concept_dict.run_table import method_settings, output_folder
+from concept_dict.run_table import method_settings, output_folder, text_columns
 from concept_dict.shift_study import ShiftStudy
 from hooked_mm.errors import BadInputError
 
@@ -267,11 +267,11 @@ def table(study: ShiftStudy) -> str:
         f"means over {count} of {study.k} concepts, those with {study.settings.enough} rows or more to shift by and to "
         "measure on"
     ]
-    lines += _columns([["", *scores], *([row["form"], *(figure(row[score]) for score in scores)] for row in forms)])
+    lines += text_columns([["", *scores], *([row["form"], *(figure(row[score]) for score in scores)] for row in forms)])
     lines += ["", "what the shift gains over (mean [95 % interval])"]
-    lines += _columns([[row["score"], row["against"], interval(row)] for row in comparison_rows(study)], 3)
+    lines += text_columns([[row["score"], row["against"], interval(row)] for row in comparison_rows(study)], 3)
     lines += ["", "correlations over concepts (Pearson's r [95 % interval], Spearman's rho)"]
-    lines += _columns(
+    lines += text_columns(
         [
             [name, f"{figure(c.pearson)} [{figure(c.low)}, {figure(c.high)}]", figure(c.spearman), f"n = {c.concepts}"]
             for name, c in study.correlations.items()
@@ -283,15 +283,3 @@ def table(study: ShiftStudy) -> str:
     if study.unassigned:
         lines.append(f"{study.unassigned} rows activate no concept")
     return "\n".join(lines) + "\n"
-
-
-def _columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Cells under each other: the first `left` columns to the left, as text is read, the others to the right."""
-    widths = [max(len(cell) for cell in column) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if number < left else cell.rjust(width)
-            for number, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from concept_dict.run_table import output_folder
+from concept_dict.run_table import output_folder, text_columns
 from steering.sweep_result import Row, SweepResult, further_scores, number, steered, unsteered, write_rows
 
 SAME_PLACE = ("hook", "layer", "alpha", "at", "operation", "gate")
@@ -269,7 +269,7 @@ def front_table(result: SweepResult, split: str = "test") -> str:
     )
     lines = [f"{result.name}, {split}: {what}" + (f" ({table.same})" if table.same else "")]
     lines += [f"{name}: {text}" for name, text in meaning(result, rows)]
-    lines += ["", *_columns([table.head, *table.lines], table.left)]
+    lines += ["", *text_columns([table.head, *table.lines], table.left)]
     shown = further_scores(rows)
     if shown:
         head = [*table.head[: table.left], "alpha", *shown]
@@ -277,20 +277,8 @@ def front_table(result: SweepResult, split: str = "test") -> str:
             [*line[: table.left + 1], *(score_text(row, name) for name in shown)]
             for line, row in zip(table.lines, rows, strict=True)
         ]
-        lines += ["", "further scores", *_columns([head, *cells], table.left)]
+        lines += ["", "further scores", *text_columns([head, *cells], table.left)]
     return "\n".join([*lines, "", *verdicts(result)]) + "\n"
-
-
-def _columns(rows: Sequence[Sequence[str]], left: int) -> list[str]:
-    """Cells under each other: the first `left` columns to the left, as text is read, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]
 
 
 def write_csv(result: SweepResult, folder: str | Path) -> Path:
