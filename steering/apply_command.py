@@ -33,10 +33,10 @@ from steering.command_options import (
     given,
     new_parser,
 )
+from steering.grid import Grid
 from steering.setting import ANSWERING, Setting
 from steering.steered_answers import Answers, answer
 from steering.sweep_result import write_rows
-from steering.sweeping import Grid
 
 
 class Prompts(SampleDataModule):

@@ -37,8 +37,9 @@ from steering.command_options import (
     new_parser,
     told_apart,
 )
+from steering.grid import Grid
 from steering.setting import ANSWERING
-from steering.sweeping import Grid, evaluate, sweep
+from steering.sweeping import evaluate, sweep
 from steering.tasks import Task
 
 

@@ -24,11 +24,12 @@ from hooked_mm.store import ActivationStore
 from steering import sweeping
 from steering.controls import controls_of
 from steering.gate import Gate
+from steering.grid import Grid
 from steering.scoring import rows_of
 from steering.setting import Setting
 from steering.steered_answers import Answers, SteeredAnswers
 from steering.sweep_result import SweepResult
-from steering.sweeping import Grid, evaluate, examples, sweep
+from steering.sweeping import evaluate, examples, sweep
 from steering.tasks import AnswerTask, Goal
 
 LAYERS = (2, 3)
