@@ -36,7 +36,7 @@ from hooked_mm.steering_vector import SteeringVector, last_part
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import read_manifest
 from steering.setting import Setting, side_by_side
-from steering.side_effects import next_token_kl
+from steering.side_effects import next_token_kl, token_nll
 
 
 class SteeredAnswers(Reader):
@@ -157,12 +157,10 @@ class SteeredAnswers(Reader):
         new = output.tokens.shape[1]
         logits = self.model.run_with_hooks(output.batch, logits_to_keep=new + 1)
         assert logits is not None
-        before = logits[:, -new - 1 : -1].float().log_softmax(dim=-1)
-        ends = self.model.hf_model.generation_config.eos_token_id
-        kept = until_end(output.tokens, ends)
-        picked = before.gather(2, output.tokens[:, :, None])[:, :, 0]
+        nll = token_nll(logits[:, -new - 1 : -1], output.tokens)
+        kept = until_end(output.tokens, self.model.hf_model.generation_config.eos_token_id)
         # Padding may be impossible to the model, and 0 times infinity would be no number.
-        return -picked.where(kept, 0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
+        return nll.where(kept, 0).sum(dim=1) / kept.sum(dim=1).clamp_min(1)
 
 
 @dataclass(frozen=True)
