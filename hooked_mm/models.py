@@ -14,10 +14,10 @@ from hooked_mm.architectures import FAMILIES
 from hooked_mm.conformance import ConformanceReport, describe_kinds
 from hooked_mm.errors import ConformanceError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
 from hooked_mm.small.accuracy import Accuracy, mean
 from hooked_mm.small.card import SIBLING, facts, sibling
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.runner import Hook
 from hooked_mm.structure import FAMILIES
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TOWER, Place, close, places, raw_hook, raw_values, representatives, shift, unshow
 
 Case = tuple[str, HookedMM, dict[str, Tensor]]

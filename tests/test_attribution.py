@@ -14,9 +14,9 @@ from hooked_mm import attribution
 from hooked_mm.access import linear_map
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature
 from hooked_mm.norms import NormFormula, norm_scale
 from hooked_mm.structure import resolve
+from hooked_mm.testing.miniatures import miniature
 
 NAMES = [
     "vision.hook_embed",

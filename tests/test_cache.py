@@ -17,7 +17,7 @@ from torch import Tensor
 from hooked_mm.cache import ActivationCache, chosen_positions
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,9 @@ from hooked_mm.conformance import ConformanceReport
 from hooked_mm.equations import Check
 from hooked_mm.errors import ConformanceError, UnknownHookError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.models import check_miniature
 from hooked_mm.structure import Structure, resolve
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 def swapped_norms(structure: Structure) -> Structure:

@@ -11,7 +11,7 @@ from PIL import Image
 from hooked_mm.errors import BadInputError
 from hooked_mm.generation import until_end
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 @given(rows=st.lists(st.lists(st.integers(0, 4), min_size=5, max_size=5), min_size=1, max_size=4))

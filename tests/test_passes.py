@@ -7,8 +7,8 @@ import torch
 
 from hooked_mm.architectures import FAMILIES
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.passes import Passes
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 def passes(family: str, *, full: bool = True) -> Passes:

@@ -8,8 +8,8 @@ import torch
 from hooked_mm import probe
 from hooked_mm.architectures import FAMILIES
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.probe import one_sample, small_enough
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 
 @pytest.mark.parametrize("family", FAMILIES)

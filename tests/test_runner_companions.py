@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import IMAGE_TOKEN, image_token_counts, miniature, vision_inputs
+from hooked_mm.testing.miniatures import miniature, recipe
+from hooked_mm.testing.recipe import IMAGE_TOKEN
 from tests.families import close
 
 FAMILIES = ("llava", "qwen2_vl", "idefics3", "gemma3")
@@ -29,8 +30,9 @@ def hooked(family: str) -> HookedMM:
 def pictures(family: str) -> tuple[dict[str, Tensor], list[int]]:
     """Six random pictures, of several sizes where the family has any, and how many positions each takes."""
     model = hooked(family).hf_model
-    vision = vision_inputs(model.config, 6, torch.Generator().manual_seed(5))
-    return vision, image_token_counts(model, vision)
+    made = recipe(model.config.model_type)
+    vision = made.pictures(model.config, 6, torch.Generator().manual_seed(5))
+    return vision, made.counts(model, vision)
 
 
 def vision_part(family: str, samples: list[int | None]) -> dict[str, Tensor]:

@@ -11,9 +11,9 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.runner import Hook
 from hooked_mm.structure import FAMILIES
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TEXT, Place, close, places, raw_hooks, raw_values
 
 Case = tuple[str, HookedMM, dict[str, Tensor]]

@@ -13,9 +13,9 @@ from hooked_mm.batch import Modality
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add, Scale
-from hooked_mm.miniatures import miniature, miniature_inputs
 from hooked_mm.patching import Patch
 from hooked_mm.runner import Hook
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from hooked_mm.value_layout import Layout, has_heads, layout
 from tests.tiny import batch_of, picture, run
 

@@ -17,9 +17,9 @@ from hooked_mm.access import Access, FieldValue, ModuleValue
 from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
 from hooked_mm.hook_points import HookPoint, Stream
-from hooked_mm.miniatures import miniature
 from hooked_mm.prepare import prepare
 from hooked_mm.structure import Structure, resolve
+from hooked_mm.testing.miniatures import miniature
 from tests.processors import PINPOINTS, processor
 
 _STACK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}

@@ -1,0 +1,109 @@
+"""Miniature models: every architecture built from its own transformers configuration, with random weights.
+
+A miniature has all that is peculiar to its architecture (tiles, windows, gates, deepstack, cross-attention, ...) at a
+size that runs in milliseconds. `hooked-mm models` checks these, and so do the tests; nothing is downloaded.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hooked_mm.errors import BadInputError, unknown
+from hooked_mm.testing import early_fusion, encoders_and_cross, mixed_tower, packed_tower, single_tower
+from hooked_mm.testing.recipe import Inputs, Recipe
+
+RECIPES: dict[str, Recipe] = {
+    **single_tower.RECIPES,
+    **packed_tower.RECIPES,
+    **encoders_and_cross.RECIPES,
+    **early_fusion.RECIPES,
+    **mixed_tower.RECIPES,
+}
+"""`config.model_type` -> how it is built small."""
+
+
+def recipe(family: str) -> Recipe:
+    """The recipe of an architecture that can be built here.
+
+    Raises:
+        BadInputError: For an unknown one, one that has no miniature, or one whose packages are not installed.
+    """
+    if family not in RECIPES:
+        raise unknown("miniature of", family, RECIPES)
+    found = RECIPES[family]
+    if found.why_not:
+        raise BadInputError(f"there is no miniature of {family!r}: {found.why_not}")
+    missing = [package for package in found.needs if importlib.util.find_spec(package) is None]
+    if missing:
+        raise BadInputError(
+            f"{family!r} needs {' and '.join(missing)}, which transformers imports for it; install with "
+            f"pip install {' '.join(missing)}"
+        )
+    return found
+
+
+def miniature(family: str, *, seed: int = 0) -> Any:
+    """A transformers model of a family with random weights, float32, in evaluation mode.
+
+    Every parameter is random, also those which transformers starts at zero or one (gates, layer scales, biases,
+    norm gains): what they multiply would otherwise escape any check.
+
+    Raises:
+        BadInputError: As in `recipe`.
+    """
+    found = recipe(family)
+    torch_state = torch.get_rng_state()
+    try:
+        torch.manual_seed(seed)
+        model = found.build(family, found.config)
+        generator = torch.Generator().manual_seed(seed)
+        for parameter in model.parameters():
+            _randomise(parameter, generator)
+    finally:
+        torch.set_rng_state(torch_state)
+    model.requires_grad_(False)
+    return model.eval()
+
+
+@torch.no_grad()
+def _randomise(parameter: Tensor, generator: torch.Generator) -> None:
+    noise = torch.randn(parameter.shape, generator=generator)
+    if parameter.ndim < 2 or 1 in parameter.shape:
+        # Gains stay near their start, gates and biases leave zero.
+        parameter.add_(0.3 * noise)
+    else:
+        fan_in = parameter[0].numel()
+        parameter.copy_(noise / fan_in**0.5)
+
+
+def miniature_inputs(
+    model: Any, samples: int = 3, *, padding_side: str = "left", seed: int = 0, family: str | None = None
+) -> Inputs:
+    """Forward tensors of a batch with one image per sample, prompts of different lengths, padded.
+
+    Args:
+        model: From `miniature`.
+        samples: How many.
+        padding_side: `"left"` or `"right"`.
+        seed: Of pictures and prompts.
+        family: Whose recipe, where the model's own type is another's (`glmga` calls itself `glm46v`).
+    """
+    found = recipe(family or model.config.model_type)
+    generator = torch.Generator().manual_seed(seed)
+    pictures = found.pictures(model.config, samples, generator)
+    rows = []
+    for index, count in enumerate(found.counts(model, pictures)):
+        before, after = (torch.randint(3, 140, (2 + index,), generator=generator).tolist() for _ in range(2))
+        rows.append([1, *before, *found.ids(count), *after])
+    width = max(map(len, rows))
+    ids = torch.zeros(samples, width, dtype=torch.long)
+    mask = torch.zeros_like(ids)
+    for index, row in enumerate(rows):
+        place = slice(width - len(row), width) if padding_side == "left" else slice(0, len(row))
+        ids[index, place], mask[index, place] = torch.tensor(row), 1
+    inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
+    return inputs | found.extra(model.config, inputs)
