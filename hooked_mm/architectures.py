@@ -1,7 +1,8 @@
 """What differs between architectures, as data: names of modules, factors, and what no rule finds.
 
-To add a family: build its miniature (`miniatures`), run `hooked-mm models --check FAMILY`, and add the names that are
-missing here. A family that follows transformers' conventions needs nothing.
+To add an architecture: build its miniature (a row of `hooked_mm.testing`), run `hooked-mm models --check FAMILY`, and
+add the names that are missing here. One that follows transformers' conventions needs nothing; where names say nothing,
+the flow of data through a block does (`flow`); what neither finds is a row of EXCEPTIONS.
 """
 
 from __future__ import annotations
@@ -15,10 +16,10 @@ FAMILIES = (
 )
 """`config.model_type` of the families whose hook points are proved by tests; others are tried and judged at load."""
 
-_ATTENTIONS = ("self_attn", "attn", "attention", "window_attn", "channel_attn")
-_CROSS = ("cross_attn", "encoder_attn")
-_OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer")
-_MLPS = ("mlp", "ffn")
+_ATTENTIONS = ("self_attn", "attn", "attention", "window_attn", "channel_attn", "attention.self", "self_attention")
+_CROSS = ("cross_attn", "encoder_attn", "crossattention.self")
+_OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer", "dense", "wo", "attn_out", "output")
+_MLPS = ("mlp", "ffn", "feed_forward")
 
 
 def _inside(owners: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
@@ -26,52 +27,82 @@ def _inside(owners: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
 
 
 # role in the block -> attribute paths it goes by, the first that exists is taken; "" is the block itself.
+# `attn_add`, `xattn_add`: the module whose output is what attention adds, where it is not the attention itself.
+# `attn_after`, `mlp_after`: a norm, scale or convolution that what a branch adds goes through.
+# `mixer`: what stands in attention's place and has no pattern (linear attention, convolution, state space).
 PART_NAMES: dict[str, tuple[str, ...]] = {
     "block": ("",),
     "conv1": ("conv1",),
     "ln1": (
         *("input_layernorm", "layer_norm1", "ln_1", "norm1", "self_attn_layer_norm", "layernorm_before"),
-        "self_attn_norm",
+        *("self_attn_norm", "operator_norm", "attention_norm", "pre_attention_layer_norm", "pre_self_attn_layernorm"),
+        *("rms_norm1", "attention.output.LayerNorm", "norm", "attn_norm"),
     ),
     "attn": _ATTENTIONS,
-    "q": _inside(_ATTENTIONS, ("q_proj", "q")),
-    "k": _inside(_ATTENTIONS, ("k_proj", "k")),
-    "v": _inside(_ATTENTIONS, ("v_proj", "v")),
+    "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq")),
+    "k": _inside(_ATTENTIONS, ("k_proj", "k", "key", "wk")),
+    "v": _inside(_ATTENTIONS, ("v_proj", "v", "value", "wv")),
     "qkv": _inside(_ATTENTIONS, ("qkv",)),
-    "o": _inside(_ATTENTIONS, _OUT),
+    "o": (*_inside(_ATTENTIONS, _OUT), "attention.output.dense"),
+    "attn_add": ("attention.output.dense",),
+    "attn_after": ("post_self_attn_layernorm", "post_operator_norm", "post_norm1", "layer_scale1", "ls1", "attn_sconv"),
+    "mixer": ("linear_attn", "conv", "mamba", "mixer"),
     "xattn": _CROSS,
-    "xq": _inside(_CROSS, ("q_proj",)),
-    "xk": _inside(_CROSS, ("k_proj",)),
-    "xv": _inside(_CROSS, ("v_proj",)),
-    "xo": _inside(_CROSS, _OUT),
-    "lnx": ("encoder_attn_layer_norm", "cross_attn_norm"),
+    "xq": _inside(_CROSS, ("q_proj", "query")),
+    "xk": _inside(_CROSS, ("k_proj", "key")),
+    "xv": _inside(_CROSS, ("v_proj", "value")),
+    "xo": (*_inside(_CROSS, _OUT), "crossattention.output.dense"),
+    "xattn_add": ("crossattention.output.dense",),
+    "lnx": ("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
     "conv2": ("conv2",),
     # A block that normalises what attention *adds* calls that norm `post_attention_layernorm`, not its second.
     "ln2": (
         *("pre_feedforward_layernorm", "post_attention_layernorm", "layer_norm2", "ln_2", "norm2", "final_layer_norm"),
-        "layernorm_after",
+        *("layernorm_after", "ffn_norm", "pre_mlp_layer_norm", "rms_norm2", "output.LayerNorm"),
     ),
-    "mlp": (*_MLPS, "fc2"),
-    "mlp_gate": (*_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc")), "fc1"),
-    "mlp_up": _inside(_MLPS, ("up_proj",)),
-    "mlp_down": (*_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj")), "fc2"),
-    "mlp_post_norm": ("post_feedforward_layernorm",),
+    "mlp": (*_MLPS, "fc2", "output.dense"),
+    "mlp_gate": (
+        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h")),
+        *("fc1", "intermediate.dense"),
+    ),
+    "mlp_up": _inside(_MLPS, ("up_proj", "w3")),
+    "mlp_down": (
+        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h")),
+        *("fc2", "output.dense"),
+    ),
+    "mlp_after": (
+        "post_feedforward_layernorm",
+        "post_mlp_layernorm",
+        "post_ffn_norm",
+        "post_norm2",
+        "layer_scale2",
+        "ls2",
+        "mlp_sconv",
+    ),
 }
-# What multiplies a module's output before it is added to the stream: (parameter, function). The first that exists.
+# Names that stand for another role where a block has both: (role it goes by alone, its role then, the other).
+RENAMED = (("post_attention_layernorm", "attn_after", "pre_feedforward_layernorm"),)
+# What multiplies a module's output before it is added: (attribute, function). The first that exists.
 SCALES: dict[str, tuple[tuple[str, str], ...]] = {
-    "attn": (("lambda_1", "identity"), ("gate_attn", "tanh")),
+    "attn": (("lambda_1", "identity"), ("gate_attn", "tanh"), ("residual_multiplier", "identity")),
+    "mixer": (("residual_multiplier", "identity"),),
     "xattn": (("cross_attn_attn_gate", "tanh"),),
-    "mlp": (("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh")),
+    "mlp": (
+        *(("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh")),
+        ("residual_multiplier", "identity"),
+    ),
 }
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
-    "vision_tower.merger",
+    *("vision_tower.merger", "embed_vision"),
 )
-FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f")
+FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
+# Where a configuration says which token stands for a patch of an image.
+IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 # Blocks that normalise after the sum; an attribute `do_layer_norm_before` decides where there is one.
-POST_NORM_BLOCKS = ("BartEncoderLayer", "BartDecoderLayer")
+POST_NORM_BLOCKS = ("BartEncoderLayer", "BartDecoderLayer", "BertLayer", "BlipTextLayer", "GitLayer")
 
 
 @dataclass(frozen=True)
@@ -79,13 +110,16 @@ class Oddity:
     """What no rule finds, for one model type. Paths are relative to the model that holds the tower.
 
     `vision_blocks`: lists of blocks, in order, when the tower has several; `hierarchical`: blocks of several widths
-    whose stream is a map (n, d, rows, cols); `projector_out`: module and field where the image tokens are in the order
-    of the picture, when the projector itself gives them in another.
+    whose stream is a map (n, d, rows, cols); `projector`: the module from tower features to image tokens;
+    `projector_out`: module and field where the image tokens are in the order of the picture, when the projector itself
+    gives them in another; `refused`: why a model of this type can't be had.
     """
 
     vision_blocks: tuple[str, ...] = ()
     block_children: tuple[str, ...] = ()
+    projector: str | None = None
     projector_out: tuple[str, str] | None = None
+    refused: str = ""
 
 
 EXCEPTIONS: dict[str, Oddity] = {

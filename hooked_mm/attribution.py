@@ -185,10 +185,12 @@ def norm_path(structure: Any, stack: str, layer: int, mlp_input: bool) -> str | 
             raise BadInputError(f"the stack {stack!r} has no final norm that is known; give layer= below {layer}")
         return structure.final_norm
     block, name = blocks.blocks[layer], "ln2" if mlp_input else "ln1"
-    if block.norm != "pre":
+    # A parallel block's MLP stands on the one norm that there is.
+    name = "ln1" if name not in block.parts and block.wiring == "parallel" else name
+    if block.wiring not in ("pre", "parallel") or name not in block.parts:
         raise BadInputError(
-            f"block {layer} of stack {stack!r} normalises after the sum, so nothing is normalised before its "
-            f"{'MLP' if mlp_input else 'attention'}; pass apply_ln=False"
+            f"block {layer} of stack {stack!r} normalises after the sum or in another place, so nothing is normalised "
+            f"before its {'MLP' if mlp_input else 'attention'}; pass apply_ln=False"
         )
     return f"{block.path}.{block.parts[name]}"
 
@@ -215,13 +217,12 @@ def behind_projection(
         heads: What the projection makes of each head.
         bias: The projection's.
     """
-    if "attn_post_norm" in block.parts:
-        norm = module(f"{block.path}.{block.parts['attn_post_norm']}")
+    if "attn_after" in block.parts:
+        norm = module(f"{block.path}.{block.parts['attn_after']}")
         formula, (gain, beta) = norm_of(norm, heads.shape[-1]), norm_gain(norm, heads.shape[-1])
         scale = norm_scale(heads.sum(0) + bias, formula)
-        return apply_norm(heads, scale, formula) * gain.to(heads), apply_norm(bias.to(heads), scale, formula) * gain.to(
-            heads
-        ) + beta.to(heads)
+        heads = apply_norm(heads, scale, formula) * gain.to(heads)
+        bias = apply_norm(bias.to(heads), scale, formula) * gain.to(heads) + beta.to(heads)
     if "attn" in block.scales:
         factor = scale_factor(module(block.path), block.scales["attn"]).detach().to(heads)
         return heads * factor, bias * factor

@@ -17,7 +17,7 @@ from torch import Tensor
 from hooked_mm.batch_rows import take_inputs, take_layout, taken
 from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.layout import Layout
-from hooked_mm.layout_kinds import Source, has_image_positions, read_layout
+from hooked_mm.layout_kinds import Source, has_image_positions, pictures, read_layout
 from hooked_mm.structure import Structure
 
 
@@ -97,7 +97,7 @@ class Batch:
     @property
     def has_images(self) -> bool:
         """Whether the vision tower will run."""
-        return "pixel_values" in self.inputs
+        return bool(pictures(self.inputs))
 
     def with_inputs(self, inputs: dict[str, Tensor]) -> Batch:
         """The same positions with other forward tensors (another picture, say)."""
@@ -272,7 +272,7 @@ def batch_from_inputs(inputs: Mapping[str, Any], structure: Structure, config: A
 def image_positions(inputs: Mapping[str, Tensor], structure: Structure, config: Any) -> Bool[Tensor, "b p"]:
     """Where image features take the place of the image token's embedding."""
     ids = inputs["input_ids"]
-    if structure.image_token_id is None or not has_image_positions(config):
+    if structure.image_token_id is None or structure.cross_attention or not has_image_positions(config):
         return torch.zeros_like(ids, dtype=torch.bool)
     return (ids == structure.image_token_id) & inputs["attention_mask"].bool()
 

@@ -116,25 +116,34 @@ class BlockEquations:
         """resid_pre + what attention adds == resid_mid; resid_mid + what the MLP adds == resid_post."""
         pre, mid, post = (self.get(f"hook_resid_{name}") for name in ("pre", "mid", "post"))
         mlp = self.get("hook_mlp_out")
+        if self.block.wiring == "opaque":
+            kind = "what this block adds is no sum of two parts, so there are no points for what is added"
+            yield Check("the block's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
+            return
+        if self.block.wiring in ("parallel", "single") and pre is not None and post is not None:
+            total, names = self._sum(pre, "attn", "mixer", "mlp")
+            what = " + ".join(["resid_pre", *(name.removeprefix("hook_").removesuffix("_out") for name in names)])
+            yield from self._total(f"{what} == resid_post", "hook_resid_post", post, total, names)
+            return
         if pre is None or mid is None or post is None or mlp is None:
             return
-        added = [self.get(f"hook_{name}_out") for name in ("conv1", "attn", "xattn")]
-        first = sum((value for value in added if value is not None), pre)
-        if self.block.norm == "post":
+        if self.block.wiring == "post":
             kind = "this block normalises after the sum, so no sum of points is the stream"
             yield Check("attention's sum", f"{self.prefix}hook_resid_mid", "not applicable", None, kind)
             yield Check("the MLP's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
             return
-        names = [
-            f"hook_{name}_out"
-            for name, value in zip(("conv1", "attn", "xattn"), added, strict=True)
-            if value is not None
-        ]
+        first, names = self._sum(pre, "conv1", "attn", "mixer", "xattn")
         yield from self._total("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first, names)
         conv = self.get("hook_conv2_out")
         second = mid + mlp if conv is None else mid + conv + mlp
         names = ["hook_mlp_out"] if conv is None else ["hook_conv2_out", "hook_mlp_out"]
         yield from self._total("resid_mid + MLP == resid_post", "hook_resid_post", post, second, names)
+
+    def _sum(self, start: Tensor, *parts: str) -> tuple[Tensor, list[str]]:
+        """A stream with what these parts add, and the names of those that there are."""
+        names = [f"hook_{part}_out" for part in parts]
+        found = {name: value for name in names if (value := self.get(name)) is not None}
+        return sum(found.values(), start), list(found)
 
     def _total(self, what: str, name: str, got: Tensor, expected: Tensor, added: list[str]) -> Iterator[Check]:
         """A sum that does not hold speaks against what is added as much as against the stream."""
@@ -150,8 +159,12 @@ class BlockEquations:
             found = [value for name in names if (value := self.get(f"hook_{name}")) is not None]
             return sum(found[1:], found[0]) if found else None
 
-        if self.block.norm == "pre":
+        if self.block.wiring == "pre":
             return {"ln1": total("resid_pre", "conv1_out"), "ln2": total("resid_mid", "conv2_out")}
+        if self.block.wiring in ("parallel", "single"):
+            return dict.fromkeys(("ln1", "ln2"), total("resid_pre"))
+        if self.block.wiring != "post":
+            return {}
         crossed = self.get("ln1.hook_out")
         across = self.get("hook_xattn_out")
         return {
@@ -180,8 +193,9 @@ class BlockEquations:
 
     def projections(self, name: str, prefix: str) -> Iterator[Check]:
         """Queries, keys and values are projected from what attention stands on."""
-        source = self.get("ln1.hook_out" if self.block.norm == "pre" else "hook_resid_pre")
-        if prefix and self.block.norm == "post":
+        bare = self.block.wiring in ("post", "after")
+        source = self.get("hook_resid_pre" if bare else "ln1.hook_out")
+        if prefix and self.block.wiring == "post":
             source = self.get("ln1.hook_out")
         if source is None:
             return
@@ -251,8 +265,8 @@ class BlockEquations:
 
     def _after(self, role: str, value: Tensor) -> Tensor:
         """What a norm, factor or gate behind a module makes of its output."""
-        if f"{role}_post_norm" in self.block.parts:
-            return self._module(f"{role}_post_norm")(value)
+        if f"{role}_after" in self.block.parts:
+            value = self._module(f"{role}_after")(value)
         if role in self.block.scales:
             return value * scale_factor(submodule(self.model, self.block.path), self.block.scales[role])
         return value
@@ -295,7 +309,9 @@ class BlockEquations:
         if pre is not None and post is not None and act is not None:
             neurons = act(pre) if up is None else act(pre) * up
             yield self._same("act(pre) == post", "mlp.hook_post", post, neurons)
-        source = self.get("ln2.hook_out") if self.block.norm == "pre" else self.get("hook_resid_mid")
+        source = self.get("hook_resid_mid" if self.block.wiring in ("post", "after") else "ln2.hook_out")
+        if source is None and self.block.wiring in ("parallel", "single"):
+            source = self.get("ln1.hook_out")
         if source is not None:
             for name, role in (("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up")):
                 if (value := self.get(name)) is not None:
@@ -321,7 +337,10 @@ class BlockEquations:
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
-        owners = [submodule(self.model, self.block.path), self._module("mlp")]
+        roles = [role for role in ("mlp", "mlp_gate") if role in self.block.parts]
+        gate = self.block.parts.get("mlp_gate", "").rpartition(".")[0]
+        owners = [submodule(self.model, self.block.path), *map(self._module, roles[:1])]
+        owners += [submodule(self.model, f"{self.block.path}.{gate}")] if gate else []
         names = ("act_fn", "activation_fn", "activation", "act")
         found = (getattr(owner, name, None) for owner in owners for name in names)
         return next((act for act in found if callable(act)), None)

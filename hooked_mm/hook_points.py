@@ -119,6 +119,15 @@ _SELF = (
     *_attention("attn", "", "its own"),
     _Row("hook_attn_out", "attn", "output", "what attention adds to the stream (b, p, d)", "added"),
 )
+_MIXER = (
+    _Row(
+        "hook_mixer_out",
+        "mixer",
+        "output",
+        "what a layer without attention patterns (linear attention, convolution, state space) adds (b, p, d)",
+        "added",
+    ),
+)
 _CROSS = (
     *_attention("xattn", "x", "the image's or encoder's"),
     _Row("hook_xattn_out", "xattn", "output", "what cross-attention adds to the stream (b, p, d)", "added"),
@@ -134,13 +143,19 @@ _LN1, _LNX, _LN2 = (
     _norm(name, part, f"{which} norm")
     for name, part, which in (("ln1", "ln1", "first"), ("lnx", "lnx", "cross-attention's"), ("ln2", "ln2", "second"))
 )
+
+
+def _inner(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
+    return tuple(row for row in rows if row.kind != "added")
+
+
 _MID = "residual stream after attention (b, p, d)"
 
 # In execution order. Shapes are (batch, pos, ...) in the text, (image, patch, ...) in a tower, (patches, ...) in a
 # packed tower.
 BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
     "pre": (
-        *(*_START, *_LN1, *_SELF, *_LNX, *_CROSS, _Row("hook_resid_mid", "ln2", "input", _MID, "in_place")),
+        *(*_START, *_LN1, *_SELF, *_MIXER, *_LNX, *_CROSS, _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
         *(
             _Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"),
             *_LN2,
@@ -152,6 +167,14 @@ BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
         *(*_START, *_SELF, *_LN1, *_CROSS, *_LNX, _Row("hook_resid_mid", "mid_norm", "output", _MID)),
         *(*_MLP, *_LN2, *_END),
     ),
+    "parallel": (*_START, *_LN1, *_SELF, *_MIXER, *_LN2, *_MLP, *_END),
+    "after": (
+        *(*_START, *_SELF, *_MIXER, _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
+        *(*_MLP, *_END),
+    ),
+    "single": (*_START, *_LN1, *_SELF, *_MIXER, *_MLP, *_END),
+    # What is added is not known, so no point says so.
+    "opaque": (*_START, *_inner(_LN1), *_inner(_SELF), *_inner(_LN2), *_inner(_MLP), *_END),
 }
 
 
@@ -174,6 +197,8 @@ class _Builder:
     def _path(self, block: Block, role: str) -> str | None:
         if role == "block":
             return block.path
+        if role == "mid":
+            return None if block.mid is None else f"{block.path}.{block.mid}"
         if role == "mid_norm":
             role = "lnx" if "lnx" in block.parts else "ln1"
         inside = block.parts.get(role)
@@ -182,20 +207,25 @@ class _Builder:
     def _added(self, block: Block, prefix: str, row: _Row, view: View) -> tuple[Access, tuple[str, ...]]:
         """What is added to the stream: the module's output, or what a norm, factor or mask makes of it."""
         role = row.part
-        if norm := self._path(block, f"{role}_post_norm"):
-            return ModuleValue(norm, "output"), ()
-        path = self._path(block, role)
-        assert path is not None
-        mid = self._path(block, "ln2")
-        assert mid is not None
-        total = ModuleValue(block.path, "output") if role == "mlp" else ModuleValue(mid, "input", in_place=True)
-        before = f"{prefix}hook_resid_mid" if role == "mlp" else f"{prefix}hook_resid_pre"
+        behind = self._path(block, block.behind(role))
+        assert behind is not None
+        if role not in block.scales and not (role == "mlp" and block.row_mask):
+            return ModuleValue(behind, "output", view), ()
+        # In a block without a middle everything ends in what leaves it, so only the last part can be written there.
+        last = role == "mlp" or block.mid is None
+        total = ModuleValue(block.path, "output") if last else ModuleValue(self._mid(block), "input", in_place=True)
+        before = f"{prefix}hook_resid_mid" if role == "mlp" and block.mid else f"{prefix}hook_resid_pre"
         if role == "mlp" and block.row_mask:
             return AddedValue(before, total), (before,)
         if role in block.scales:
             factor = partial(scale_factor, self.model.get_submodule(block.path), block.scales[role])
-            return ScaledValue(path, factor, before, total), (before,)
-        return ModuleValue(path, "output", view), ()
+            return ScaledValue(behind, factor, before, total), (before,)
+        raise AssertionError(f"{role} of {block.kind} has neither factor nor mask")
+
+    def _mid(self, block: Block) -> str:
+        path = self._path(block, "mid")
+        assert path is not None
+        return path
 
     def _access(self, block: Block, prefix: str, row: _Row, text: bool) -> tuple[Access, tuple[str, ...]] | None:
         path = self._path(block, row.part)
@@ -205,7 +235,7 @@ class _Builder:
             return ModuleValue(fused, "output", Fused("qkv".index(row.part), block.n_heads)), ()
         if path is None:
             return None
-        plain: View = Plain(positions=text and row.part in ("ln2", "mlp", "mlp_gate", "mlp_down"))
+        plain: View = Plain(positions=text and row.part in ("ln2", "mid", "mlp", "mlp_gate", "mlp_down"))
         if block.map and (row.part in ("block", "conv1", "conv2")):
             plain = Map()
         if row.kind == "added":
@@ -219,15 +249,13 @@ class _Builder:
             value = self.norm_value(path, row.kind, plain)
             return None if value is None else (value, ())
         if row.kind == "in_place":
-            where = self._path(block, "conv2") or path
-            view = Map() if block.map else plain
-            return ModuleValue(where, row.side, view, in_place=True), ()
+            return ModuleValue(path, row.side, Map() if block.map else plain, in_place=True), ()
         return ModuleValue(path, row.side, plain), ()
 
     def _tap(self, block: Block, row: _Row) -> tuple[Access, tuple[str, ...]] | None:
         attention = self._path(block, row.part)
         name = row.name.split(".")[-1]
-        if attention is None or (name != "hook_pattern" and not block.rotary):
+        if attention is None or not block.patterns or (name != "hook_pattern" and not block.rotary):
             return None
         tap = TAP_SIDES[name]
         view: View = Plain() if tap == "pattern" else Swapped()
@@ -236,7 +264,7 @@ class _Builder:
     def block(self, prefix: str, stream: Stream, layer: int, block: Block) -> Iterator[HookPoint]:
         first = f"{prefix}blocks.{layer}."
         once = stream != "text"
-        for row in BLOCK_ROWS[block.norm]:
+        for row in BLOCK_ROWS[block.wiring]:
             made = self._access(block, first, row, stream != "vision")
             if made is None:
                 continue

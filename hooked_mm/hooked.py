@@ -26,9 +26,10 @@ from hooked_mm.interventions import HookLike, expand
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.probe import made_batch, small_enough
 from hooked_mm.processors import load_processor
+from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
-from hooked_mm.structure import Structure, describe, resolve
+from hooked_mm.structure import Structure, describe
 
 BatchLike = Batch | Mapping[str, Any]
 

@@ -10,7 +10,19 @@ import torch
 from torch import Tensor
 
 from hooked_mm.equations import Check, compare, tolerance
+from hooked_mm.layout_kinds import pictures
 from hooked_mm.writes import Probe
+
+
+def other_pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Other pictures of the same shapes; padding crops and tiles are all zero and stay so: models tell them by that."""
+    generator = torch.Generator().manual_seed(0)
+    found = {}
+    for name, pixels in pictures(inputs).items():
+        noise = torch.randn(pixels.shape, generator=generator).to(pixels)
+        noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
+        found[name] = pixels + noise
+    return found
 
 
 class ImageChecks:
@@ -30,14 +42,9 @@ class ImageChecks:
 
     def all(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """Image features are where positions are called image; another picture changes those and nothing else."""
-        embed, out = values[self.embedded], values["projector.hook_out"]
+        embed = values[self.embedded]
         image = self.probe.batch.mask("image")
-        pixels = self.probe.batch.inputs["pixel_values"]
-        generator = torch.Generator().manual_seed(0)
-        noise = torch.randn(pixels.shape, generator=generator).to(pixels)
-        # Padding crops and tiles are all zero and stay so: models tell them by that.
-        noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
-        inputs = {**self.probe.batch.inputs, "pixel_values": pixels + noise}
+        inputs = {**self.probe.batch.inputs, **other_pictures(self.probe.batch.inputs)}
         watched = [name for name in (self.embedded, "projector.hook_out", *self.embed_norm) if name in values]
         logits, other = self.probe.runner.forward(self.probe.batch.with_inputs(inputs), watched, save=True)
         assert logits is not None
@@ -66,6 +73,10 @@ class ImageChecks:
             None,
             f"{still} stay" if still else "",
         )
+        if (out := values.get("projector.hook_out")) is None:
+            kind = "no projector: nothing stands between the pictures and the text's embeddings"
+            yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
+            return
         slots = slots & ~self.shrunk()
         direct = self._features(embed[slots], out.flatten(0, -2))
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)

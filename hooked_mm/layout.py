@@ -21,7 +21,7 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 
-Kind = Literal["none", "crops", "newline", "packed", "resampled", "cross"]
+Kind = Literal["none", "crops", "newline", "packed", "resampled", "cross", "runs"]
 """How the positions of an image follow each other:
 
 - `none`: the batch has no images.
@@ -29,6 +29,7 @@ Kind = Literal["none", "crops", "newline", "packed", "resampled", "cross"]
 - `newline`: the overview row by row, then the stitched crops row by row with a separator behind each row.
 - `packed`: row by row, for a packed tower.
 - `resampled`: latent queries that belong to no place in the image: there is no grid of positions.
+- `runs`: in an order that is not known: where image positions are, is known, and nothing of their places in the image.
 - `cross`: none; text attends to the tower's patches by cross-attention. The image token is text.
 """
 

@@ -8,6 +8,7 @@
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
 | `pixel_values` (crops, 3, h, w) | | crops | LLaVA, Gemma 3, InternVL, Florence-2 |
 | one of the last two | `perceiver_config` or `qformer_config` | resampled | Idefics2, BLIP-2 |
+| anything else | | runs | all that have no reader yet |
 
 Add a kind: write its reader, add a row to `READERS`.
 """
@@ -17,6 +18,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -70,16 +72,25 @@ def read_layout(source: Source) -> Layout:
     nowhere = torch.full(source.image.shape, -1, dtype=torch.long)
     none = Layout("none", nowhere.new_zeros(0), nowhere, torch.zeros_like(source.image, device="cpu"))
     device = source.image.device
-    pixels = source.inputs.get("pixel_values")
-    if pixels is None:
+    if not pictures(source.inputs):
         return none.to(device)
     # Counting is done on the host; pixels and their masks stay where they are.
     small = {name: value if name.startswith("pixel") else value.cpu() for name, value in source.inputs.items()}
     host = replace(source, image=source.image.cpu(), inputs=small)
     found = next(read for fits, read in READERS if fits(host))(host)
     sample, index, separator, images = place_images(host.image, found.plans)
-    layout = Layout(found.kind, sample, index, separator, images, found.tower_image, **found.facts)
+    tower = found.tower_image if len(found.tower_image) else None
+    layout = Layout(found.kind, sample, index, separator, images, tower, **found.facts)
     return layout.to(device)
+
+
+def pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that hold pictures, by whatever name: of floating point, and neither masks nor embeddings."""
+    return {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not name.endswith(("mask", "embeds", "bbox"))
+    }
 
 
 def has_image_positions(config: Any) -> bool:
@@ -373,10 +384,40 @@ def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
     return tiles
 
 
+def _has_vision(source: Source, name: str) -> bool:
+    return hasattr(getattr(source.config, "vision_config", None), name)
+
+
+def _is_of_crops(source: Source) -> bool:
+    """Crops of one size, each a picture of its own, and a tower of square patches."""
+    pixels = source.inputs.get("pixel_values")
+    return pixels is not None and pixels.ndim in (4, 5) and _has_vision(source, "patch_size")
+
+
+def _runs(source: Source) -> _Read:
+    """An image is a run of adjacent image positions; runs with one and the same token between them are its rows."""
+    plans = []
+    for sample, row in enumerate(source.image):
+        counts = _rows_joined(source.inputs["input_ids"][sample].tolist(), runs_of(row))
+        plans += [Plan(ImageLayout(), count, _nothing(), sample) for count in counts]
+    why = "how this model's image positions lie in the picture is not known; add a reader to hooked_mm/layout_kinds.py"
+    return _Read("runs", plans, torch.zeros(0, dtype=torch.long), {"why": why})
+
+
+def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
+    """How many positions each image has: equally long runs with a single, always equal token between them are one."""
+    gaps = {tuple(ids[one[1] : two[0]]) for one, two in pairwise(runs)}
+    lengths = {stop - start for start, stop in runs}
+    if len(runs) > 1 and len(gaps) == 1 and len(next(iter(gaps))) == 1 and len(lengths) == 1:
+        return [sum(stop - start for start, stop in runs)]
+    return [stop - start for start, stop in runs]
+
+
 READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], _Read]], ...] = (
-    (lambda source: "image_grid_thw" in source.inputs, _packed),
-    (lambda source: "aspect_ratio_ids" in source.inputs, _cross),
+    (lambda source: "image_grid_thw" in source.inputs and _has_vision(source, "spatial_merge_size"), _packed),
+    (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
-    (lambda source: True, _crops),
+    (lambda source: _is_of_crops(source), _crops),
+    (lambda source: True, _runs),
 )
 """Condition and reader, the first that fits."""

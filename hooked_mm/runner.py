@@ -143,7 +143,11 @@ class Runner:
         """The envoy of a module of the transformers model, or of a tap."""
         if path.startswith("taps:"):
             return self.nnsight.get(self._tap_paths[path])
-        return self.nnsight.get(f"model.{path}") if path else self.nnsight.model
+        found = self.nnsight.model
+        for name in path.split(".") if path else ():
+            # A module that is called as nnsight calls its values (BERT's `output`) has another name there.
+            found = getattr(found, f"E_{name}" if hasattr(type(found), name) else name)
+        return found
 
     def module(self, path: str) -> nn.Module:
         """The module itself, of the transformers model or a tap."""
@@ -363,6 +367,6 @@ def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, Attent
         configs = configurations(model.get_submodule(stack.owner), blocks)
         for block in stack.blocks:
             for role in ("attn", "xattn"):
-                if role in block.parts:
+                if role in block.parts and block.patterns:
                     path = f"{block.path}.{block.parts[role]}"
                     yield path, AttentionSite(model.get_submodule(path), AttentionTaps(), configs, stack.packed)

@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.structure import FAMILIES
+from hooked_mm.architectures import FAMILIES
 
 Function = Callable[[Tensor], Tensor | None]
 # Families whose blocks are, class for class, those of another one.

@@ -9,9 +9,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TOWER, Place, close, places, raw_hook, raw_values, representatives, shift, unshow
 

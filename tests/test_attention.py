@@ -16,9 +16,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hooked_mm import attention
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, eager_attention, tapped
 from hooked_mm.hooked import HookedMM
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 Named = dict[str, Tensor]
@@ -256,7 +256,7 @@ def site(hooked: HookedMM, layer: int) -> AttentionSite:
     stack = hooked.structure.text
     modules = [hooked.hf_model.get_submodule(block.path) for block in stack.blocks]
     configs = configurations(hooked.hf_model.get_submodule(stack.owner), modules)
-    module: nn.Module = hooked.hf_model.get_submodule(stack.blocks[layer].attention)
+    module: nn.Module = hooked.hf_model.get_submodule(stack.blocks[layer].mixing)
     return AttentionSite(module, AttentionTaps(), configs, stack.packed)
 
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm import attention
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, close, places, representatives
 

@@ -15,7 +15,7 @@ from hooked_mm.access import linear_map
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.norms import NormFormula, norm_scale
-from hooked_mm.structure import resolve
+from hooked_mm.resolve import resolve
 from hooked_mm.testing.miniatures import miniature
 
 NAMES = [

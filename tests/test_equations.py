@@ -113,7 +113,7 @@ def test_shapes_that_fit_no_equation_are_a_failure(values: dict[str, Tensor]) ->
 
 def test_a_block_without_sums_says_why(values: dict[str, Tensor]) -> None:
     """Where norms stand behind the sums, no sum of points is the stream: not applicable, with the reason."""
-    block = replace(honest("llava").text.blocks[0], norm="post")
+    block = replace(honest("llava").text.blocks[0], wiring="post")
     found = list(BlockEquations(values, built("llava"), block, "blocks.0.", None).sums())
     assert [check.verdict for check in found] == ["not applicable"] * 2
     assert all("normalises after the sum" in check.detail for check in found)

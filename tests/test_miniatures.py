@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import RECIPES, miniature, miniature_inputs, recipe
 from hooked_mm.testing.recipe import IMAGE_TOKEN
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TEXT, Place, close, places, raw_hooks, raw_values
 

@@ -10,13 +10,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add, ProjectOut, Scale
 from hooked_mm.knockout import KnockOut
 from hooked_mm.positions import GENERATED, Positions
 from hooked_mm.runner import Hook
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, Function, places, raw_hook, raw_hooks
 

@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook
-from hooked_mm.structure import FAMILIES
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, Function, Place, close, factor_of, places, raw_hook, raw_hooks, representatives
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor, nn
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -14,10 +16,11 @@ from transformers import (
     Qwen2Config,
     SiglipVisionConfig,
 )
+from transformers.models.llama.modeling_llama import LlamaDecoderLayer
 
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.structure import resolve
+from hooked_mm.resolve import resolve
 
 SIZES = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 3, "num_attention_heads": 4}
 TOWER = {"hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2, "num_attention_heads": 2}
@@ -69,18 +72,58 @@ def test_llavas_with_other_decoders_and_towers(text: type, vision: type) -> None
 
 def test_what_is_no_vision_language_model_is_refused() -> None:
     """The class is named, and the families that are proved."""
-    with pytest.raises(UnsupportedModelError, match=r"Linear .* is not a vision-language.*Proved families: llava"):
+    with pytest.raises(UnsupportedModelError, match=r"Linear .* is not a vision-language.*hooked-mm models"):
         resolve(nn.Linear(2, 2))
 
 
-def test_a_block_with_unknown_parts_is_refused() -> None:
-    """A renamed norm is named as missing, with what the block has and where to add it."""
+class Rebuilt(LlamaDecoderLayer):
+    """A block of strange names: `first` for attention, `second` for the MLP, each with weights of its own."""
+
+    def forward(self, hidden_states: Tensor, **options: Any) -> Tensor:
+        hidden_states = hidden_states + self.first(self.strange_norm(hidden_states), **options)[0]
+        return self.joined(hidden_states, self.second(self.other_norm(hidden_states)))
+
+    def joined(self, stream: Tensor, added: Tensor) -> Tensor:
+        """How the MLP's output and the stream make the next one."""
+        return stream + added
+
+
+class Gated(Rebuilt):
+    """The stream is multiplied by what the MLP gives: nothing is added."""
+
+    def joined(self, stream: Tensor, added: Tensor) -> Tensor:
+        return stream * added.sigmoid()
+
+
+def rebuilt(kind: type[Rebuilt]) -> LlavaForConditionalGeneration:
+    """A LLaVA whose decoder blocks go by other names."""
     hf_model = miniature(LlamaConfig, CLIPVisionConfig)
-    block = hf_model.model.language_model.layers[0]
-    block.add_module("strange_norm", block.post_attention_layernorm)
-    del block.post_attention_layernorm
-    with pytest.raises(UnsupportedModelError, match=r"no recognised ln2; it has .*strange_norm.*PART_NAMES"):
-        HookedMM(hf_model)
+    names = {"input_layernorm": "strange_norm", "post_attention_layernorm": "other_norm"}
+    names |= {"self_attn": "first", "mlp": "second"}
+    for block in hf_model.model.language_model.layers:
+        for old, new in names.items():
+            block.add_module(new, getattr(block, old))
+            delattr(block, old)
+        block.__class__ = kind
+    return hf_model
+
+
+def test_a_block_of_strange_names_is_found_by_what_flows_through_it() -> None:
+    """Norms, attention and MLP of a block that no name is known of, down to the projections."""
+    block = HookedMM(rebuilt(Rebuilt), check=False).structure.text.blocks[0]
+    assert block.wiring == "pre"
+    found = {"ln1": "strange_norm", "ln2": "other_norm", "attn": "first", "mlp": "second"}
+    inner = {"q": "first.q_proj", "k": "first.k_proj", "v": "first.v_proj", "o": "first.o_proj"}
+    inner |= {"mlp_gate": "second.gate_proj", "mlp_up": "second.up_proj", "mlp_down": "second.down_proj"}
+    assert dict(block.parts) == {"block": "", **found, **inner}
+
+
+def test_a_block_that_is_no_sum_of_its_parts_is_refused() -> None:
+    """Neither names nor flow explain it: what it has is listed, with where to add names."""
+    with pytest.raises(
+        UnsupportedModelError, match=r"no recognised ln1, attn, ln2, mlp; it has .*strange_norm.*PART_N"
+    ):
+        HookedMM(rebuilt(Gated))
 
 
 def test_peft_wrapped_models_keep_their_names() -> None:

@@ -18,7 +18,8 @@ from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
 from hooked_mm.hook_points import HookPoint, Stream
 from hooked_mm.prepare import prepare
-from hooked_mm.structure import Structure, resolve
+from hooked_mm.resolve import resolve
+from hooked_mm.structure import Structure
 from hooked_mm.testing.miniatures import miniature
 from tests.processors import PINPOINTS, processor
 

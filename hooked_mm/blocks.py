@@ -1,0 +1,187 @@
+"""What one block is made of: its parts by their names, and by the flow of data where names leave something open.
+
+Names (`architectures.PART_NAMES`) are taken as they are where they explain the whole block: every role that its wiring
+needs, and every child that has weights. Otherwise the block is run once and what its parts compute decides (`flow`).
+What neither explains is `opaque`: its ends and inner parts can be read, sums over it can't.
+"""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterable, Mapping
+from types import MappingProxyType
+from typing import Any, Literal
+
+from torch import Tensor, nn
+
+from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, RENAMED, SCALES
+from hooked_mm.errors import UnsupportedModelError
+from hooked_mm.flow import Run, wire
+from hooked_mm.structure import Block, Wiring, submodule
+
+_HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
+
+
+Capture = Callable[[nn.Module], Run | None]
+
+
+def first(module: nn.Module, names: Iterable[str]) -> str | None:
+    """The first of these attribute paths that leads to a module."""
+    return next((name for name in names if isinstance(submodule(module, name), nn.Module)), None)
+
+
+def named_parts(block: nn.Module) -> dict[str, str]:
+    """Role -> path, by names alone."""
+    found = {role: name for role, names in PART_NAMES.items() if (name := first(block, names)) is not None}
+    return found | {role: name for name, role, other in RENAMED if first(block, (name,)) and first(block, (other,))}
+
+
+def named_wiring(block: nn.Module, parts: Mapping[str, str]) -> Wiring | None:
+    """The wiring that the names speak for; None if roles are missing or children with weights stay unexplained."""
+    mixes = any(role in parts for role in ("attn", "xattn", "mixer"))
+    if unexplained(block, parts):
+        return None
+    if not getattr(block, "do_layer_norm_before", type(block).__name__ not in POST_NORM_BLOCKS):
+        return "post" if mixes and {"ln1", "ln2", "mlp"} <= set(parts) else None
+    if mixes and {"ln1", "ln2", "mlp"} <= set(parts):
+        return "pre"
+    return None
+
+
+def unexplained(block: nn.Module, parts: Mapping[str, str]) -> list[str]:
+    """Children with weights, and weights of the block itself, that belong to no role."""
+    paths = [path for role, path in parts.items() if path and role not in ("block",)]
+    factors = {name for rows in SCALES.values() for name, _ in rows}
+
+    def known(name: str) -> bool:
+        return any(name == path or path.startswith(f"{name}.") or name.startswith(f"{path}.") for path in paths)
+
+    children = [name for name, child in block.named_children() if any(True for _ in child.parameters())]
+    own = [name for name, _ in block.named_parameters(recurse=False) if name not in factors]
+    return [name for name in children if not known(name)] + own
+
+
+def _width(module: nn.Module, side: Literal["in_features", "out_features"]) -> int:
+    size = getattr(module, side, None)
+    if size is None and getattr(module, "nf", None) is not None:
+        # transformers' Conv1D keeps its weight the other way round.
+        size = module.get_parameter("weight").shape[0 if side == "in_features" else 1]
+    if size is None:
+        raise UnsupportedModelError(
+            f"{type(module).__name__} has no {side}, so the sizes of this block can't be told; it must be linear"
+        )
+    return int(size)
+
+
+def _heads(module: nn.Module, width: int, config: Any, what: str) -> int:
+    heads = next((getattr(module, name) for name in _HEADS if isinstance(getattr(module, name, None), int)), None)
+    head_dim = getattr(module, "head_dim", None)
+    if heads is None:
+        own = getattr(module, "config", None) or config
+        named = next((n for name in _HEADS if isinstance(n := getattr(own, name, None), int)), None)
+        heads = width // head_dim if head_dim else named
+    if not heads:
+        raise UnsupportedModelError(f"the attention {type(module).__name__} of the {what} does not say how many heads")
+    return int(heads)
+
+
+def looked_into(attention: nn.Module) -> bool:
+    """Whether an attention module runs by transformers' interface, so that its pattern can be tapped."""
+    source = sys.modules[type(attention).__module__]
+    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
+        return False
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
+
+
+def find_block(block: nn.Module, path: str, what: str, config: Any, capture: Capture) -> Block:
+    """What a block is made of.
+
+    Args:
+        block: The module.
+        path: Of it in the transformers model.
+        what: The stack that it belongs to, for messages.
+        config: The configuration of that stack.
+        capture: Block -> how its model calls it, or None.
+
+    Raises:
+        UnsupportedModelError: If neither names nor the flow of data say where its parts are.
+    """
+    parts = named_parts(block)
+    wiring = named_wiring(block, parts)
+    if wiring is None:
+        run = capture(block)
+        flow = wire(run, parts) if run is not None else None
+        if flow is not None:
+            parts, wiring = flow.parts, flow.wiring
+        else:
+            wiring = _alone(block, parts, what)
+    return _described(block, path, what, config, parts, wiring)
+
+
+def _alone(block: nn.Module, parts: dict[str, str], what: str) -> Wiring:
+    """The wiring where the flow says nothing; a block without anything known is refused."""
+    if any(role in parts for role in ("attn", "xattn", "mixer", "mlp")):
+        for role in ("attn_after", "mlp_after", "attn_add", "xattn_add"):
+            parts.pop(role, None)
+        return "opaque"
+    missing = ", ".join(role for role in ("ln1", "attn", "ln2", "mlp") if role not in parts)
+    raise UnsupportedModelError(
+        f"a block of the {what} ({type(block).__name__}) has no recognised {missing}; it has "
+        f"{', '.join(child for child, _ in block.named_children())}, and what flows through them is no sum of two "
+        "parts. Add the names to PART_NAMES in hooked_mm/architectures.py"
+    )
+
+
+def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[str, str], wiring: Wiring) -> Block:
+    module = submodule(block, parts.get("attn", parts.get("xattn", ""))) if _attends(parts) else None
+    out = submodule(block, parts[next(r for r in ("o", "xo") if r in parts)]) if {"o", "xo"} & set(parts) else None
+    width = _width(out, "in_features") if out is not None else 0
+    heads = _heads(module, width, config, what) if module is not None else 0
+    d_head = width // heads if heads else 0
+    key = parts.get("k", parts.get("xk"))
+    kv_heads = _width(submodule(block, key), "out_features") // d_head if key and d_head else heads
+    scales = {
+        role: next(row for row in rows if getattr(block, row[0], None) is not None)
+        for role, rows in SCALES.items()
+        if role in parts and any(getattr(block, name, None) is not None for name, _ in rows)
+    }
+    layer_type = getattr(module, "layer_type", None) or ("sliding" if getattr(module, "is_sliding", False) else None)
+    arguments = inspect.signature(type(module).forward).parameters if module is not None else {}
+    normed = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    mlp_down = submodule(block, parts["mlp_down"]) if "mlp_down" in parts else None
+    kind = type(block).__name__ + (f" ({layer_type})" if layer_type else "")
+    if (mixing := next((role for role in ("attn", "mixer", "xattn") if role in parts), None)) == "mixer":
+        kind += f" ({type(submodule(block, parts['mixer'])).__name__})"
+    if mixing is None or mlp_down is None:
+        kind += f" ({', '.join(type(submodule(block, parts[r])).__name__ for r in ('attn', 'mlp') if r in parts)})"
+    return Block(
+        path=path,
+        parts=MappingProxyType(parts),
+        kind=kind,
+        wiring=wiring,
+        scales=MappingProxyType(scales),
+        n_heads=heads,
+        n_kv_heads=kv_heads,
+        d_head=d_head,
+        d_model=_width(out, "out_features") if out is not None else _norm_width(block, parts),
+        # An MLP of no known parts (a mixture of experts) has no neurons of its own.
+        d_mlp=0 if mlp_down is None else _width(mlp_down, "in_features"),
+        rotary="position_embeddings" in arguments
+        or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
+        row_mask="full_text_row_masked_out_mask" in inspect.signature(type(block).forward).parameters
+        and "xattn" in parts,
+        map="conv1" in parts,
+        patterns=module is not None and looked_into(module),
+    )
+
+
+def _attends(parts: Mapping[str, str]) -> bool:
+    return "attn" in parts or "xattn" in parts
+
+
+def _norm_width(block: nn.Module, parts: Mapping[str, str]) -> int:
+    """The width of the stream where no projection tells it: that of the first norm."""
+    norm = submodule(block, parts["ln1"]) if "ln1" in parts else None
+    weight = getattr(norm, "weight", None)
+    return int(weight.shape[-1]) if isinstance(weight, Tensor) else 0

@@ -1,0 +1,372 @@
+"""Finds the parts of a transformers model: its stacks of blocks, projector, norms and embeddings.
+
+In this order: transformers' own conventions (`get_decoder`, `get_encoder`, `get_output_embeddings`,
+`_can_record_outputs`); the names in the tables of `architectures`; shapes (the list of as many equal blocks as the
+configuration says, the one part that belongs to nothing else); one run of a block to see what flows where (`flow`); and
+a row of EXCEPTIONS. `conformance` judges the outcome, whatever found it.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import nn
+
+from hooked_mm.architectures import (
+    EMBED_NORM_NAMES,
+    EXCEPTIONS,
+    FINAL_NORM_NAMES,
+    IMAGE_TOKEN_NAMES,
+    LAYER_LIST_NAMES,
+    PROJECTOR_NAMES,
+    Oddity,
+)
+from hooked_mm.blocks import Capture, find_block, first
+from hooked_mm.errors import UnsupportedModelError
+from hooked_mm.flow import Run, captured
+from hooked_mm.norms import find_norm_formula
+from hooked_mm.structure import Block, Stack, Structure, submodule
+
+_LENGTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
+_PROBE = 6
+"""Positions of the run that shows what flows through a block."""
+
+
+def _vision_config(config: Any) -> Any:
+    return getattr(config, "vision_config", None)
+
+
+def _length(config: Any) -> int | None:
+    found = (getattr(config, name, None) for name in _LENGTHS)
+    return next((value for value in found if isinstance(value, int)), None)
+
+
+def block_lists(model: nn.Module) -> dict[str, list[nn.Module]]:
+    """Path -> blocks, of every list of modules that are alike in plan: parts of their own, one class or few."""
+    found: dict[str, list[nn.Module]] = {}
+    for path, module in model.named_modules():
+        if not isinstance(module, nn.ModuleList | nn.Sequential) or any(path.startswith(f"{p}.") for p in found):
+            continue
+        items = list(module)
+        whole = [sum(1 for _ in item.modules()) > 3 for item in items]
+        if items and all(whole) and len({type(item) for item in items}) <= max(1, len(items) // 2):
+            found[path] = items
+    return found
+
+
+def _by_shape(inner: nn.Module, config: Any, outside: nn.Module | None) -> list[nn.Module] | None:
+    """The only list of as many blocks as a configuration says, none of them inside another stack; None if unclear."""
+    length = _length(config)
+    taken = {id(module) for module in outside.modules()} if outside is not None else set()
+    fitting = [
+        blocks
+        for blocks in block_lists(inner).values()
+        if len(blocks) == length and id(blocks[0]) not in taken and _has_width(blocks[0], config)
+    ]
+    return fitting[0] if len(fitting) == 1 else None
+
+
+def _has_width(block: nn.Module, config: Any) -> bool:
+    """Whether the block's norms are as wide as the configuration says."""
+    width = getattr(config, "hidden_size", None) or getattr(config, "embed_dim", None)
+    weights = [weight for child in block.children() if (weight := getattr(child, "weight", None)) is not None]
+    return width is None or any(weight.ndim == 1 and weight.shape[0] == width for weight in weights)
+
+
+def find_lists(
+    owner: nn.Module, core: nn.Module, config: Any, lists: tuple[str, ...], what: str, outside: nn.Module | None = None
+) -> list[list[nn.Module]]:
+    """Lists of blocks: by exception, by what transformers records as hidden states, by the lists' names, by shape.
+
+    Args:
+        owner: The stack's module, as far as it is known.
+        core: The model that exceptions' paths are relative to.
+        config: The stack's configuration.
+        lists: An exception's paths; `.*` at the end for a list of lists.
+        what: The stack, for messages.
+        outside: A module whose lists are not meant.
+
+    Raises:
+        UnsupportedModelError: If there are none.
+    """
+    if lists:
+        found: list[list[nn.Module]] = []
+        for path in lists:
+            if path.endswith(".*"):
+                found += [list(stage) for stage in submodule(core, path[:-2])]
+            else:
+                found.append(list(submodule(core, path)))
+        return found
+    recorded: Any = (getattr(owner, "_can_record_outputs", None) or {}).get("hidden_states")
+    kinds = tuple(kind for kind in (recorded if isinstance(recorded, list) else [recorded]) if isinstance(kind, type))
+    if kinds and (blocks := [module for module in owner.modules() if isinstance(module, kinds)]):
+        return [blocks]
+    name = first(owner, LAYER_LIST_NAMES)
+    if name is not None:
+        return [list(submodule(owner, name))]
+    alike = _by_shape(owner, config, outside)
+    if alike is None:
+        raise UnsupportedModelError(
+            f"no blocks found in the {what} {type(owner).__name__}: transformers records no hidden states there, none "
+            f"of the attributes {', '.join(LAYER_LIST_NAMES)} exists, and there is not exactly one list of "
+            f"{_length(config)} blocks. Add the name to hooked_mm/architectures.py"
+        )
+    return [alike]
+
+
+def _blocks(
+    paths: dict[int, str],
+    lists: list[list[nn.Module]],
+    children: tuple[str, ...],
+    what: str,
+    config: Any,
+    capture: Capture,
+) -> Iterator[Block]:
+    for number, modules in enumerate(lists):
+        for index, module in enumerate(modules):
+            parts = [submodule(module, child) for child in children] or [module]
+            for part in parts:
+                block = find_block(part, paths[id(part)], what, config, capture)
+                # Between two lists of one width the model does something of its own to the stream.
+                last = index == len(modules) - 1 and number < len(lists) - 1 and not children
+                yield replace(block, inserted=True) if last else block
+
+
+def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stack:
+    """The sizes of heads are those of the last block that has some."""
+    last = blocks[-1]
+    heads = next((block for block in reversed(blocks) if block.n_heads), last)
+    neurons = next((block for block in reversed(blocks) if block.d_mlp), last)
+    width = next((block.d_model for block in reversed(blocks) if block.d_model), 0)
+    mixing = next((block.mixing for block in reversed(blocks) if block.mixing), None)
+    attention = next((module for module in owner.modules() if paths.get(id(module)) == mixing), owner)
+    norm = first(owner, EMBED_NORM_NAMES)
+    return Stack(
+        owner=paths[id(owner)],
+        blocks=tuple(replace(block, d_model=block.d_model or width) for block in blocks),
+        embed_norm=f"{paths[id(owner)]}.{norm}" if norm else None,
+        packed="cu_seqlens" in inspect.signature(type(attention).forward).parameters,
+        n_layers=len(blocks),
+        d_model=last.d_model or width,
+        n_heads=heads.n_heads,
+        n_kv_heads=heads.n_kv_heads,
+        d_head=heads.d_head,
+        d_mlp=neurons.d_mlp,
+    )
+
+
+def _applied(model: Any, config: Any, name: str) -> float | None:
+    """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
+    value = getattr(config, name, None)
+    return value if value is not None and name in inspect.getsource(type(model).forward) else None
+
+
+def _capture(run: Callable[[], Any]) -> Capture:
+    """How a stack calls its blocks when `run` is; asked once per class of block."""
+    known: dict[int, Run | None] = {}
+
+    def capture(block: nn.Module) -> Run | None:
+        if id(block) not in known:
+            known[id(block)] = captured(block, run)
+        return known[id(block)]
+
+    return capture
+
+
+def _run_text(decoder: nn.Module, width: int) -> Callable[[], Any]:
+    """A decoder shown a few random embeddings (and, if it asks for that, as many of an encoder)."""
+    arguments = inspect.signature(type(decoder).forward).parameters
+
+    def run() -> Any:
+        own = next(decoder.parameters())
+        generator = torch.Generator().manual_seed(0)
+        value = torch.randn(1, _PROBE, width, generator=generator).to(own.device, own.dtype)
+        more = {"encoder_hidden_states": value} if "encoder_hidden_states" in arguments else {}
+        quiet = {"use_cache": False} if "use_cache" in arguments or "kwargs" in arguments else {}
+        return decoder(inputs_embeds=value, **more, **quiet)
+
+    return run
+
+
+def _run_tower(tower: nn.Module, config: Any) -> Callable[[], Any]:
+    """A tower shown one random picture of the size that its configuration names."""
+
+    def run() -> Any:
+        size: Any = getattr(config, "image_size", None) or 8 * config.patch_size
+        height, width = size if isinstance(size, list | tuple) else (size, size)
+        own = next(tower.parameters())
+        generator = torch.Generator().manual_seed(0)
+        return tower(torch.randn(1, 3, height, width, generator=generator).to(own.device, own.dtype))
+
+    return run
+
+
+def _contains(module: nn.Module, others: set[int]) -> bool:
+    return any(id(inner) in others for inner in module.modules())
+
+
+def leftover(core: nn.Module, claimed: list[nn.Module | None]) -> list[nn.Module]:
+    """The largest modules with weights that contain none of these and lie in none of these."""
+    known = {id(module) for module in claimed if module is not None}
+    found: list[nn.Module] = []
+    for child in core.children():
+        if id(child) in known or not any(True for _ in child.parameters()):
+            continue
+        if _contains(child, known):
+            found += leftover(child, claimed)
+        else:
+            found.append(child)
+    return found
+
+
+def _projector(core: nn.Module, claimed: list[nn.Module | None], exception: Oddity) -> nn.Module | None:
+    """By exception, by name, or the one part that belongs to nothing else; None where there is none or several."""
+    name = exception.projector or first(core, PROJECTOR_NAMES)
+    if name is not None:
+        found: nn.Module = submodule(core, name)
+        return found
+    rest = leftover(core, claimed)
+    return rest[0] if len(rest) == 1 else None
+
+
+def _final_norm(decoder: nn.Module) -> nn.Module | None:
+    """By name, or the only norm among the decoder's own children."""
+    if (name := first(decoder, FINAL_NORM_NAMES)) is not None:
+        found: nn.Module = submodule(decoder, name)
+        return found
+    other = {submodule(decoder, name) for name in EMBED_NORM_NAMES}
+    norms = [child for child in decoder.children() if child not in other and find_norm_formula(child) is not None]
+    return norms[0] if len(norms) == 1 else None
+
+
+def _embedding(inner: Any, vocabulary: int) -> nn.Module:
+    """The token embedding: transformers', else the one table of so many rows."""
+    try:
+        found = inner.get_input_embeddings()
+    except (NotImplementedError, AttributeError):
+        found = None
+    tables = [m for m in inner.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
+    if found is None and len(tables) != 1:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} names no token embedding, and {len(tables)} tables have {vocabulary} rows"
+        )
+    return tables[0] if found is None else found
+
+
+def _unembedding(inner: Any, vocabulary: int) -> nn.Module:
+    """The module to the vocabulary: transformers', else the one linear map of so many outputs."""
+    found = inner.get_output_embeddings()
+    maps = [m for m in inner.modules() if isinstance(m, nn.Linear) and m.out_features == vocabulary]
+    if found is None and len(maps) != 1:
+        raise UnsupportedModelError(
+            f"{type(inner).__name__} names no output embedding, and {len(maps)} linear maps have {vocabulary} outputs: "
+            "it has no logits over a vocabulary"
+        )
+    return maps[0] if found is None else found
+
+
+def _decoder(inner: Any, text_config: Any, tower: nn.Module | None) -> nn.Module:
+    """The module that runs the text's blocks."""
+    decoder = inner.get_decoder()
+    if getattr(text_config, "is_encoder_decoder", False) and hasattr(decoder, "decoder"):
+        decoder = decoder.decoder
+    # A language model with its own head inside (OPT in BLIP-2) keeps its blocks one floor further down.
+    while first(decoder, LAYER_LIST_NAMES) is None and hasattr(decoder, "get_decoder"):
+        deeper = decoder.get_decoder()
+        if deeper is decoder:
+            break
+        decoder = deeper
+    if first(decoder, LAYER_LIST_NAMES) is not None and not (tower is not None and _contains(decoder, {id(tower)})):
+        found: nn.Module = decoder
+        return found
+    # A model of its own plan: the smallest module that holds the only list of blocks that fits.
+    blocks = _by_shape(inner, text_config, tower)
+    return decoder if blocks is None else _owner(inner, blocks)
+
+
+def _owner(inner: nn.Module, blocks: list[nn.Module]) -> nn.Module:
+    """The module that has a list of blocks as its child."""
+    for module in inner.modules():
+        for child in module.children():
+            if isinstance(child, nn.ModuleList | nn.Sequential) and len(child) and child[0] is blocks[0]:
+                return module
+    raise AssertionError("a list of blocks lies in no module")
+
+
+def _tower(inner: Any, config: Any) -> nn.Module | None:
+    """The vision tower; None for models without one."""
+    vision = _vision_config(config)
+    found = inner.get_encoder(modality="image") if hasattr(inner, "get_encoder") else None
+    if found is not None and found is not inner and not isinstance(found, type(inner)):
+        return found
+    blocks = None if vision is None else _by_shape(inner, vision, None)
+    return None if blocks is None else _owner(inner, blocks)
+
+
+def resolve(model: Any) -> Structure:
+    """Find the parts of a loaded transformers model (PEFT-wrapped too).
+
+    Raises:
+        UnsupportedModelError: If it is not a vision-language model of transformers, or a part is not recognised; the
+            message says which and where to add its name.
+    """
+    # PEFT keeps the transformers model inside; its modules are found by identity, so the paths stay those of `model`.
+    inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    config: Any = getattr(inner, "config", None)
+    family = getattr(config, "model_type", None)
+    if family is None or not hasattr(inner, "get_decoder"):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model type {family!r}) is not a vision-language model of transformers. "
+            "`hooked-mm models` lists what is known; other models can be traced with nnsight directly"
+        )
+    exception = EXCEPTIONS.get(family, Oddity())
+    if exception.refused:
+        raise UnsupportedModelError(f"{type(model).__name__} (model type {family!r}): {exception.refused}")
+    paths = {id(module): path for path, module in model.named_modules()}
+    core = getattr(inner, "model", inner)
+    text_config, vision_config = config.get_text_config(), _vision_config(config)
+    tower = _tower(inner, config)
+    decoder = _decoder(inner, text_config, tower)
+    encoder = inner.get_encoder() if getattr(text_config, "is_encoder_decoder", False) else None
+
+    def stack(owner: nn.Module, what: str, settings: Any, run: Callable[[], Any]) -> Stack:
+        odd = exception if owner is tower else Oddity()
+        lists = find_lists(owner, core, settings, odd.vision_blocks, what)
+        found = list(_blocks(paths, lists, odd.block_children, what, settings, _capture(run)))
+        return _stack(paths, owner, found)
+
+    embed, unembed = (find(inner, text_config.vocab_size) for find in (_embedding, _unembedding))
+    text = stack(decoder, "decoder", text_config, _run_text(decoder, text_config.hidden_size))
+    inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
+    if inserts and hasattr(decoder, "_deepstack_process"):
+        changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
+        text = _stack(paths, decoder, changed)
+    norm = _final_norm(decoder)
+    projector = _projector(core, [decoder, tower, embed, unembed, norm, encoder], exception)
+    arguments = inspect.signature(type(decoder).forward).parameters
+    rope = getattr(text_config, "rope_parameters", None) or {}
+    out = exception.projector_out
+    tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
+    return Structure(
+        family=family,
+        text=text,
+        encoder=None
+        if encoder is None
+        else stack(encoder, "text encoder", text_config, _run_text(encoder, text_config.hidden_size)),
+        vision=None if tower is None else stack(tower, "vision tower", vision_config, _run_tower(tower, vision_config)),
+        projector=None if projector is None else paths[id(projector)],
+        projector_out=(paths[id(submodule(core, out[0]))], out[1]) if out else None,
+        final_norm=None if norm is None else paths[id(norm)],
+        embed=paths[id(embed)],
+        unembed=paths[id(unembed)],
+        head=paths[id(unembed)].rpartition(".")[0],
+        logit_scale=_applied(inner, text_config, "logit_scale") or 1.0,
+        logit_cap=_applied(inner, text_config, "final_logit_softcapping"),
+        image_token_id=next((token for token in tokens if token is not None), None),
+        cross_attention=any(block.cross_only for block in text.blocks),
+        plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,
+    )
