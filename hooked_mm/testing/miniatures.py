@@ -13,11 +13,19 @@ import torch
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError, unknown
-from hooked_mm.testing import early_fusion, encoders_and_cross, mixed_tower, packed_tower, single_tower
+from hooked_mm.testing import (
+    early_fusion,
+    encoders_and_cross,
+    mixed_tower,
+    packed_tower,
+    single_tower,
+    single_tower_more,
+)
 from hooked_mm.testing.recipe import Inputs, Recipe
 
 RECIPES: dict[str, Recipe] = {
     **single_tower.RECIPES,
+    **single_tower_more.RECIPES,
     **packed_tower.RECIPES,
     **encoders_and_cross.RECIPES,
     **early_fusion.RECIPES,
@@ -76,7 +84,8 @@ def _randomise(parameter: Tensor, generator: torch.Generator) -> None:
         # Gains stay near their start, gates and biases leave zero.
         parameter.add_(0.3 * noise)
     else:
-        fan_in = parameter[0].numel()
+        # Experts lie behind each other: a matrix each.
+        fan_in = max(parameter.shape[1:]) if parameter.ndim == 3 else parameter[0].numel()
         parameter.copy_(noise / fan_in**0.5)
 
 
