@@ -18,6 +18,8 @@ from hooked_mm.testing import (
     encoders_and_cross,
     mixed_tower,
     packed_tower,
+    packed_tower_moe,
+    packed_tower_more,
     single_tower,
     single_tower_more,
 )
@@ -27,6 +29,8 @@ RECIPES: dict[str, Recipe] = {
     **single_tower.RECIPES,
     **single_tower_more.RECIPES,
     **packed_tower.RECIPES,
+    **packed_tower_more.RECIPES,
+    **packed_tower_moe.RECIPES,
     **encoders_and_cross.RECIPES,
     **early_fusion.RECIPES,
     **mixed_tower.RECIPES,
