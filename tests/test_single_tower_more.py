@@ -29,5 +29,5 @@ def test_it_runs_and_sees(family: str) -> None:
 
 def test_a_decoder_of_text_is_refused() -> None:
     """Mistral 4 takes no picture."""
-    with pytest.raises(BadInputError, match="no miniature of 'mistral4': .*takes no picture"):
+    with pytest.raises(BadInputError, match=r"no miniature of 'mistral4': .*takes no picture"):
         miniature("mistral4")

@@ -46,8 +46,9 @@ def one_picture(config: Any, images: int, generator: Generator) -> Inputs:
 
 def features_counted(model: Any, pictures: Inputs) -> list[int]:
     """How many positions each image takes, asked of the model itself."""
+    owner = model if hasattr(model, "get_image_features") else model.base_model
     with torch.no_grad():
-        features = model.get_image_features(**pictures, return_dict=True).pooler_output
+        features = owner.get_image_features(**pictures, return_dict=True).pooler_output
     return [len(part) for part in features]
 
 

@@ -74,12 +74,64 @@ def deepstacked(model: Any, pictures: Inputs) -> list[int]:
         return [len(part) for part in model.get_image_features(**pictures, return_dict=True).deepstack_features[0][1]]
 
 
-def patches_of_tiles(config: Any, images: int, generator: Generator) -> Inputs:
-    """One picture as a single tile (towers of timm)."""
+def one_large_picture(config: Any, images: int, generator: Generator) -> Inputs:
+    """Large enough for a tower of convolutions, which makes it 64 times smaller (FastVLM)."""
+    return {"pixel_values": torch.randn(images, 3, 128, 128, generator=generator)}
+
+
+def one_tile(config: Any, images: int, generator: Generator) -> Inputs:
+    """One tile per sample (Perception LM)."""
     return {"pixel_values": torch.randn(images, 1, 3, 32, 32, generator=generator)}
 
 
 RECIPES: dict[str, Recipe] = {
+    "fast_vlm": Recipe(
+        {
+            "text_config": {"model_type": "qwen2", **LLAMA},
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "fastvit_mci3",
+                "do_pooling": True,
+                # The last convolution doubles its width.
+                "hidden_size": 64,
+                "model_args": {
+                    "inference_mode": True,
+                    "layers": [2, 2, 2, 2, 2],
+                    "embed_dims": [8, 8, 16, 32, 32],
+                },
+            },
+            "image_token_index": IMAGE_TOKEN,
+        },
+        pictures=one_large_picture,
+        needs=("timm",),
+    ),
+    "perception_lm": Recipe(
+        {
+            "text_config": {"model_type": "llama", **LLAMA},
+            "vision_config": {
+                "model_type": "timm_wrapper",
+                "architecture": "vit_pe_lang_large_patch14_448",
+                "do_pooling": False,
+                "model_args": {
+                    "img_size": [32, 32],
+                    "patch_size": 8,
+                    "embed_dim": 32,
+                    "depth": 3,
+                    "num_heads": 4,
+                    "mlp_ratio": 1.5,
+                    "global_pool": "",
+                    "use_post_transformer_norm": False,
+                    "init_values": 0.1,
+                    "ref_feat_shape": [4, 4],
+                },
+            },
+            "projector_pooling_ratio": 2,
+            "image_token_id": IMAGE_TOKEN,
+            "video_token_id": 151,
+        },
+        pictures=one_tile,
+        needs=("timm",),
+    ),
     "cohere_compass": Recipe(
         {
             "text_config": {
