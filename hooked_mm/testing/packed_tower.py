@@ -41,7 +41,7 @@ def patches(*shape: int) -> Callable[[Any, int, Generator], Inputs]:
     return pictures
 
 
-TWO_FRAMES = patches(3 * 2 * 8 * 8)
+grids = patches(3 * 2 * 8 * 8)
 ONE_FRAME = patches(3 * 8 * 8)
 
 
@@ -57,12 +57,12 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": {"embed_dim": 32, "hidden_size": 64, "depth": 3, "num_heads": 4, "patch_size": 8},
             **QWEN_MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "qwen2_5_vl": Recipe(
         {"text_config": QWEN_TEXT, "vision_config": {**QWEN_TOWER, **WINDOWS}, **QWEN_MARKS},
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "qwen3_vl": Recipe(
@@ -71,7 +71,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": {**QWEN_TOWER, **DEEPSTACK},
             **QWEN_MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
 }

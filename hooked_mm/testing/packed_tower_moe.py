@@ -10,7 +10,7 @@ from hooked_mm.testing.packed_tower import (
     QWEN_MARKS,
     QWEN_TEXT,
     QWEN_TOWER,
-    TWO_FRAMES,
+    grids,
     modality_ids,
     patches,
 )
@@ -76,7 +76,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": GLM_TOWER,
             **MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "glm5_next": Recipe(
@@ -98,7 +98,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": {**GLM_TOWER, "projection_intermediate_size": 48},
             **MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "kimi_k25": Recipe(
@@ -119,12 +119,12 @@ RECIPES: dict[str, Recipe] = {
     ),
     "qwen3_5_moe": Recipe(
         {"text_config": {**LLAMA, **LINEAR_ATTENTION, **_SHARED}, "vision_config": _PLAIN_TOWER, **QWEN_MARKS},
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "qwen3_vl_moe": Recipe(
         {"text_config": _SPARSE_QWEN, "vision_config": {**QWEN_TOWER, **DEEPSTACK}, **QWEN_MARKS},
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "qwen3_omni_moe_thinker": Recipe(
@@ -137,7 +137,7 @@ RECIPES: dict[str, Recipe] = {
             "audio_start_token_id": 154,
             "audio_end_token_id": 155,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         ids=marked_run,
     ),
     "qwen4_exp": Recipe(
@@ -164,7 +164,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": _PLAIN_TOWER,
             **QWEN_MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "step3p7": Recipe(

@@ -13,8 +13,8 @@ from hooked_mm.testing.packed_tower import (
     QWEN_MARKS,
     QWEN_TEXT,
     QWEN_TOWER,
-    TWO_FRAMES,
     WINDOWS,
+    grids,
     modality_ids,
     patches,
 )
@@ -87,7 +87,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": {**QWEN_TOWER, **DEEPSTACK},
             **QWEN_MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "exaone4_5": Recipe(
@@ -102,13 +102,13 @@ RECIPES: dict[str, Recipe] = {
             "image_token_id": IMAGE_TOKEN,
             "video_token_id": 151,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
-    "glm4v": Recipe(_GLM, pictures=TWO_FRAMES, extra=modality_ids),
-    "glm46v": Recipe(_GLM, pictures=TWO_FRAMES, extra=modality_ids),
-    "glmga": Recipe(_GLM, pictures=TWO_FRAMES, extra=modality_ids),
-    "glm_ocr": Recipe(_GLM, pictures=TWO_FRAMES, extra=modality_ids),
+    "glm4v": Recipe(_GLM, pictures=grids, extra=modality_ids),
+    "glm46v": Recipe(_GLM, pictures=grids, extra=modality_ids),
+    "glmga": Recipe(_GLM, pictures=grids, extra=modality_ids),
+    "glm_ocr": Recipe(_GLM, pictures=grids, extra=modality_ids),
     "hunyuan_vl": Recipe(
         {
             "text_config": {
@@ -143,7 +143,7 @@ RECIPES: dict[str, Recipe] = {
             "audio_start_token_id": 154,
             "audio_end_token_id": 155,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         ids=marked_run,
     ),
     "qwen3_5": Recipe(
@@ -152,7 +152,7 @@ RECIPES: dict[str, Recipe] = {
             "vision_config": {**QWEN_TOWER, "num_position_embeddings": 64},
             **QWEN_MARKS,
         },
-        pictures=TWO_FRAMES,
+        pictures=grids,
         extra=modality_ids,
     ),
     "video_llama_3": Recipe(
