@@ -7,11 +7,10 @@ from typing import Any
 import torch
 from torch import Generator
 
-from hooked_mm.testing.packed_tower import grids, modality_ids
+from hooked_mm.testing.packed_tower import DEEPSTACK, QWEN_MARKS, QWEN_TOWER, modality_ids, patches
 from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, VIT, Inputs, Recipe
 from hooked_mm.testing.single_tower import PINPOINTS, SIGLIP, SLIDING, tiled
 
-_MARKS = {"video_token_id": 151, "vision_start_token_id": 152, "vision_end_token_id": 153}
 _PIXTRAL = {"model_type": "pixtral", **VIT, "num_hidden_layers": 4}
 _SAM = {
     "hidden_size": 32,
@@ -144,20 +143,10 @@ RECIPES: dict[str, Recipe] = {
                     "full_attention": None,
                 },
             },
-            "vision_config": {
-                "hidden_size": 32,
-                "out_hidden_size": 64,
-                "depth": 3,
-                "num_heads": 4,
-                "patch_size": 8,
-                "intermediate_size": 48,
-                "deepstack_visual_indexes": [0, 1],
-                "num_position_embeddings": 64,
-            },
-            "image_token_id": IMAGE_TOKEN,
-            **_MARKS,
+            "vision_config": {**QWEN_TOWER, **DEEPSTACK},
+            **QWEN_MARKS,
         },
-        pictures=grids,
+        pictures=patches(3 * 2 * 8 * 8),
         extra=modality_ids,
     ),
     "got_ocr2": Recipe(
@@ -306,10 +295,9 @@ RECIPES: dict[str, Recipe] = {
                 "num_key_value_heads": 2,
                 "layer_types": ["conv", "full_attention", "conv", "full_attention", "conv"],
             },
-            "image_token_id": IMAGE_TOKEN,
             "projector_hidden_size": 48,
-            **_MARKS,
+            **QWEN_MARKS,
         },
-        pictures=grids,
+        pictures=patches(3 * 2 * 8 * 8),
     ),
 }
