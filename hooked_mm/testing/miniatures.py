@@ -16,6 +16,7 @@ from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.testing import (
     early_fusion,
     encoders_and_cross,
+    image_encoders,
     mixed_tower,
     packed_tower,
     packed_tower_moe,
@@ -32,6 +33,7 @@ RECIPES: dict[str, Recipe] = {
     **packed_tower_more.RECIPES,
     **packed_tower_moe.RECIPES,
     **encoders_and_cross.RECIPES,
+    **image_encoders.RECIPES,
     **early_fusion.RECIPES,
     **mixed_tower.RECIPES,
 }
@@ -118,5 +120,5 @@ def miniature_inputs(
     for index, row in enumerate(rows):
         place = slice(width - len(row), width) if padding_side == "left" else slice(0, len(row))
         ids[index, place], mask[index, place] = torch.tensor(row), 1
-    inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
+    inputs = {f"{found.prefix}input_ids": ids, f"{found.prefix}attention_mask": mask, **pictures}
     return inputs | found.extra(model.config, inputs)

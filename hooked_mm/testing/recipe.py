@@ -57,6 +57,11 @@ def nothing_more(config: Any, inputs: Inputs) -> Inputs:
     return {}
 
 
+def no_positions(model: Any, pictures: Inputs) -> list[int]:
+    """Images are read by cross-attention, or the model makes room for them itself: no position in the ids."""
+    return [0] * len(next(iter(pictures.values())))
+
+
 def image_run(count: int) -> list[int]:
     """The ids of one image: so many image tokens."""
     return [IMAGE_TOKEN] * count
@@ -80,6 +85,7 @@ class Recipe:
         counts: (model, vision tensors) -> image positions of each image in the text's sequence.
         ids: Count -> the token ids that stand for one image (image tokens, with marks and separators if any).
         extra: (configuration, all inputs so far) -> the tensors that follow from the ids.
+        prefix: What the names of the ids and their mask begin with: "decoder_" where no encoder reads text.
         build: (model type, `config`) -> the model.
         needs: Packages that transformers imports for this architecture and that are not ours.
         why_not: Why there is no miniature, where none can be built; then nothing else counts.
@@ -90,6 +96,7 @@ class Recipe:
     counts: Callable[[Any, Inputs], list[int]] = features_counted
     ids: Callable[[int], list[int]] = image_run
     extra: Callable[[Any, Inputs], Inputs] = nothing_more
+    prefix: str = ""
     build: Callable[[str, Mapping[str, Any]], Any] = build_from_config
     needs: tuple[str, ...] = ()
     why_not: str = ""
