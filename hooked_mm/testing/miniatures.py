@@ -18,6 +18,7 @@ from hooked_mm.testing import (
     encoders_and_cross,
     image_encoders,
     mixed_tower,
+    mixed_tower_ocr,
     packed_tower,
     packed_tower_moe,
     packed_tower_more,
@@ -36,6 +37,7 @@ RECIPES: dict[str, Recipe] = {
     **image_encoders.RECIPES,
     **early_fusion.RECIPES,
     **mixed_tower.RECIPES,
+    **mixed_tower_ocr.RECIPES,
 }
 """`config.model_type` -> how it is built small."""
 
