@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from operator import attrgetter
 from typing import Any
 
 import pytest
@@ -46,6 +47,8 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
     if kind == "map":
         return value.permute(0, 2, 3, 1).flatten(1, 2)
+    if kind == "grid":
+        return value.flatten(1, 2)
     if kind == "tiles":
         return value.reshape(value.shape[0] * value.shape[1], -1, value.shape[-1])
     return value.reshape(batch, -1, value.shape[-1]) if kind == "rows" else value
@@ -275,11 +278,11 @@ def places(family: str) -> dict[str, Place]:
 
 
 def factor_of(model: nn.Module, place: Place) -> Tensor | None:
-    """What multiplies the value before it counts."""
+    """What multiplies the value before it counts: a parameter, or a number."""
     if not place.factor:
         return None
     *tanh, path = place.factor.split()
-    value = model.get_parameter(path)
+    value = torch.as_tensor(attrgetter(path)(model))
     return value.tanh() if tanh else value
 
 

@@ -13,15 +13,31 @@ import torch
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError, unknown
-from hooked_mm.testing import early_fusion, encoders_and_cross, mixed_tower, packed_tower, single_tower
+from hooked_mm.testing import (
+    early_fusion,
+    encoders_and_cross,
+    image_encoders,
+    mixed_tower,
+    mixed_tower_ocr,
+    packed_tower,
+    packed_tower_moe,
+    packed_tower_more,
+    single_tower,
+    single_tower_more,
+)
 from hooked_mm.testing.recipe import Inputs, Recipe
 
 RECIPES: dict[str, Recipe] = {
     **single_tower.RECIPES,
+    **single_tower_more.RECIPES,
     **packed_tower.RECIPES,
+    **packed_tower_more.RECIPES,
+    **packed_tower_moe.RECIPES,
     **encoders_and_cross.RECIPES,
+    **image_encoders.RECIPES,
     **early_fusion.RECIPES,
     **mixed_tower.RECIPES,
+    **mixed_tower_ocr.RECIPES,
 }
 """`config.model_type` -> how it is built small."""
 
@@ -76,7 +92,8 @@ def _randomise(parameter: Tensor, generator: torch.Generator) -> None:
         # Gains stay near their start, gates and biases leave zero.
         parameter.add_(0.3 * noise)
     else:
-        fan_in = parameter[0].numel()
+        # Experts lie behind each other: a matrix each.
+        fan_in = max(parameter.shape[1:]) if parameter.ndim == 3 else parameter[0].numel()
         parameter.copy_(noise / fan_in**0.5)
 
 
@@ -105,5 +122,5 @@ def miniature_inputs(
     for index, row in enumerate(rows):
         place = slice(width - len(row), width) if padding_side == "left" else slice(0, len(row))
         ids[index, place], mask[index, place] = torch.tensor(row), 1
-    inputs = {"input_ids": ids, "attention_mask": mask, **pictures}
+    inputs = {f"{found.prefix}input_ids": ids, f"{found.prefix}attention_mask": mask, **pictures}
     return inputs | found.extra(model.config, inputs)

@@ -46,14 +46,20 @@ def one_picture(config: Any, images: int, generator: Generator) -> Inputs:
 
 def features_counted(model: Any, pictures: Inputs) -> list[int]:
     """How many positions each image takes, asked of the model itself."""
+    owner = model if hasattr(model, "get_image_features") else model.base_model
     with torch.no_grad():
-        features = model.get_image_features(**pictures, return_dict=True).pooler_output
+        features = owner.get_image_features(**pictures, return_dict=True).pooler_output
     return [len(part) for part in features]
 
 
 def nothing_more(config: Any, inputs: Inputs) -> Inputs:
     """No further tensors."""
     return {}
+
+
+def no_positions(model: Any, pictures: Inputs) -> list[int]:
+    """Images are read by cross-attention, or the model makes room for them itself: no position in the ids."""
+    return [0] * len(next(iter(pictures.values())))
 
 
 def image_run(count: int) -> list[int]:
@@ -79,6 +85,7 @@ class Recipe:
         counts: (model, vision tensors) -> image positions of each image in the text's sequence.
         ids: Count -> the token ids that stand for one image (image tokens, with marks and separators if any).
         extra: (configuration, all inputs so far) -> the tensors that follow from the ids.
+        prefix: What the names of the ids and their mask begin with: "decoder_" where no encoder reads text.
         build: (model type, `config`) -> the model.
         needs: Packages that transformers imports for this architecture and that are not ours.
         why_not: Why there is no miniature, where none can be built; then nothing else counts.
@@ -89,6 +96,7 @@ class Recipe:
     counts: Callable[[Any, Inputs], list[int]] = features_counted
     ids: Callable[[int], list[int]] = image_run
     extra: Callable[[Any, Inputs], Inputs] = nothing_more
+    prefix: str = ""
     build: Callable[[str, Mapping[str, Any]], Any] = build_from_config
     needs: tuple[str, ...] = ()
     why_not: str = ""

@@ -7,9 +7,25 @@ from typing import Any
 import torch
 from torch import Generator
 
-from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, VIT, Inputs, Recipe
+from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, VIT, VOCABULARY, Inputs, Recipe
 
-_PINPOINTS = [[32, 64], [64, 32], [64, 64]]
+PINPOINTS = [[32, 64], [64, 32], [64, 64]]
+SIGLIP = {"model_type": "siglip_vision_model", **VIT, "vision_use_head": False}
+SLIDING = {"sliding_window": 8, "layer_types": ["sliding_attention", "full_attention"] * 2}
+_GEMMA = {
+    "text_config": {
+        **LLAMA,
+        **SLIDING,
+        "head_dim": 16,
+        "query_pre_attn_scalar": 16,
+        "final_logit_softcapping": 30.0,
+    },
+    "vision_config": SIGLIP,
+    "mm_tokens_per_image": 4,
+    "image_token_index": IMAGE_TOKEN,
+    "boi_token_index": 152,
+    "eoi_token_index": 153,
+}
 
 
 def tiled(config: Any, images: int, generator: Generator) -> Inputs:
@@ -50,16 +66,16 @@ RECIPES: dict[str, Recipe] = {
             "text_config": {"model_type": "mistral", **LLAMA},
             "vision_config": {"model_type": "clip_vision_model", **VIT},
             "image_token_index": IMAGE_TOKEN,
-            "image_grid_pinpoints": _PINPOINTS,
+            "image_grid_pinpoints": PINPOINTS,
         },
         pictures=tiled,
     ),
     "llava_onevision": Recipe(
         {
             "text_config": {"model_type": "qwen2", **LLAMA},
-            "vision_config": {"model_type": "siglip_vision_model", **VIT, "vision_use_head": False},
+            "vision_config": SIGLIP,
             "image_token_index": IMAGE_TOKEN,
-            "image_grid_pinpoints": _PINPOINTS,
+            "image_grid_pinpoints": PINPOINTS,
         },
         pictures=tiled,
     ),
@@ -97,23 +113,52 @@ RECIPES: dict[str, Recipe] = {
         },
         pictures=one_crop,
     ),
-    "gemma3": Recipe(
+    "gemma3": Recipe(_GEMMA, extra=token_types),
+    "shieldgemma2": Recipe(_GEMMA, extra=token_types),
+    "paligemma": Recipe(
         {
-            "text_config": {
-                **LLAMA,
-                "head_dim": 16,
-                "sliding_window": 8,
-                "query_pre_attn_scalar": 16,
-                "final_logit_softcapping": 30.0,
-                "layer_types": ["sliding_attention", "full_attention"] * 2,
-            },
-            "vision_config": {"model_type": "siglip_vision_model", **VIT, "vision_use_head": False},
-            "mm_tokens_per_image": 4,
+            "text_config": {"model_type": "gemma", **LLAMA, "head_dim": 16},
+            "vision_config": SIGLIP,
             "image_token_index": IMAGE_TOKEN,
-            "boi_token_index": 152,
-            "eoi_token_index": 153,
+            "projection_dim": 64,
+            "hidden_size": 64,
+            "vocab_size": VOCABULARY,
         },
         extra=token_types,
+    ),
+    "aya_vision": Recipe(
+        {
+            "text_config": {"model_type": "cohere2", **LLAMA, **SLIDING, "logit_scale": 0.25},
+            "vision_config": SIGLIP,
+            "image_token_index": IMAGE_TOKEN,
+        }
+    ),
+    "cohere2_vision": Recipe(
+        {
+            "text_config": {"model_type": "cohere2", **LLAMA, **SLIDING, "logit_scale": 0.25},
+            # Its tower pools, though nothing reads that.
+            "vision_config": {**SIGLIP, "vision_use_head": True},
+            "image_token_id": IMAGE_TOKEN,
+            "alignment_intermediate_size": 96,
+        }
+    ),
+    "llava_next_video": Recipe(
+        {
+            "text_config": {"model_type": "llama", **LLAMA},
+            "vision_config": {"model_type": "clip_vision_model", **VIT},
+            "image_token_index": IMAGE_TOKEN,
+            "video_token_index": 151,
+            "image_grid_pinpoints": PINPOINTS,
+        },
+        pictures=tiled,
+    ),
+    "vipllava": Recipe(
+        {
+            "text_config": {"model_type": "llama", **LLAMA},
+            "vision_config": {"model_type": "clip_vision_model", **VIT},
+            "image_token_index": IMAGE_TOKEN,
+            "vision_feature_layer": [-2, -1, 1],
+        }
     ),
     "internvl": Recipe(
         {
