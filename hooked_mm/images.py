@@ -74,7 +74,7 @@ class ImageChecks:
             f"{still} stay" if still else "",
         )
         if (out := values.get("projector.hook_out")) is None:
-            kind = "no projector: nothing stands between the pictures and the text's embeddings"
+            kind = "no projector is known: nothing, or no one part, stands between pictures and text"
             yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
             return
         slots = slots & ~self.shrunk()

@@ -27,7 +27,7 @@ def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, Confo
         BadInputError: For a family without a miniature.
     """
     model = HookedMM(miniature(family), check="full" if full else True, strict=False)
-    model.run_with_cache(miniature_inputs(model.hf_model), "hook_embed")
+    model.run_with_cache(miniature_inputs(model.hf_model, family=family), "hook_embed")
     assert model.conformance is not None
     return model, model.conformance
 

@@ -165,14 +165,11 @@ def _applied(model: Any, config: Any, name: str) -> float | None:
     return value if value is not None and name in inspect.getsource(type(model).forward) else None
 
 
-def _capture(run: Callable[[], Any]) -> Capture:
-    """How a stack calls its blocks when `run` is; asked once per class of block."""
-    known: dict[int, Run | None] = {}
+def _capture(*runs: Callable[[], Any]) -> Capture:
+    """How a stack calls its blocks in the first of these runs that reaches them."""
 
     def capture(block: nn.Module) -> Run | None:
-        if id(block) not in known:
-            known[id(block)] = captured(block, run)
-        return known[id(block)]
+        return next((found for run in runs if (found := captured(block, run)) is not None), None)
 
     return capture
 
@@ -188,6 +185,16 @@ def _run_text(decoder: nn.Module, width: int) -> Callable[[], Any]:
         more = {"encoder_hidden_states": value} if "encoder_hidden_states" in arguments else {}
         quiet = {"use_cache": False} if "use_cache" in arguments or "kwargs" in arguments else {}
         return decoder(inputs_embeds=value, **more, **quiet)
+
+    return run
+
+
+def _run_whole(inner: nn.Module, vocabulary: int) -> Callable[[], Any]:
+    """The whole model shown a few tokens and no picture."""
+
+    def run() -> Any:
+        device = next(inner.parameters()).device
+        return inner(input_ids=torch.arange(vocabulary - _PROBE, vocabulary, device=device)[None])
 
     return run
 
@@ -333,14 +340,15 @@ def resolve(model: Any) -> Structure:
     decoder = _decoder(inner, text_config, tower)
     encoder = inner.get_encoder() if getattr(text_config, "is_encoder_decoder", False) else None
 
-    def stack(owner: nn.Module, what: str, settings: Any, run: Callable[[], Any]) -> Stack:
+    def stack(owner: nn.Module, what: str, settings: Any, *runs: Callable[[], Any]) -> Stack:
         odd = exception if owner is tower else Oddity()
         lists = find_lists(owner, core, settings, odd.vision_blocks, what)
-        found = list(_blocks(paths, lists, odd.block_children, what, settings, _capture(run)))
+        found = list(_blocks(paths, lists, odd.block_children, what, settings, _capture(*runs)))
         return _stack(paths, owner, found)
 
     embed, unembed = (find(inner, text_config.vocab_size) for find in (_embedding, _unembedding))
-    text = stack(decoder, "decoder", text_config, _run_text(decoder, text_config.hidden_size))
+    runs = (_run_text(decoder, text_config.hidden_size), _run_whole(inner, text_config.vocab_size))
+    text = stack(decoder, "decoder", text_config, *runs)
     inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
     if inserts and hasattr(decoder, "_deepstack_process"):
         changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
