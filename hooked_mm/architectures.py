@@ -127,6 +127,4 @@ EXCEPTIONS: dict[str, Oddity] = {
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
-    # The tower works in window order; its last step puts the merged tokens back.
-    "qwen2_5_vl": Oddity(projector_out=("visual", "pooler_output")),
 }

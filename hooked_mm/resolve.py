@@ -233,6 +233,27 @@ def _projector(core: nn.Module, claimed: list[nn.Module | None], exception: Oddi
     return rest[0] if len(rest) == 1 else None
 
 
+def _projector_out(
+    paths: dict[int, str],
+    core: nn.Module,
+    tower: nn.Module | None,
+    projector: nn.Module | None,
+    vision_config: Any,
+    exception: Oddity,
+) -> tuple[str, str] | None:
+    """Module and field that hold the image tokens in the picture's order, where that is not the projector's own.
+
+    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back.
+    """
+    if exception.projector_out is not None:
+        path, name = exception.projector_out
+        return paths[id(submodule(core, path))], name
+    inside = tower is not None and projector is not None and _contains(tower, {id(projector)})
+    if inside and hasattr(vision_config, "window_size"):
+        return paths[id(tower)], "pooler_output"
+    return None
+
+
 def _final_norm(decoder: nn.Module) -> nn.Module | None:
     """By name, or the only norm among the decoder's own children."""
     if (name := first(decoder, FINAL_NORM_NAMES)) is not None:
@@ -349,7 +370,6 @@ def resolve(model: Any) -> Structure:
     projector = _projector(core, [decoder, tower, embed, unembed, norm, encoder], exception)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
-    out = exception.projector_out
     tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
     return Structure(
         family=family,
@@ -359,7 +379,7 @@ def resolve(model: Any) -> Structure:
         else stack(encoder, "text encoder", text_config, _run_text(encoder, text_config.hidden_size)),
         vision=None if tower is None else stack(tower, "vision tower", vision_config, _run_tower(tower, vision_config)),
         projector=None if projector is None else paths[id(projector)],
-        projector_out=(paths[id(submodule(core, out[0]))], out[1]) if out else None,
+        projector_out=_projector_out(paths, core, tower, projector, vision_config, exception),
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],

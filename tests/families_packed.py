@@ -68,7 +68,10 @@ _EXAONE = {
     "hook_mlp_out": Place("post_feedforward_layernorm"),
     "hook_resid_post": Place(""),
 }
-_LINEAR = _rows("input_layernorm", "post_attention_layernorm", "linear_attn", "mlp")
+_LINEAR = {
+    **{name: place for name, place in _DECODER.items() if name != "hook_attn_out"},
+    "hook_mixer_out": Place("linear_attn"),
+}
 # Streams beside each other: norms stand on what is mixed of them, which is no stream.
 _HYPER = {
     "hook_resid_pre": Place("", "input"),
