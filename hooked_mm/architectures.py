@@ -92,9 +92,12 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
         ("residual_multiplier", "identity"),
     ),
 }
+# Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
+QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
+HEAD_GATES = ("g_proj",)
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
-    *("vision_tower.merger", "embed_vision"),
+    *("vision_tower.merger", "embed_vision", "vision_model.connector"),
 )
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)

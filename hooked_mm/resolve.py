@@ -142,14 +142,14 @@ def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stac
     heads = next((block for block in reversed(blocks) if block.n_heads), last)
     neurons = next((block for block in reversed(blocks) if block.d_mlp), last)
     width = next((block.d_model for block in reversed(blocks) if block.d_model), 0)
-    mixing = next((block.mixing for block in reversed(blocks) if block.mixing), None)
-    attention = next((module for module in owner.modules() if paths.get(id(module)) == mixing), owner)
+    mixing = {block.mixing for block in blocks} - {None}
+    mixers = [module for module in owner.modules() if paths.get(id(module)) in mixing]
     norm = first(owner, EMBED_NORM_NAMES)
     return Stack(
         owner=paths[id(owner)],
         blocks=tuple(replace(block, d_model=block.d_model or width) for block in blocks),
         embed_norm=f"{paths[id(owner)]}.{norm}" if norm else None,
-        packed="cu_seqlens" in inspect.signature(type(attention).forward).parameters,
+        packed=any("cu_seqlens" in inspect.signature(type(mixer).forward).parameters for mixer in mixers),
         n_layers=len(blocks),
         d_model=last.d_model or width,
         n_heads=heads.n_heads,
