@@ -43,7 +43,7 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "k": _inside(_ATTENTIONS, ("k_proj", "k", "key", "wk")),
     "v": _inside(_ATTENTIONS, ("v_proj", "v", "value", "wv")),
     "qkv": _inside(_ATTENTIONS, ("qkv",)),
-    "o": (*_inside(_ATTENTIONS, _OUT), "attention.output.dense"),
+    "o": ("attention.output.dense", *_inside(_ATTENTIONS, _OUT)),
     "attn_add": ("attention.output.dense",),
     "attn_after": ("post_self_attn_layernorm", "post_operator_norm", "post_norm1", "layer_scale1", "ls1", "attn_sconv"),
     "mixer": ("linear_attn", "conv", "mamba", "mixer"),
@@ -51,7 +51,7 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "xq": _inside(_CROSS, ("q_proj", "query")),
     "xk": _inside(_CROSS, ("k_proj", "key")),
     "xv": _inside(_CROSS, ("v_proj", "value")),
-    "xo": (*_inside(_CROSS, _OUT), "crossattention.output.dense"),
+    "xo": ("crossattention.output.dense", *_inside(_CROSS, _OUT)),
     "xattn_add": ("crossattention.output.dense",),
     "lnx": ("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
     "conv2": ("conv2",),
@@ -92,9 +92,12 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
         ("residual_multiplier", "identity"),
     ),
 }
+# Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
+QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
+HEAD_GATES = ("g_proj",)
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
-    *("vision_tower.merger", "embed_vision"),
+    *("vision_tower.merger", "embed_vision", "vision_model.connector"),
 )
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
@@ -127,6 +130,4 @@ EXCEPTIONS: dict[str, Oddity] = {
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
-    # The tower works in window order; its last step puts the merged tokens back.
-    "qwen2_5_vl": Oddity(projector_out=("visual", "pooler_output")),
 }

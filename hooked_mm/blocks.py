@@ -15,7 +15,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, RENAMED, SCALES
+from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, QUERY_KEY_NORMS, RENAMED, SCALES
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Run, wire
 from hooked_mm.structure import Block, Wiring, submodule
@@ -148,7 +148,7 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
     }
     layer_type = getattr(module, "layer_type", None) or ("sliding" if getattr(module, "is_sliding", False) else None)
     arguments = inspect.signature(type(module).forward).parameters if module is not None else {}
-    normed = [getattr(module, name, None) for name in ("q_norm", "k_norm")]
+    normed = [getattr(module, name.format(letter), None) for name in QUERY_KEY_NORMS for letter in "qk"]
     mlp_down = submodule(block, parts["mlp_down"]) if "mlp_down" in parts else None
     kind = type(block).__name__ + (f" ({layer_type})" if layer_type else "")
     if (mixing := next((role for role in ("attn", "mixer", "xattn") if role in parts), None)) == "mixer":

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.access import linear_map
+from hooked_mm.architectures import HEAD_GATES, QUERY_KEY_NORMS
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
 
@@ -230,7 +231,11 @@ class BlockEquations:
             yield each
         if v is not None:
             mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
-            found = self._same("pattern * values == z", f"{name}.hook_z", z, mixed)
+            gate = self._head_gate(name)
+            mixed = mixed if gate is None else mixed * gate
+            found = self._same(
+                "pattern * values == z" if gate is None else "gate * pattern * values == z", f"{name}.hook_z", z, mixed
+            )
             if found.verdict == "fails" and (found.error is None or (each is not None and each.verdict == "holds")):
                 # z is what the output projection gets, so it is the values that are none.
                 yield replace(found, point=f"{self.prefix}{name}.hook_v")
@@ -256,6 +261,14 @@ class BlockEquations:
             return
         yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
 
+    def _head_gate(self, name: str) -> Tensor | None:
+        """The sigmoid of a projection, one number per head, that multiplies what the head gives (LFM3)."""
+        module, source = self._module(name), self.get("ln1.hook_out")
+        gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
+        if gate is None or source is None or getattr(gate, "out_features", 0) != self.block.n_heads:
+            return None
+        return torch.sigmoid(gate(source))[..., None]
+
     def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
         """Each head's result is its z through its columns of the output projection."""
         weight, _ = linear_map(self._module(f"{prefix}o"), z.shape[-2] * z.shape[-1])
@@ -273,7 +286,8 @@ class BlockEquations:
 
     def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:
         """Rotation keeps lengths, up to one factor; a query-key norm is applied first."""
-        norm = getattr(self._module("xattn" if prefix else "attn"), f"{letter}_norm", None)
+        module = self._module("xattn" if prefix else "attn")
+        norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
         if norm is not None and not isinstance(norm, nn.Identity):
             whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
             value = norm(value.flatten(-2)).unflatten(-1, value.shape[-2:]) if whole else norm(value)

@@ -142,14 +142,14 @@ def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stac
     heads = next((block for block in reversed(blocks) if block.n_heads), last)
     neurons = next((block for block in reversed(blocks) if block.d_mlp), last)
     width = next((block.d_model for block in reversed(blocks) if block.d_model), 0)
-    mixing = next((block.mixing for block in reversed(blocks) if block.mixing), None)
-    attention = next((module for module in owner.modules() if paths.get(id(module)) == mixing), owner)
+    mixing = {block.mixing for block in blocks} - {None}
+    mixers = [module for module in owner.modules() if paths.get(id(module)) in mixing]
     norm = first(owner, EMBED_NORM_NAMES)
     return Stack(
         owner=paths[id(owner)],
         blocks=tuple(replace(block, d_model=block.d_model or width) for block in blocks),
         embed_norm=f"{paths[id(owner)]}.{norm}" if norm else None,
-        packed="cu_seqlens" in inspect.signature(type(attention).forward).parameters,
+        packed=any("cu_seqlens" in inspect.signature(type(mixer).forward).parameters for mixer in mixers),
         n_layers=len(blocks),
         d_model=last.d_model or width,
         n_heads=heads.n_heads,
@@ -238,6 +238,27 @@ def _projector(core: nn.Module, claimed: list[nn.Module | None], exception: Oddi
         return found
     rest = leftover(core, claimed)
     return rest[0] if len(rest) == 1 else None
+
+
+def _projector_out(
+    paths: dict[int, str],
+    core: nn.Module,
+    tower: nn.Module | None,
+    projector: nn.Module | None,
+    vision_config: Any,
+    exception: Oddity,
+) -> tuple[str, str] | None:
+    """Module and field that hold the image tokens in the picture's order, where that is not the projector's own.
+
+    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back.
+    """
+    if exception.projector_out is not None:
+        path, name = exception.projector_out
+        return paths[id(submodule(core, path))], name
+    inside = tower is not None and projector is not None and _contains(tower, {id(projector)})
+    if inside and hasattr(vision_config, "window_size"):
+        return paths[id(tower)], "pooler_output"
+    return None
 
 
 def _final_norm(decoder: nn.Module) -> nn.Module | None:
@@ -357,7 +378,6 @@ def resolve(model: Any) -> Structure:
     projector = _projector(core, [decoder, tower, embed, unembed, norm, encoder], exception)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
-    out = exception.projector_out
     tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
     return Structure(
         family=family,
@@ -367,7 +387,7 @@ def resolve(model: Any) -> Structure:
         else stack(encoder, "text encoder", text_config, _run_text(encoder, text_config.hidden_size)),
         vision=None if tower is None else stack(tower, "vision tower", vision_config, _run_tower(tower, vision_config)),
         projector=None if projector is None else paths[id(projector)],
-        projector_out=(paths[id(submodule(core, out[0]))], out[1]) if out else None,
+        projector_out=_projector_out(paths, core, tower, projector, vision_config, exception),
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],

@@ -63,9 +63,9 @@ _GEMMA3 = {
 }
 _LFM = {**_stream("ffn_norm", "operator_norm"), **_W123}
 _LFM2 = {**_LFM, **_added("self_attn", "feed_forward"), **_heads("self_attn", "out_proj", 4, 2)}
-_LFM2_CONV = {**_LFM, **_added("conv", "feed_forward")}
+_LFM2_CONV = {**_LFM, "hook_mixer_out": Place("conv"), "hook_mlp_out": Place("feed_forward")}
 _LFM3 = {**_LFM, **_added("post_operator_norm", "post_ffn_norm"), **_heads("self_attn", "o_proj", 4, 2)}
-_LFM3_CONV = {**_LFM, **_added("post_operator_norm", "post_ffn_norm")}
+_LFM3_CONV = {**_LFM, "hook_mixer_out": Place("post_operator_norm"), "hook_mlp_out": Place("post_ffn_norm")}
 # Keys and values are made from a latent, queries as ever.
 _LATENT = {
     **_stream("post_attention_layernorm", "input_layernorm"),

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
+from torch import Generator
+
 from hooked_mm.testing.packed_tower import (
     DEEPSTACK,
     ONE_FRAME,
@@ -50,6 +53,11 @@ def experts_by_modality(config: Any, inputs: Inputs) -> Inputs:
     """Start and end marks go to the image's experts, too (ERNIE)."""
     ids = inputs["input_ids"]
     return {**modality_ids(config, inputs), "moe_mm_token_type_ids": ((ids >= IMAGE_TOKEN) & (ids <= 153)).long()}
+
+
+def large_picture(config: Any, images: int, generator: Generator) -> Inputs:
+    """Two convolutions make one token of 4 x 4 patches (Step)."""
+    return {"pixel_values": torch.randn(images, 3, 64, 64, generator=generator)}
 
 
 RECIPES: dict[str, Recipe] = {
@@ -186,6 +194,7 @@ RECIPES: dict[str, Recipe] = {
             },
             "vision_config": {**VIT, "mlp_ratio": 1.5},
             "image_token_id": IMAGE_TOKEN,
-        }
+        },
+        pictures=large_picture,
     ),
 }
