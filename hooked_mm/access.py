@@ -106,18 +106,57 @@ class Heads:
 
 @dataclass(frozen=True)
 class Fused:
-    """One of the three of a fused projection, (..., 3 * heads * d_head), shown as (..., heads, d_head)."""
+    """One of the three of a fused projection, (..., (heads + 2 * kv_heads) * d_head), shown as (..., heads, d_head)."""
 
     index: int
     heads: int
+    kv_heads: int
+
+    def parts(self, whole: Tensor) -> list[Tensor]:
+        """Queries, keys and values, (..., heads or kv_heads, d_head) each."""
+        each = whole.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
+        return list(each.split([self.heads, self.kv_heads, self.kv_heads], dim=-2))
 
     def show(self, whole: Tensor, run: Pass) -> Tensor:
-        return whole.unflatten(-1, (3, self.heads, -1))[..., self.index, :, :]
+        return self.parts(whole)[self.index]
 
     def back(self, new: Tensor, whole: Tensor) -> Tensor:
-        parts = list(whole.unflatten(-1, (3, -1)).unbind(-2))
-        parts[self.index] = new.flatten(-2)
-        return torch.cat(parts, dim=-1)
+        parts = self.parts(whole)
+        parts[self.index] = new
+        return torch.cat(parts, dim=-2).flatten(-2)
+
+
+@dataclass(frozen=True)
+class GatedHeads:
+    """Each head's query with its gate behind it, (..., heads * 2 * d_head), the query shown as (..., heads, d_head)."""
+
+    heads: int
+
+    def halves(self, whole: Tensor) -> tuple[Tensor, Tensor]:
+        """Queries and gates."""
+        query, gate = whole.unflatten(-1, (self.heads, -1)).chunk(2, dim=-1)
+        return query, gate
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return self.halves(whole)[0]
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return torch.cat([new, self.halves(whole)[1]], dim=-1).flatten(-2)
+
+
+@dataclass(frozen=True)
+class Half:
+    """The first or second half of a fused pair of projections, (..., 2 * d) shown as (..., d)."""
+
+    index: int
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.chunk(2, dim=-1)[self.index]
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        halves = list(whole.chunk(2, dim=-1))
+        halves[self.index] = new
+        return torch.cat(halves, dim=-1)
 
 
 @dataclass(frozen=True)

@@ -39,10 +39,13 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
         *("rms_norm1", "attention.output.LayerNorm", "norm", "attn_norm"),
     ),
     "attn": _ATTENTIONS,
-    "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq")),
+    "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq", "q_b_proj")),
     "k": _inside(_ATTENTIONS, ("k_proj", "k", "key", "wk")),
     "v": _inside(_ATTENTIONS, ("v_proj", "v", "value", "wv")),
     "qkv": _inside(_ATTENTIONS, ("qkv",)),
+    # Latent attention: queries are projected from a normed, smaller projection.
+    "q_a": _inside(_ATTENTIONS, ("q_a_proj",)),
+    "q_a_norm": _inside(_ATTENTIONS, ("q_a_layernorm",)),
     "o": ("attention.output.dense", *_inside(_ATTENTIONS, _OUT)),
     "attn_add": ("attention.output.dense",),
     "attn_after": ("post_self_attn_layernorm", "post_operator_norm", "post_norm1", "layer_scale1", "ls1", "attn_sconv"),
@@ -66,6 +69,7 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
         *("fc1", "intermediate.dense"),
     ),
     "mlp_up": _inside(_MLPS, ("up_proj", "w3")),
+    "mlp_gate_up": _inside(_MLPS, ("gate_up_proj",)),
     "mlp_down": (
         *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h")),
         *("fc2", "output.dense"),
@@ -95,6 +99,8 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
 HEAD_GATES = ("g_proj",)
+# Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
+CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
     *("vision_tower.merger", "embed_vision", "vision_model.connector"),

@@ -28,6 +28,8 @@ TapName = Literal["q", "k", "pattern"]
 _PREFIX = "hooked_mm_"
 # transformers hands all images of a packed tower over in one call, with their bounds, to functions named so.
 _EAGER, _PACKED = f"{_PREFIX}eager", f"{_PREFIX}flash_like"
+# With SDPA's own masks, so that rows which see nothing (padding) add what SDPA makes of them: nothing.
+_LIKE_SDPA = f"{_PREFIX}eager_like_sdpa"
 
 
 class Tap(nn.Identity):
@@ -162,7 +164,10 @@ def _eager(
         options.get("s_aux"),
     )
     pattern = tap(pattern) if tap is not None else pattern
-    return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
+    mixed = torch.matmul(pattern, value)
+    if mask is not None and mask.dtype == torch.bool:
+        mixed = mixed.masked_fill(~mask[..., : key.shape[2]].any(dim=-1, keepdim=True), 0)
+    return mixed.transpose(1, 2).contiguous(), pattern
 
 
 def _plain_eager(
@@ -178,6 +183,31 @@ def _register(name: str, mask_function: Any) -> None:
 
 _register(_EAGER, eager_mask)
 _register(_PACKED, eager_mask)
+_register(_LIKE_SDPA, ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+
+
+class _StandIn(str):
+    """The name of a function of ours, which also equals the name that it stands in for.
+
+    Models whose attention picks some of the keys put that choice into the mask only `if config._attn_implementation in
+    ("eager", "sdpa")`, and would attend to everything under another name. Its hash is its own, so tables of functions
+    are not misled.
+    """
+
+    original: str
+
+    def __new__(cls, name: str, original: str = "") -> _StandIn:
+        made = super().__new__(cls, name)
+        made.original = original
+        return made
+
+    def __eq__(self, other: object) -> bool:
+        return str.__eq__(self, other) or other == self.original
+
+    def __ne__(self, other: object) -> bool:
+        return not self == other
+
+    __hash__ = str.__hash__
 
 
 def _stand_in(original: str, patterns: bool, packed: bool) -> str:
@@ -185,12 +215,12 @@ def _stand_in(original: str, patterns: bool, packed: bool) -> str:
     if packed:
         return _PACKED
     if patterns:
-        return _EAGER
+        return _StandIn(_LIKE_SDPA if original == "sdpa" else _EAGER, original)
     name = f"{_PREFIX}{original}"
     if name not in AttentionInterface()._global_mapping:
         known = original in ALL_MASK_ATTENTION_FUNCTIONS
         _register(name, ALL_MASK_ATTENTION_FUNCTIONS[original] if known else eager_mask)
-    return name
+    return _StandIn(name, original)
 
 
 @dataclass(frozen=True)

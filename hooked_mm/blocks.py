@@ -141,6 +141,8 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
     d_head = width // heads if heads else 0
     key = parts.get("k", parts.get("xk"))
     kv_heads = _width(submodule(block, key), "out_features") // d_head if key and d_head else heads
+    if "qkv" in parts and d_head:
+        kv_heads = (_width(submodule(block, parts["qkv"]), "out_features") - width) // (2 * d_head)
     scales = {
         role: next(row for row in rows if getattr(block, row[0], None) is not None)
         for role, rows in SCALES.items()
@@ -168,11 +170,15 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         # An MLP of no known parts (a mixture of experts) has no neurons of its own.
         d_mlp=0 if mlp_down is None else _width(mlp_down, "in_features"),
         rotary="position_embeddings" in arguments
+        or (module is not None and key is None and "qkv" not in parts)
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask="full_text_row_masked_out_mask" in inspect.signature(type(block).forward).parameters
         and "xattn" in parts,
         map="conv1" in parts,
         patterns=module is not None and looked_into(module),
+        gated_q="q" in parts
+        and "q_a" not in parts
+        and _width(submodule(block, parts["q"]), "out_features") == 2 * width,
     )
 
 

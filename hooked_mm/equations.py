@@ -6,6 +6,7 @@ passes of their own (other pictures, writes).
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -13,8 +14,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import linear_map
-from hooked_mm.architectures import HEAD_GATES, QUERY_KEY_NORMS
+from hooked_mm.access import Fused, GatedHeads, linear_map
+from hooked_mm.architectures import CLAMPS, HEAD_GATES, QUERY_KEY_NORMS
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
 
@@ -206,15 +207,25 @@ class BlockEquations:
             if value is None or (prefix and letter != "q"):
                 continue
             if f"{prefix}{letter}" in self.block.parts:
-                expected = self._module(f"{prefix}{letter}")(source)
+                expected = self._projected(f"{prefix}{letter}", source)
             elif "qkv" in self.block.parts:
-                expected = self._module("qkv")(source).unflatten(-1, (3, -1))[..., index, :]
+                fused = Fused(index, self.block.n_heads, self.block.n_kv_heads)
+                expected = fused.parts(self._module("qkv")(source))[index].flatten(-2)
             else:
                 continue
             got = value.flatten(-2)
             # Windows are rearranged between the norm and the projection.
             if got.shape == expected.shape:
                 yield self._same("projection of the norm's output", f"{name}.hook_{letter}", got, expected)
+
+    def _projected(self, role: str, source: Tensor) -> Tensor:
+        """Queries, keys or values (..., heads * d_head) of what attention stands on."""
+        if role == "q" and "q_a" in self.block.parts:
+            source = self._module("q_a_norm")(self._module("q_a")(source))
+        whole: Tensor = self._module(role)(source)
+        if role == "q" and self.block.gated_q:
+            return GatedHeads(self.block.n_heads).halves(whole)[0].flatten(-2)
+        return whole
 
     def attention(self, name: str, prefix: str) -> Iterator[Check]:
         """Rows sum to one; pattern and values give z; z gives what is added; queries and keys give the pattern."""
@@ -262,12 +273,14 @@ class BlockEquations:
         yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
 
     def _head_gate(self, name: str) -> Tensor | None:
-        """The sigmoid of a projection, one number per head, that multiplies what the head gives (LFM3)."""
+        """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""
         module, source = self._module(name), self.get("ln1.hook_out")
         gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
-        if gate is None or source is None or getattr(gate, "out_features", 0) != self.block.n_heads:
+        if source is None or not (gate or self.block.gated_q):
             return None
-        return torch.sigmoid(gate(source))[..., None]
+        if self.block.gated_q:
+            return GatedHeads(self.block.n_heads).halves(self._module("q")(source))[1].sigmoid()
+        return torch.sigmoid(gate(source)).unflatten(-1, (self.block.n_heads, -1))
 
     def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
         """Each head's result is its z through its columns of the output projection."""
@@ -321,15 +334,18 @@ class BlockEquations:
         added = self.get("hook_mlp_out")
         act = self._activation()
         if pre is not None and post is not None and act is not None:
-            neurons = act(pre) if up is None else act(pre) * up
+            neurons = self._bounded(act, pre) if up is None else self._bounded(act, pre, up)
             yield self._same("act(pre) == post", "mlp.hook_post", post, neurons)
         source = self.get("hook_resid_mid" if self.block.wiring in ("post", "after") else "ln2.hook_out")
         if source is None and self.block.wiring in ("parallel", "single"):
             source = self.get("ln1.hook_out")
         if source is not None:
-            for name, role in (("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up")):
+            for index, (name, role) in enumerate((("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up"))):
                 if (value := self.get(name)) is not None:
-                    yield self._same("projection of the norm's output", name, value, self._module(role)(source))
+                    fused = role not in self.block.parts
+                    expected = self._module("mlp_gate_up" if fused else role)(source)
+                    expected = expected.chunk(2, dim=-1)[index] if fused else expected
+                    yield self._same("projection of the norm's output", name, value, expected)
         if post is not None and added is not None:
             total = self._after("mlp", self._module("mlp_down")(post))
             if self.block.row_mask:
@@ -349,6 +365,14 @@ class BlockEquations:
                 )
                 return
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
+
+    def _bounded(self, act: Callable[[Tensor], Tensor], pre: Tensor, up: Tensor | None = None) -> Tensor:
+        """The neurons that gate and up projection give, within the bounds that the MLP sets."""
+        mlp = self._module("mlp")
+        clamps = ((limit, when) for name, when in CLAMPS if (limit := getattr(mlp, name, None)) is not None)
+        limit, when = next(clamps, (math.inf, "after"))
+        gate = act(pre.clamp(max=limit)) if when == "before" else act(pre).clamp(max=limit)
+        return gate if up is None else gate * up.clamp(-limit, limit)
 
     def _activation(self) -> Callable[[Tensor], Tensor] | None:
         roles = [role for role in ("mlp", "mlp_gate") if role in self.block.parts]

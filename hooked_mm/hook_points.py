@@ -21,6 +21,8 @@ from hooked_mm.access import (
     Detached,
     FieldValue,
     Fused,
+    GatedHeads,
+    Half,
     HeadResult,
     Heads,
     Map,
@@ -106,7 +108,13 @@ def _attention(name: str, prefix: str, whose: str) -> tuple[_Row, ...]:
         _Row(f"{name}.hook_rot_q", name, "input", "queries after norm and rotary (b, p, heads, d_head)", "tap"),
         _Row(f"{name}.hook_rot_k", name, "input", "keys after norm and rotary, all (b, k, kv_heads, d_head)", "tap"),
         _Row(f"{name}.hook_pattern", name, "input", "attention pattern (b, heads, q, k)", "tap"),
-        _Row(f"{name}.hook_z", f"{prefix}o", "input", "per-head mix of values (b, p, heads, d_head)", "heads"),
+        _Row(
+            f"{name}.hook_z",
+            f"{prefix}o",
+            "input",
+            "per-head mix of values, gated if the attention has a gate (b, p, heads, d_head)",
+            "heads",
+        ),
         _Row(f"{name}.hook_result", f"{prefix}o", "output", "per-head output (b, p, heads, d)", "result"),
     )
 
@@ -149,6 +157,7 @@ def _inner(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
     return tuple(row for row in rows if row.kind != "added")
 
 
+_PAIR = ("mlp_gate", "mlp_up")
 _MID = "residual stream after attention (b, p, d)"
 
 # In execution order. Shapes are (batch, pos, ...) in the text, (image, patch, ...) in a tower, (patches, ...) in a
@@ -232,7 +241,10 @@ class _Builder:
         if row.kind == "tap":
             return self._tap(block, row)
         if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
-            return ModuleValue(fused, "output", Fused("qkv".index(row.part), block.n_heads)), ()
+            view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads)
+            return ModuleValue(fused, "output", view), ()
+        if row.part in _PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
+            return ModuleValue(fused, "output", Half(_PAIR.index(row.part))), ()
         if path is None:
             return None
         plain: View = Plain(positions=text and row.part in ("ln2", "mid", "mlp", "mlp_gate", "mlp_down"))
@@ -242,7 +254,8 @@ class _Builder:
             return self._added(block, prefix, row, plain)
         if row.kind in ("heads", "kv_heads"):
             heads = block.n_heads if row.kind == "heads" else block.n_kv_heads
-            return ModuleValue(path, row.side, Heads(heads)), ()
+            gated = row.part == "q" and block.gated_q
+            return ModuleValue(path, row.side, GatedHeads(heads) if gated else Heads(heads)), ()
         if row.kind == "result":
             return HeadResult(path, block.n_heads, partial(self.model.get_submodule, path)), ()
         if row.kind in ("scale", "normalized"):

@@ -59,6 +59,7 @@ class Block:
         row_mask: Some rows of the MLP's output are dropped before the sum (mllama's text without an image).
         map: The stream between blocks is a map (n, d, rows, cols).
         patterns: Its attention can be looked into (it runs by transformers' attention interface).
+        gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
         inserted: The model adds something to the stream behind this block.
     """
 
@@ -76,6 +77,7 @@ class Block:
     row_mask: bool
     map: bool
     patterns: bool = True
+    gated_q: bool = False
     inserted: bool = False
 
     @property

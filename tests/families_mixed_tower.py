@@ -91,7 +91,9 @@ _TEXT = (_LAYERS, [_LLAMA] * 4)
 _TWO_DENSE = (_LAYERS, [{**_PLAIN_EXPERTS, **_GATED}] * 2 + [_PLAIN_EXPERTS] * 2)
 _SIGLIP = ("model.vision_model.encoder.layers", [_VIT] * 3)
 _MINICPM = Model(
-    (_LAYERS, [_DELTA, _GATED_ATTENTION] * 2), ("model.vision_tower.encoder.layers", [_VIT] * 4), projector="model.merger"
+    (_LAYERS, [_DELTA, _GATED_ATTENTION] * 2),
+    ("model.vision_tower.encoder.layers", [_VIT] * 4),
+    projector="model.merger",
 )
 
 MODELS: dict[str, Model] = {

@@ -220,7 +220,7 @@ def test_a_model_loaded_as_eager(family: str) -> None:
 def settings(model: Any) -> list[tuple[int, Any]]:
     """What every configuration of a model says of attention."""
     configs = {id(module.config): module.config for module in model.modules() if hasattr(module, "config")}
-    return [(key, config._attn_implementation_internal) for key, config in configs.items()]
+    return [(key, str(config._attn_implementation_internal)) for key, config in configs.items()]
 
 
 @pytest.mark.parametrize("family", ["llava", "qwen2_vl", "mllama", "florence2", "blip-2"])
@@ -326,3 +326,27 @@ def test_only_blocks_asked_for_are_eager(family: str, monkeypatch: pytest.Monkey
     hooked.run_with_cache(inputs, ["blocks.*.attn.hook_rot_q", "blocks.*.attn.hook_rot_k"])
     assert not made
     assert calls[0] == every
+
+
+def test_reading_patterns_leaves_padding_as_it_is() -> None:
+    """Rows that see nothing: SDPA adds zero there, and so do blocks that are looked into."""
+    hooked, _ = models("llava")
+    inputs = miniature_inputs(hooked.hf_model)
+    _, plain = hooked.run_with_cache(inputs, "blocks.*.attn.hook_z")
+    _, looked = hooked.run_with_cache(inputs, "blocks.*.attn.hook_*")
+    for name, value in plain.items():
+        torch.testing.assert_close(looked[name], value, rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("family", ["dots3_note", "minimax_m3_vl"])
+def test_attention_to_some_keys_stays_so(family: str) -> None:
+    """Models that choose keys only under a name they know: looked into, they attend to the same ones."""
+    hooked = HookedMM(miniature(family), check=False)
+    inputs = miniature_inputs(hooked.hf_model)
+    plain = hooked.run_with_hooks(inputs)
+    logits, cache = hooked.run_with_cache(inputs, ["blocks.*.attn.hook_pattern", "blocks.*.attn.hook_z"])
+    keep = inputs["attention_mask"].bool()
+    assert (logits - plain)[keep].abs().max() < 1e-5
+    pattern = cache["blocks.1.attn.hook_pattern"] if family == "minimax_m3_vl" else cache["blocks.0.attn.hook_pattern"]
+    seen = (pattern[0, 0, -1] > 0).sum()
+    assert 0 < int(seen) < int(keep[0].sum())

@@ -159,15 +159,15 @@ ACCESSES: dict[str, tuple[str, dict[str, Callable[[Any], Any]]]] = {
     "order of the fused": (
         "qwen2_vl",
         {
-            "vision.blocks.0.attn.hook_k": lambda a: replace(a, view=Fused(2, 4)),
-            "vision.blocks.0.attn.hook_v": lambda a: replace(a, view=Fused(1, 4)),
+            "vision.blocks.0.attn.hook_k": lambda a: replace(a, view=Fused(2, 4, 4)),
+            "vision.blocks.0.attn.hook_v": lambda a: replace(a, view=Fused(1, 4, 4)),
         },
     ),
     "order of the fused, no rotary": (
         "florence2",
         {
-            "vision.blocks.0.attn.hook_q": lambda a: replace(a, view=Fused(1, 2)),
-            "vision.blocks.0.attn.hook_k": lambda a: replace(a, view=Fused(0, 2)),
+            "vision.blocks.0.attn.hook_q": lambda a: replace(a, view=Fused(1, 2, 2)),
+            "vision.blocks.0.attn.hook_k": lambda a: replace(a, view=Fused(0, 2, 2)),
         },
     ),
     "reading that changes": ("llava", {"blocks.0.hook_mlp_out": lambda a: Distorted(a, before=lambda v: v * 1.001)}),
