@@ -1,8 +1,10 @@
 """What one block is made of: its parts by their names, and by the flow of data where names leave something open.
 
-Names (`architectures.PART_NAMES`) are taken as they are where they explain the whole block: every role that its wiring
-needs, and every child that has weights. Otherwise the block is run once and what its parts compute decides (`flow`).
-What neither explains is `opaque`: its ends and inner parts can be read, sums over it can't.
+One block of each build is run once: if what its parts compute adds up to what the block does (`flow`), that decides,
+and names (`architectures.PART_NAMES`) only say what lies inside attention and MLP. Where nothing can be run or nothing
+adds up (factors, gates, several streams), names are taken as they are if they explain the whole block: every role that
+its wiring needs, and every child that has weights. What neither explains is `opaque`: its ends and inner parts can be
+read, sums over it can't.
 """
 
 from __future__ import annotations
@@ -17,13 +19,13 @@ from torch import Tensor, nn
 
 from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, QUERY_KEY_NORMS, RENAMED, SCALES
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.flow import Run, wire
+from hooked_mm.flow import Wired
 from hooked_mm.structure import Block, Wiring, submodule
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 
 
-Capture = Callable[[nn.Module], Run | None]
+Flow = Callable[[nn.Module, Mapping[str, str]], Wired | None]
 
 
 def first(module: nn.Module, names: Iterable[str]) -> str | None:
@@ -94,7 +96,7 @@ def looked_into(attention: nn.Module) -> bool:
     return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
 
 
-def find_block(block: nn.Module, path: str, what: str, config: Any, capture: Capture) -> Block:
+def find_block(block: nn.Module, path: str, what: str, config: Any, flow: Flow) -> Block:
     """What a block is made of.
 
     Args:
@@ -102,20 +104,17 @@ def find_block(block: nn.Module, path: str, what: str, config: Any, capture: Cap
         path: Of it in the transformers model.
         what: The stack that it belongs to, for messages.
         config: The configuration of that stack.
-        capture: Block -> how its model calls it, or None.
+        flow: Block and its parts by name -> what flows through it, or None.
 
     Raises:
         UnsupportedModelError: If neither names nor the flow of data say where its parts are.
     """
     parts = named_parts(block)
-    wiring = named_wiring(block, parts)
-    if wiring is None:
-        run = capture(block)
-        flow = wire(run, parts) if run is not None else None
-        if flow is not None:
-            parts, wiring = flow.parts, flow.wiring
-        else:
-            wiring = _alone(block, parts, what)
+    found = flow(block, parts)
+    if found is not None:
+        parts, wiring = dict(found.parts), found.wiring
+    else:
+        wiring = named_wiring(block, parts) or _alone(block, parts, what)
     return _described(block, path, what, config, parts, wiring)
 
 

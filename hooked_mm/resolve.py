@@ -9,7 +9,7 @@ a row of EXCEPTIONS. `conformance` judges the outcome, whatever found it.
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any
 
@@ -25,9 +25,9 @@ from hooked_mm.architectures import (
     PROJECTOR_NAMES,
     Oddity,
 )
-from hooked_mm.blocks import Capture, find_block, first
+from hooked_mm.blocks import Flow, find_block, first
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.flow import Run, captured
+from hooked_mm.flow import Wired, captured, wire
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Block, Stack, Structure, submodule
 
@@ -124,13 +124,13 @@ def _blocks(
     children: tuple[str, ...],
     what: str,
     config: Any,
-    capture: Capture,
+    flow: Flow,
 ) -> Iterator[Block]:
     for number, modules in enumerate(lists):
         for index, module in enumerate(modules):
             parts = [submodule(module, child) for child in children] or [module]
             for part in parts:
-                block = find_block(part, paths[id(part)], what, config, capture)
+                block = find_block(part, paths[id(part)], what, config, flow)
                 # Between two lists of one width the model does something of its own to the stream.
                 last = index == len(modules) - 1 and number < len(lists) - 1 and not children
                 yield replace(block, inserted=True) if last else block
@@ -165,23 +165,26 @@ def _applied(model: Any, config: Any, name: str) -> float | None:
     return value if value is not None and name in inspect.getsource(type(model).forward) else None
 
 
-def _capture(*runs: Callable[[], Any]) -> Capture:
-    """How a stack calls its blocks in the first of these runs that reaches them."""
+def _flow(*runs: Callable[[], Any]) -> Flow:
+    """What flows through blocks when their stack runs, in the first of these runs that reaches them; once per build."""
+    known: dict[Any, Wired | None] = {}
 
-    def capture(block: nn.Module) -> Run | None:
-        return next((found for run in runs if (found := captured(block, run)) is not None), None)
+    def flow(block: nn.Module, names: Mapping[str, str]) -> Wired | None:
+        build = (type(block), *((name, type(module)) for name, module in block.named_modules()))
+        if build not in known:
+            found = next((found for run in runs if (found := captured(block, run)) is not None), None)
+            known[build] = None if found is None else wire(found, names)
+        return known[build]
 
-    return capture
+    return flow
 
 
-def _run_text(decoder: nn.Module, width: int) -> Callable[[], Any]:
-    """A decoder shown a few random embeddings (and, if it asks for that, as many of an encoder)."""
+def _run_text(decoder: nn.Module, embed: nn.Module, vocabulary: int) -> Callable[[], Any]:
+    """A decoder shown the embeddings of a few tokens (and, if it asks for that, as many states of an encoder)."""
     arguments = inspect.signature(type(decoder).forward).parameters
 
     def run() -> Any:
-        own = next(decoder.parameters())
-        generator = torch.Generator().manual_seed(0)
-        value = torch.randn(1, _PROBE, width, generator=generator).to(own.device, own.dtype)
+        value = embed(torch.arange(vocabulary - _PROBE, vocabulary, device=next(embed.parameters()).device)[None])
         more = {"encoder_hidden_states": value} if "encoder_hidden_states" in arguments else {}
         quiet = {"use_cache": False} if "use_cache" in arguments or "kwargs" in arguments else {}
         return decoder(inputs_embeds=value, **more, **quiet)
@@ -364,11 +367,11 @@ def resolve(model: Any) -> Structure:
     def stack(owner: nn.Module, what: str, settings: Any, *runs: Callable[[], Any]) -> Stack:
         odd = exception if owner is tower else Oddity()
         lists = find_lists(owner, core, settings, odd.vision_blocks, what)
-        found = list(_blocks(paths, lists, odd.block_children, what, settings, _capture(*runs)))
+        found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs)))
         return _stack(paths, owner, found)
 
     embed, unembed = (find(inner, text_config.vocab_size) for find in (_embedding, _unembedding))
-    runs = (_run_text(decoder, text_config.hidden_size), _run_whole(inner, text_config.vocab_size))
+    runs = (_run_text(decoder, embed, text_config.vocab_size), _run_whole(inner, text_config.vocab_size))
     text = stack(decoder, "decoder", text_config, *runs)
     inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
     if inserts and hasattr(decoder, "_deepstack_process"):
@@ -384,7 +387,7 @@ def resolve(model: Any) -> Structure:
         text=text,
         encoder=None
         if encoder is None
-        else stack(encoder, "text encoder", text_config, _run_text(encoder, text_config.hidden_size)),
+        else stack(encoder, "text encoder", text_config, _run_text(encoder, embed, text_config.vocab_size)),
         vision=None if tower is None else stack(tower, "vision tower", vision_config, _run_tower(tower, vision_config)),
         projector=None if projector is None else paths[id(projector)],
         projector_out=_projector_out(paths, core, tower, projector, vision_config, exception),
