@@ -2,7 +2,7 @@
 
 | tensors | configuration | kind | models |
 |---|---|---|---|
-| `image_grid_thw` | `vision_config.spatial_merge_size` | packed | Qwen2-VL, Qwen2.5-VL, Qwen3-VL |
+| `image_grid_thw` | how patches are merged (`layout_packed`) | packed | Qwen-VL and its kin |
 | `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
 | `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
@@ -16,8 +16,8 @@ Add a kind: write its reader, add a row to `READERS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable, Mapping
+from dataclasses import replace
 from itertools import pairwise
 from typing import Any
 
@@ -25,42 +25,11 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
-from transformers.vision_utils import get_vision_window_index
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.layout import ImageLayout, Kind, Layout, Plan, Tiles, cells, place_images, stitch
-
-Arrange = Callable[[int, int], Tiles]
-"""(number of the image, number of its crops) -> how they are arranged."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a layout is read from.
-
-    Attributes:
-        inputs: The forward tensors.
-        image: (b, p) bool, where the image token stands.
-        config: The model's configuration.
-        counts: How many image positions each image takes, where a processor has said so.
-        arrange: How a processor cuts its pictures; without one, only what the tensors tell is known.
-    """
-
-    inputs: Mapping[str, Tensor]
-    image: Bool[Tensor, "b p"]
-    config: Any
-    counts: Sequence[int] | None = None
-    arrange: Arrange | None = None
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What a reader found; the rest of `Layout` follows from it."""
-
-    kind: Kind
-    plans: list[Plan]
-    tower_image: Tensor
-    facts: dict[str, Any] = field(default_factory=dict)
+from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_images, stitch
+from hooked_mm.layout_packed import is_packed, read_packed
+from hooked_mm.layout_source import Read, Source, nothing
 
 
 def read_layout(source: Source) -> Layout:
@@ -98,51 +67,7 @@ def has_image_positions(config: Any) -> bool:
     return not getattr(config.get_text_config(), "cross_attention_layers", None)
 
 
-def _packed(source: Source) -> _Read:
-    """Patches come in blocks of merge x merge, block by block row by row; behind the projector a block is one token.
-
-    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart; its
-    tower's last step puts the tokens back.
-    """
-    vision = source.config.vision_config
-    merge = vision.spatial_merge_size
-    sizes = source.inputs["image_grid_thw"]
-    unit = merge**2
-    units = torch.arange(int(sizes.prod(dim=1).sum()) // unit)
-    if hasattr(vision, "window_size"):
-        units, _ = get_vision_window_index(
-            sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
-        )
-    order = (units[:, None] * unit + torch.arange(unit)).flatten()
-    patch_place = order.argsort()
-    plans: list[Plan] = []
-    owner: list[int] = []
-    start = 0
-    for number, (frames, height, width) in enumerate(sizes.tolist()):
-        total = frames * height * width
-        blocks = torch.arange(total).view(frames, height // merge, width // merge, merge, merge)
-        patch = blocks.permute(0, 1, 3, 2, 4).reshape(frames * height, width)
-        token = torch.arange(total // unit).view(frames * height // merge, width // merge)
-        layout = ImageLayout(
-            grid=token,
-            patches=_in_row_zero(patch_place[patch + start]),
-            tokens=_in_row_zero(token + start // unit),
-        )
-        plans.append(Plan(layout, total // unit, _nothing()))
-        owner += [number] * total
-        start += total
-    return _Read("packed", plans, torch.tensor(owner), {"tower_order": order})
-
-
-def _in_row_zero(index: Int[Tensor, "rows cols"]) -> Int[Tensor, "rows cols 2"]:
-    return torch.stack([torch.zeros_like(index), index], dim=-1)
-
-
-def _nothing() -> Int[Tensor, " none"]:
-    return torch.zeros(0, dtype=torch.long)
-
-
-def _cross(source: Source) -> _Read:
+def _cross(source: Source) -> Read:
     """A row of the tower is an image slot of a sample: its tiles one behind the other, filled up with empty ones."""
     vision = source.config.vision_config
     ids = source.inputs["aspect_ratio_ids"]
@@ -160,7 +85,7 @@ def _cross(source: Source) -> _Read:
         valid[row, : rows * cols * side**2] = True
         owner[row] = len(plans)
         layout = ImageLayout(patches=patches, tokens=patches)
-        plans.append(Plan(layout, 0, _nothing(), sample=row // ids.shape[1]))
+        plans.append(Plan(layout, 0, nothing(), sample=row // ids.shape[1]))
     facts = {
         "valid": valid,
         "tiles": tiles,
@@ -168,10 +93,10 @@ def _cross(source: Source) -> _Read:
         "tokens": side**2,
         "why": "text reads this model's images by cross-attention; the sequence holds no image features",
     }
-    return _Read("cross", plans, owner, facts)
+    return Read("cross", plans, owner, facts)
 
 
-def _newline(source: Source) -> _Read:
+def _newline(source: Source) -> Read:
     """Overview, then the stitched crops without the border that was added to fill them, a newline behind each row.
 
     As LLaVA-NeXT's and LLaVA-OneVision's `pack_image_features`; OneVision shrinks very large grids. An image beside
@@ -202,7 +127,7 @@ def _newline(source: Source) -> _Read:
         plans.append(Plan(layout, int(separators[-1]) + 1, separators))
         owner += [number] * (rows * cols + 1)
         row += rows * cols + 1
-    return _Read("newline", plans, torch.tensor(owner), {"patches": side**2, "tokens": side**2})
+    return Read("newline", plans, torch.tensor(owner), {"patches": side**2, "tokens": side**2})
 
 
 def _limit(config: Any, side: int) -> int:
@@ -232,7 +157,7 @@ def _rows_with_newlines(
     return grid, (line + inner[1]).flatten()
 
 
-def _crops(source: Source) -> _Read:
+def _crops(source: Source) -> Read:
     """Crop by crop, each with as many positions as any other."""
     pixels, config = source.inputs["pixel_values"], source.config
     sample = torch.full((len(pixels),), -1)
@@ -255,7 +180,7 @@ def _crops(source: Source) -> _Read:
     for number, tile in enumerate(tiles):
         count = _crop_count(tile)
         layout = _image_of_crops(tile, row, fine, coarse, per, lead)
-        plans.append(Plan(layout, count * per, _nothing(), int(sample[row])))
+        plans.append(Plan(layout, count * per, nothing(), int(sample[row])))
         owner += [number] * count
         row += count
     valid = torch.zeros(rows, stride[0] * stride[1], dtype=torch.bool)
@@ -268,11 +193,11 @@ def _crops(source: Source) -> _Read:
     if resampled:
         facts["why"] = "this model's image positions are latent queries, which belong to no place in the image"
         facts["tokens"] = per
-        return _Read("resampled", plans, torch.tensor(owner), facts)
+        return Read("resampled", plans, torch.tensor(owner), facts)
     facts["tokens"] = per - lead if merge else 0
     unknown = "how this image's crops are arranged is not in the tensors; make the batch with model.prepare(...)"
     facts.setdefault("why", unknown if merge else f"{per} positions do not fit a crop of {shapes[0]} patches")
-    return _Read("crops", plans, torch.tensor(owner), facts)
+    return Read("crops", plans, torch.tensor(owner), facts)
 
 
 def _real_crops(pixels: Float[Tensor, "b crops 3 h w"]) -> Bool[Tensor, "b crops"]:
@@ -394,14 +319,14 @@ def _is_of_crops(source: Source) -> bool:
     return pixels is not None and pixels.ndim in (4, 5) and _has_vision(source, "patch_size")
 
 
-def _runs(source: Source) -> _Read:
+def _runs(source: Source) -> Read:
     """An image is a run of adjacent image positions; runs with one and the same token between them are its rows."""
     plans = []
     for sample, row in enumerate(source.image):
         counts = _rows_joined(source.inputs["input_ids"][sample].tolist(), runs_of(row))
-        plans += [Plan(ImageLayout(), count, _nothing(), sample) for count in counts]
+        plans += [Plan(ImageLayout(), count, nothing(), sample) for count in counts]
     why = "how this model's image positions lie in the picture is not known; add a reader to hooked_mm/layout_kinds.py"
-    return _Read("runs", plans, torch.zeros(0, dtype=torch.long), {"why": why})
+    return Read("runs", plans, torch.zeros(0, dtype=torch.long), {"why": why})
 
 
 def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
@@ -413,8 +338,8 @@ def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
     return [stop - start for start, stop in runs]
 
 
-READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], _Read]], ...] = (
-    (lambda source: "image_grid_thw" in source.inputs and _has_vision(source, "spatial_merge_size"), _packed),
+READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] = (
+    (is_packed, read_packed),
     (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
     (lambda source: _is_of_crops(source), _crops),
