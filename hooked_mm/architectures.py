@@ -108,6 +108,8 @@ PROJECTOR_NAMES = (
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
+# What a configuration calls the number that logits are multiplied or divided by.
+LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
 # Where a configuration says which token stands for a patch of an image.
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
 # Blocks that normalise after the sum; an attribute `do_layer_norm_before` decides where there is one.
