@@ -30,7 +30,7 @@ from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Run, captured
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Block, Stack, Structure, submodule
-from hooked_mm.vocabulary import logit_cap, logit_scale
+from hooked_mm.vocabulary import find_embedding, find_unembedding, logit_cap, logit_scale
 
 _LENGTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 _PROBE = 6
@@ -336,10 +336,9 @@ def resolve(model: Any) -> Structure:
         found = list(_blocks(paths, lists, odd.block_children, what, settings, _capture(*runs)))
         return _stack(paths, owner, found)
 
-
-def _capture(run: Callable[[], Any]) -> Capture:
-    """How a stack calls its blocks when `run` is; asked once per class of block."""
-    known: dict[int, Run | None] = {}
+    embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
+    runs = (_run_text(decoder, text_config.hidden_size), _run_whole(inner, text_config.vocab_size))
+    text = stack(decoder, "decoder", text_config, *runs)
     inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
     if inserts and hasattr(decoder, "_deepstack_process"):
         changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
