@@ -8,7 +8,6 @@ What neither explains is `opaque`: its ends and inner parts can be read, sums ov
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 
 from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, QUERY_KEY_NORMS, RENAMED, SCALES
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.flow import Run, wire
+from hooked_mm.flow import Run, looked_into, wire
 from hooked_mm.structure import Block, Wiring, submodule
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
@@ -84,14 +83,6 @@ def _heads(module: nn.Module, width: int, config: Any, what: str) -> int:
     if not heads:
         raise UnsupportedModelError(f"the attention {type(module).__name__} of the {what} does not say how many heads")
     return int(heads)
-
-
-def looked_into(attention: nn.Module) -> bool:
-    """Whether an attention module runs by transformers' interface, so that its pattern can be tapped."""
-    source = sys.modules[type(attention).__module__]
-    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        return False
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
 
 
 def find_block(block: nn.Module, path: str, what: str, config: Any, capture: Capture) -> Block:
