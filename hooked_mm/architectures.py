@@ -98,6 +98,7 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
+NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 HEAD_GATES = ("g_proj",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
 CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
@@ -138,4 +139,6 @@ EXCEPTIONS: dict[str, Oddity] = {
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
+    # The merger runs once per image; the tower's result holds the tokens of all.
+    "hunyuan_vl": Oddity(projector_out=("vision_tower", "pooler_output")),
 }
