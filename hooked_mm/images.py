@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from hooked_mm.checks import Check, compare, tolerance
-from hooked_mm.layout_kinds import pictures
+from hooked_mm.layout_source import pictures
 from hooked_mm.writes import Probe
 
 

@@ -16,8 +16,9 @@ Add a kind: write its reader, add a row to `READERS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -29,7 +30,8 @@ from transformers.image_processing_utils import select_best_resolution
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_images, stitch
 from hooked_mm.layout_packed import is_packed, read_packed
-from hooked_mm.layout_source import Read, Source, nothing
+from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
+from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
 
 
 def read_layout(source: Source) -> Layout:
@@ -51,15 +53,6 @@ def read_layout(source: Source) -> Layout:
     tower = found.tower_image if len(found.tower_image) else None
     layout = Layout(found.kind, sample, index, separator, images, tower, **found.facts)
     return layout.to(device)
-
-
-def pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that hold pictures, by whatever name: of floating point, and neither masks nor embeddings."""
-    return {
-        name: value
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not name.endswith(("mask", "embeds", "bbox"))
-    }
 
 
 def has_image_positions(config: Any) -> bool:
@@ -103,31 +96,36 @@ def _newline(source: Source) -> Read:
     others in its sample (OneVision) is shown once and small.
     """
     vision, config = source.config.vision_config, source.config
-    size, side = vision.image_size, vision.image_size // vision.patch_size
+    size, wide = vision.image_size, vision.image_size // vision.patch_size
+    # Granite's projectors make fewer tokens of a window of patches.
+    side = int(wide * Fraction(getattr(config, "downsample_rate", None) or 1))
     numbers = source.inputs.get("batch_num_images")
     sizes = source.inputs["image_sizes"].tolist()
     cut = [True] * len(sizes) if numbers is None else [n == 1 for n in numbers.tolist() for _ in range(n)]
     plans, owner, row = [], [], 0
     for number, (height, width) in enumerate(sizes):
         base = torch.arange(side**2).view(side, side)
-        small = cells(row, side, side)
+        small, fine = cells(row, side, side), cells(row, wide, wide)
         if not cut[number]:
-            layout = ImageLayout(grid=base, patches=small, tokens=small)
+            layout = ImageLayout(grid=base, patches=fine, tokens=small)
             plans.append(Plan(layout, side**2 + 1, torch.tensor([side**2])))
             owner.append(number)
             row += 1
             continue
         best = select_best_resolution([height, width], config.image_grid_pinpoints)
         rows, cols = best[0] // size, best[1] // size
-        large = stitch([cells(row + 1 + crop, side, side) for crop in range(rows * cols)], rows, cols)
+        large, fines = (
+            stitch([cells(row + 1 + crop, each, each) for crop in range(rows * cols)], rows, cols)
+            for each in (side, wide)
+        )
         grid, separators = _rows_with_newlines(
             (rows * side, cols * side), (height, width), _limit(config, side), side**2
         )
-        layout = ImageLayout(grid, base, large, small, large, small)
+        layout = ImageLayout(grid, base, fines, fine, large, small)
         plans.append(Plan(layout, int(separators[-1]) + 1, separators))
         owner += [number] * (rows * cols + 1)
         row += rows * cols + 1
-    return Read("newline", plans, torch.tensor(owner), {"patches": side**2, "tokens": side**2})
+    return Read("newline", plans, torch.tensor(owner), {"patches": wide**2, "tokens": side**2})
 
 
 def _limit(config: Any, side: int) -> int:
@@ -247,7 +245,7 @@ def _patch_shapes(source: Source, pixels: Tensor) -> tuple[list[tuple[int, int]]
         return [stride] * len(pixels), stride
     real = _real_crops(pixels)
     mask = source.inputs.get("pixel_attention_mask")
-    if mask is None:
+    if mask is None or mask.ndim == 2:
         return [stride] * int(real.sum()), stride
     heights, widths = (mask.bool().any(dim=axis).sum(dim=2).cpu()[real] // size for axis in (3, 2))
     return list(zip(heights.tolist(), widths.tolist(), strict=True)), stride
@@ -275,16 +273,11 @@ def _tiles(source: Source, samples: list[int], per: int) -> list[Tiles]:
     return [Tiles()] * len(samples)
 
 
-def runs_of(row: Bool[Tensor, " p"]) -> list[tuple[int, int]]:
-    """(start, stop) of each run of adjacent True."""
-    edge = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    return list(zip((edge == 1).nonzero()[:, 0].tolist(), (edge == -1).nonzero()[:, 0].tolist(), strict=True))
-
-
 def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
     """Idefics3 marks crops: fake, <row_r_col_c>, crop, ..., a line break behind each row; fake, <global>, crop, fake.
 
-    So the mark before a sample's last crop is the global one, and what follows that crop is the fake token.
+    So the mark before a sample's last crop is the global one, and what follows that crop is the fake token. Granite
+    Docling does the same, but writes a picture of one crop as a single row, without a global one.
     """
     tiles: list[Tiles] = []
     ids = source.inputs["input_ids"]
@@ -295,17 +288,26 @@ def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
         last_start, last_stop = runs[-1]
         if not last_start or last_stop >= len(row):
             raise BadInputError("an image's crops have no marks around them; use the model's own processor", number)
-        whole, fake = int(ids[number, last_start - 1]), int(ids[number, last_stop])
-        breaks, crops, before = 0, 0, 0
-        for start, stop in runs:
-            if int(ids[number, start - 1]) == whole:
+        marks = [int(ids[number, start - 1]) for start, _ in runs]
+        whole, fake = marks[-1], int(ids[number, last_stop])
+        if runs[0][0] > 1 and fake != (before := int(ids[number, last_start - 2])):
+            # The last picture is a single row.
+            fake = before
+            whole = next((one for one, two in pairwise(marks) if two == marks[-1] != one), marks[-1])
+        breaks, crops, end = 0, 0, 0
+        for (_, stop), mark in zip(runs, marks, strict=True):
+            if crops and mark == marks[0] != whole:
+                tiles.append(Tiles())
+                breaks = crops = 0
+            if mark == whole:
                 lines = breaks + 1
                 tiles.append(Tiles(lines, crops // lines, "last") if crops else Tiles())
                 breaks = crops = 0
             else:
-                breaks += crops > 0 and int(ids[number, before]) != fake
+                breaks += crops > 0 and int(ids[number, end]) != fake
                 crops += 1
-            before = stop
+            end = stop
+        tiles += [Tiles()] * bool(crops)
     return tiles
 
 
@@ -342,6 +344,8 @@ READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] =
     (is_packed, read_packed),
     (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
+    (lambda source: "image_sizes" in source.inputs and _has_vision(source, "patch_size"), packed_by_size),
+    (lambda source: "spatial_shapes" in source.inputs, rows_by_shape),
     (lambda source: _is_of_crops(source), _crops),
     (lambda source: True, _runs),
 )

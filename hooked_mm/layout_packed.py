@@ -16,7 +16,7 @@ from torch import Tensor
 from transformers.vision_utils import get_vision_window_index
 
 from hooked_mm.layout import ImageLayout, Plan
-from hooked_mm.layout_source import Read, Source, nothing
+from hooked_mm.layout_source import Read, Source, in_row_zero, nothing
 
 
 def is_packed(source: Source) -> bool:
@@ -50,7 +50,7 @@ def read_packed(source: Source) -> Read:
             patch = blocks.permute(0, 1, 3, 2, 4).reshape(frames * height, width)
         token, separators = _tokens(frames * height // merge, width // merge, framed)
         layout = ImageLayout(
-            grid=token, patches=_in_row_zero(place[patch + patches]), tokens=_in_row_zero(token + tokens)
+            grid=token, patches=in_row_zero(place[patch + patches]), tokens=in_row_zero(token + tokens)
         )
         count = token.numel() + len(separators)
         plans.append(Plan(layout, count, separators))
@@ -94,7 +94,3 @@ def _order(vision: Any, sizes: Int[Tensor, "images 3"], merges: list[int]) -> In
         sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
     )
     return (units[:, None] * merge**2 + torch.arange(merge**2)).flatten()
-
-
-def _in_row_zero(index: Int[Tensor, "rows cols"]) -> Int[Tensor, "rows cols 2"]:
-    return torch.stack([torch.zeros_like(index), index], dim=-1)

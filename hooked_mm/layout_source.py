@@ -1,4 +1,4 @@
-"""What a layout is read from, and what a reader gives."""
+"""What a layout is read from, what a reader gives, and what readers share."""
 
 from __future__ import annotations
 
@@ -45,6 +45,26 @@ class Read:
     facts: dict[str, Any] = field(default_factory=dict)
 
 
+def pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
+    """The tensors that hold pictures, by whatever name: of floating point, and neither masks nor embeddings."""
+    return {
+        name: value
+        for name, value in inputs.items()
+        if isinstance(value, Tensor) and value.is_floating_point() and not name.endswith(("mask", "embeds", "bbox"))
+    }
+
+
+def in_row_zero(index: Int[Tensor, "rows cols"]) -> Int[Tensor, "rows cols 2"]:
+    """Cells of a packed tower, which has one row."""
+    return torch.stack([torch.zeros_like(index), index], dim=-1)
+
+
 def nothing() -> Int[Tensor, " none"]:
     """No positions."""
     return torch.zeros(0, dtype=torch.long)
+
+
+def runs_of(row: Bool[Tensor, " p"]) -> list[tuple[int, int]]:
+    """(start, stop) of each run of adjacent True."""
+    edge = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
+    return list(zip((edge == 1).nonzero()[:, 0].tolist(), (edge == -1).nonzero()[:, 0].tolist(), strict=True))
