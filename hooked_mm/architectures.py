@@ -98,6 +98,7 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
+NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 HEAD_GATES = ("g_proj",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
 CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
@@ -108,10 +109,10 @@ PROJECTOR_NAMES = (
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
+# What a configuration calls the number that logits are multiplied or divided by.
+LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
 # Where a configuration says which token stands for a patch of an image.
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
-# Blocks that normalise after the sum; an attribute `do_layer_norm_before` decides where there is one.
-POST_NORM_BLOCKS = ("BartEncoderLayer", "BartDecoderLayer", "BertLayer", "BlipTextLayer", "GitLayer")
 
 
 @dataclass(frozen=True)
@@ -136,4 +137,6 @@ EXCEPTIONS: dict[str, Oddity] = {
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
+    # The merger runs once per image; the tower's result holds the tokens of all.
+    "hunyuan_vl": Oddity(projector_out=("vision_tower", "pooler_output")),
 }

@@ -17,7 +17,8 @@ from torch import Tensor
 from hooked_mm.batch_rows import take_inputs, take_layout, taken
 from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.layout import Layout
-from hooked_mm.layout_kinds import Source, has_image_positions, pictures, read_layout
+from hooked_mm.layout_kinds import has_image_positions, read_layout
+from hooked_mm.layout_source import Source, pictures
 from hooked_mm.structure import Structure
 
 

@@ -35,7 +35,7 @@ PER_SAMPLE = frozenset(
     }
 )
 PER_IMAGE = frozenset({"image_grid_thw", "image_sizes"})
-PIXELS = frozenset({"pixel_values", "pixel_attention_mask"})
+PIXELS = frozenset({"pixel_values", "pixel_attention_mask", "spatial_shapes"})
 OF_IMAGES = PER_IMAGE | PIXELS | {"batch_num_images", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"}
 """Tensors that a batch without images does not have."""
 
@@ -62,8 +62,7 @@ class Taken:
         elif name in PER_IMAGE:
             fitting = ["image"]
         elif name in PIXELS:
-            rows = layout.kind == "packed" or (value.ndim == 4 and name == "pixel_values")
-            fitting = ["tower" if rows else "image" if layout.kind == "newline" else "sample"]
+            fitting = [_counts(name, value, layout)]
         else:
             fitting = list(kinds)
         length = value.shape[0] if value.ndim else 0
@@ -76,6 +75,17 @@ class Taken:
                 "prepare a batch of these samples instead"
             )
         return found[0]
+
+
+def _counts(name: str, value: Tensor, layout: Layout) -> str:
+    """What the rows of pixels, or of their mask, are."""
+    if layout.kind == "packed":
+        # Whole pictures, which the tower cuts itself (Pixtral), or patches.
+        return "image" if value.ndim == 4 else "tower"
+    if name == "spatial_shapes":
+        return "tower"
+    rows = value.ndim in (3, 4) if name == "pixel_values" else value.ndim == 2 and value.shape[1] == layout.patches
+    return "tower" if rows else "image" if layout.kind == "newline" else "sample"
 
 
 def taken(layout: Layout, rows: Sequence[int]) -> Taken:

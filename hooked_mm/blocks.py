@@ -10,16 +10,15 @@ read, sums over it can't.
 from __future__ import annotations
 
 import inspect
-import sys
 from collections.abc import Callable, Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hooked_mm.architectures import PART_NAMES, POST_NORM_BLOCKS, QUERY_KEY_NORMS, RENAMED, SCALES
+from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, SCALES
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.flow import Wired
+from hooked_mm.flow import Wired, looked_into
 from hooked_mm.structure import Block, Wiring, submodule
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
@@ -44,11 +43,7 @@ def named_wiring(block: nn.Module, parts: Mapping[str, str]) -> Wiring | None:
     mixes = any(role in parts for role in ("attn", "xattn", "mixer"))
     if unexplained(block, parts):
         return None
-    if not getattr(block, "do_layer_norm_before", type(block).__name__ not in POST_NORM_BLOCKS):
-        return "post" if mixes and {"ln1", "ln2", "mlp"} <= set(parts) else None
-    if mixes and {"ln1", "ln2", "mlp"} <= set(parts):
-        return "pre"
-    return None
+    return "pre" if mixes and {"ln1", "ln2", "mlp"} <= set(parts) else None
 
 
 def unexplained(block: nn.Module, parts: Mapping[str, str]) -> list[str]:
@@ -86,14 +81,6 @@ def _heads(module: nn.Module, width: int, config: Any, what: str) -> int:
     if not heads:
         raise UnsupportedModelError(f"the attention {type(module).__name__} of the {what} does not say how many heads")
     return int(heads)
-
-
-def looked_into(attention: nn.Module) -> bool:
-    """Whether an attention module runs by transformers' interface, so that its pattern can be tapped."""
-    source = sys.modules[type(attention).__module__]
-    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        return False
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
 
 
 def find_block(block: nn.Module, path: str, what: str, config: Any, flow: Flow) -> Block:

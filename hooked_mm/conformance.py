@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from hooked_mm.batch import Batch
-from hooked_mm.equations import Check
+from hooked_mm.checks import Check
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.passes import Passes, reads_tower_end
 from hooked_mm.structure import Structure
@@ -124,6 +124,8 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append("encoder-decoder: image positions are in the text encoder")
     if structure.final_norm is None:
         kinds.append("no final norm: blocks normalise after the sum")
+    if structure.projector_out and structure.projector is None:
+        kinds.append("the projector runs image by image: there is no one value that goes into it")
     if structure.vision and structure.vision.packed:
         kinds.append("packed tower: the patches of all images are one sequence")
     if structure.vision and structure.vision.blocks[0].map:

@@ -15,6 +15,8 @@ first position changed, and what it gives elsewhere changes or stays. A norm is 
 from __future__ import annotations
 
 import copy
+import inspect
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from itertools import combinations
@@ -303,10 +305,18 @@ def _linear(call: Call) -> bool:
     return weight is not None and weight.ndim == 2 and not _is_norm(call)
 
 
+def looked_into(attention: nn.Module) -> bool:
+    """Whether an attention module runs by transformers' interface, so that its pattern can be tapped."""
+    source = sys.modules[type(attention).__module__]
+    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
+        return False
+    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
+
+
 def _patterned(source: Call, names: Mapping[str, str]) -> bool:
     """Whether a mixing module is attention with heads, rather than a convolution or a state space."""
     if names.get("mixer") == source.path:
-        return False
+        return looked_into(source.module)
     return any(
         hasattr(source.module, name) for name in ("num_heads", "head_dim", "num_attention_heads", "n_heads")
     ) or (names.get("attn") == source.path)

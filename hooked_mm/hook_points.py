@@ -324,31 +324,28 @@ class _Builder:
             if access is not None:
                 yield HookPoint(row.name, stream, None, row.meaning, access, once=stream != "text")
 
+    def projector(self) -> Iterator[HookPoint]:
+        """What goes into the projector, unless that runs image by image, and the image tokens."""
+        structure, path = self.structure, self.structure.projector
+        view: View = Map() if structure.vision and structure.vision.blocks[-1].map else Plain()
+        if structure.cross_attention:
+            view = Tiles()
+        meanings = ("tower features that are projected (n, p, d)", "image tokens (n, p, d_model)")
+        leaving: Access | None = None
+        if path:
+            entering = ModuleValue(path, "input", view)
+            yield HookPoint("projector.hook_in", "projector", None, meanings[0], entering, (), True, True)
+            leaving = ModuleValue(path, "output", view if structure.cross_attention else PLAIN)
+        if structure.projector_out:
+            leaving = FieldValue(*structure.projector_out)
+        if leaving is not None:
+            yield HookPoint("projector.hook_out", "projector", None, meanings[1], leaving, (), True, True)
+
     def points(self) -> Iterator[HookPoint]:
         structure = self.structure
         if structure.vision:
             yield from self.stack("vision.", "vision", structure.vision, None)
-        if path := structure.projector:
-            view: View = Map() if structure.vision and structure.vision.blocks[-1].map else Plain()
-            if structure.cross_attention:
-                view = Tiles()
-            entering = ModuleValue(path, "input", view)
-            leaving: Access = ModuleValue(path, "output", view if structure.cross_attention else PLAIN)
-            if structure.projector_out:
-                leaving = FieldValue(*structure.projector_out)
-            yield HookPoint(
-                "projector.hook_in",
-                "projector",
-                None,
-                "tower features that are projected (n, p, d)",
-                entering,
-                (),
-                True,
-                True,
-            )
-            yield HookPoint(
-                "projector.hook_out", "projector", None, "image tokens (n, p, d_model)", leaving, (), True, True
-            )
+        yield from self.projector()
         if structure.encoder:
             yield from self.stack("encoder.", "encoder", structure.encoder, None)
         yield from self.stack("", "text", structure.text, structure.final_norm)

@@ -71,7 +71,7 @@ class HookedMM:
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
         self._active_backward: list[HookSpec] = []
-        self.cfg = describe(structure, hf_model.get_output_embeddings().weight.shape[0])
+        self.cfg = describe(structure, hf_model.get_submodule(structure.unembed).weight.shape[0])
         self.conformance: ConformanceReport | None = None
         self._check, self._strict = check, strict
         if check and processor is not None:

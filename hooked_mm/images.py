@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_mm.equations import Check, compare, tolerance
-from hooked_mm.layout_kinds import pictures
+from hooked_mm.checks import Check, compare, tolerance
+from hooked_mm.layout_source import pictures
 from hooked_mm.writes import Probe
 
 

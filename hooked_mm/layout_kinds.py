@@ -2,7 +2,7 @@
 
 | tensors | configuration | kind | models |
 |---|---|---|---|
-| `image_grid_thw` | `vision_config.spatial_merge_size` | packed | Qwen2-VL, Qwen2.5-VL, Qwen3-VL |
+| `image_grid_thw` | how patches are merged (`layout_packed`) | packed | Qwen-VL and its kin |
 | `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
 | `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
@@ -16,8 +16,9 @@ Add a kind: write its reader, add a row to `READERS`.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Callable
+from dataclasses import replace
+from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -25,42 +26,12 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 from transformers.image_processing_utils import select_best_resolution
-from transformers.vision_utils import get_vision_window_index
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.layout import ImageLayout, Kind, Layout, Plan, Tiles, cells, place_images, stitch
-
-Arrange = Callable[[int, int], Tiles]
-"""(number of the image, number of its crops) -> how they are arranged."""
-
-
-@dataclass(frozen=True)
-class Source:
-    """What a layout is read from.
-
-    Attributes:
-        inputs: The forward tensors.
-        image: (b, p) bool, where the image token stands.
-        config: The model's configuration.
-        counts: How many image positions each image takes, where a processor has said so.
-        arrange: How a processor cuts its pictures; without one, only what the tensors tell is known.
-    """
-
-    inputs: Mapping[str, Tensor]
-    image: Bool[Tensor, "b p"]
-    config: Any
-    counts: Sequence[int] | None = None
-    arrange: Arrange | None = None
-
-
-@dataclass(frozen=True)
-class _Read:
-    """What a reader found; the rest of `Layout` follows from it."""
-
-    kind: Kind
-    plans: list[Plan]
-    tower_image: Tensor
-    facts: dict[str, Any] = field(default_factory=dict)
+from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_images, stitch
+from hooked_mm.layout_packed import is_packed, read_packed
+from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
+from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
 
 
 def read_layout(source: Source) -> Layout:
@@ -84,65 +55,12 @@ def read_layout(source: Source) -> Layout:
     return layout.to(device)
 
 
-def pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """The tensors that hold pictures, by whatever name: of floating point, and neither masks nor embeddings."""
-    return {
-        name: value
-        for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not name.endswith(("mask", "embeds", "bbox"))
-    }
-
-
 def has_image_positions(config: Any) -> bool:
     """Whether image features stand in the text's sequence; not where text reads them by cross-attention alone."""
     return not getattr(config.get_text_config(), "cross_attention_layers", None)
 
 
-def _packed(source: Source) -> _Read:
-    """Patches come in blocks of merge x merge, block by block row by row; behind the projector a block is one token.
-
-    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart; its
-    tower's last step puts the tokens back.
-    """
-    vision = source.config.vision_config
-    merge = vision.spatial_merge_size
-    sizes = source.inputs["image_grid_thw"]
-    unit = merge**2
-    units = torch.arange(int(sizes.prod(dim=1).sum()) // unit)
-    if hasattr(vision, "window_size"):
-        units, _ = get_vision_window_index(
-            sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
-        )
-    order = (units[:, None] * unit + torch.arange(unit)).flatten()
-    patch_place = order.argsort()
-    plans: list[Plan] = []
-    owner: list[int] = []
-    start = 0
-    for number, (frames, height, width) in enumerate(sizes.tolist()):
-        total = frames * height * width
-        blocks = torch.arange(total).view(frames, height // merge, width // merge, merge, merge)
-        patch = blocks.permute(0, 1, 3, 2, 4).reshape(frames * height, width)
-        token = torch.arange(total // unit).view(frames * height // merge, width // merge)
-        layout = ImageLayout(
-            grid=token,
-            patches=_in_row_zero(patch_place[patch + start]),
-            tokens=_in_row_zero(token + start // unit),
-        )
-        plans.append(Plan(layout, total // unit, _nothing()))
-        owner += [number] * total
-        start += total
-    return _Read("packed", plans, torch.tensor(owner), {"tower_order": order})
-
-
-def _in_row_zero(index: Int[Tensor, "rows cols"]) -> Int[Tensor, "rows cols 2"]:
-    return torch.stack([torch.zeros_like(index), index], dim=-1)
-
-
-def _nothing() -> Int[Tensor, " none"]:
-    return torch.zeros(0, dtype=torch.long)
-
-
-def _cross(source: Source) -> _Read:
+def _cross(source: Source) -> Read:
     """A row of the tower is an image slot of a sample: its tiles one behind the other, filled up with empty ones."""
     vision = source.config.vision_config
     ids = source.inputs["aspect_ratio_ids"]
@@ -160,7 +78,7 @@ def _cross(source: Source) -> _Read:
         valid[row, : rows * cols * side**2] = True
         owner[row] = len(plans)
         layout = ImageLayout(patches=patches, tokens=patches)
-        plans.append(Plan(layout, 0, _nothing(), sample=row // ids.shape[1]))
+        plans.append(Plan(layout, 0, nothing(), sample=row // ids.shape[1]))
     facts = {
         "valid": valid,
         "tiles": tiles,
@@ -168,41 +86,46 @@ def _cross(source: Source) -> _Read:
         "tokens": side**2,
         "why": "text reads this model's images by cross-attention; the sequence holds no image features",
     }
-    return _Read("cross", plans, owner, facts)
+    return Read("cross", plans, owner, facts)
 
 
-def _newline(source: Source) -> _Read:
+def _newline(source: Source) -> Read:
     """Overview, then the stitched crops without the border that was added to fill them, a newline behind each row.
 
     As LLaVA-NeXT's and LLaVA-OneVision's `pack_image_features`; OneVision shrinks very large grids. An image beside
     others in its sample (OneVision) is shown once and small.
     """
     vision, config = source.config.vision_config, source.config
-    size, side = vision.image_size, vision.image_size // vision.patch_size
+    size, wide = vision.image_size, vision.image_size // vision.patch_size
+    # Granite's projectors make fewer tokens of a window of patches.
+    side = int(wide * Fraction(getattr(config, "downsample_rate", None) or 1))
     numbers = source.inputs.get("batch_num_images")
     sizes = source.inputs["image_sizes"].tolist()
     cut = [True] * len(sizes) if numbers is None else [n == 1 for n in numbers.tolist() for _ in range(n)]
     plans, owner, row = [], [], 0
     for number, (height, width) in enumerate(sizes):
         base = torch.arange(side**2).view(side, side)
-        small = cells(row, side, side)
+        small, fine = cells(row, side, side), cells(row, wide, wide)
         if not cut[number]:
-            layout = ImageLayout(grid=base, patches=small, tokens=small)
+            layout = ImageLayout(grid=base, patches=fine, tokens=small)
             plans.append(Plan(layout, side**2 + 1, torch.tensor([side**2])))
             owner.append(number)
             row += 1
             continue
         best = select_best_resolution([height, width], config.image_grid_pinpoints)
         rows, cols = best[0] // size, best[1] // size
-        large = stitch([cells(row + 1 + crop, side, side) for crop in range(rows * cols)], rows, cols)
+        large, fines = (
+            stitch([cells(row + 1 + crop, each, each) for crop in range(rows * cols)], rows, cols)
+            for each in (side, wide)
+        )
         grid, separators = _rows_with_newlines(
             (rows * side, cols * side), (height, width), _limit(config, side), side**2
         )
-        layout = ImageLayout(grid, base, large, small, large, small)
+        layout = ImageLayout(grid, base, fines, fine, large, small)
         plans.append(Plan(layout, int(separators[-1]) + 1, separators))
         owner += [number] * (rows * cols + 1)
         row += rows * cols + 1
-    return _Read("newline", plans, torch.tensor(owner), {"patches": side**2, "tokens": side**2})
+    return Read("newline", plans, torch.tensor(owner), {"patches": wide**2, "tokens": side**2})
 
 
 def _limit(config: Any, side: int) -> int:
@@ -232,7 +155,7 @@ def _rows_with_newlines(
     return grid, (line + inner[1]).flatten()
 
 
-def _crops(source: Source) -> _Read:
+def _crops(source: Source) -> Read:
     """Crop by crop, each with as many positions as any other."""
     pixels, config = source.inputs["pixel_values"], source.config
     sample = torch.full((len(pixels),), -1)
@@ -255,7 +178,7 @@ def _crops(source: Source) -> _Read:
     for number, tile in enumerate(tiles):
         count = _crop_count(tile)
         layout = _image_of_crops(tile, row, fine, coarse, per, lead)
-        plans.append(Plan(layout, count * per, _nothing(), int(sample[row])))
+        plans.append(Plan(layout, count * per, nothing(), int(sample[row])))
         owner += [number] * count
         row += count
     valid = torch.zeros(rows, stride[0] * stride[1], dtype=torch.bool)
@@ -268,11 +191,11 @@ def _crops(source: Source) -> _Read:
     if resampled:
         facts["why"] = "this model's image positions are latent queries, which belong to no place in the image"
         facts["tokens"] = per
-        return _Read("resampled", plans, torch.tensor(owner), facts)
+        return Read("resampled", plans, torch.tensor(owner), facts)
     facts["tokens"] = per - lead if merge else 0
     unknown = "how this image's crops are arranged is not in the tensors; make the batch with model.prepare(...)"
     facts.setdefault("why", unknown if merge else f"{per} positions do not fit a crop of {shapes[0]} patches")
-    return _Read("crops", plans, torch.tensor(owner), facts)
+    return Read("crops", plans, torch.tensor(owner), facts)
 
 
 def _real_crops(pixels: Float[Tensor, "b crops 3 h w"]) -> Bool[Tensor, "b crops"]:
@@ -322,7 +245,7 @@ def _patch_shapes(source: Source, pixels: Tensor) -> tuple[list[tuple[int, int]]
         return [stride] * len(pixels), stride
     real = _real_crops(pixels)
     mask = source.inputs.get("pixel_attention_mask")
-    if mask is None:
+    if mask is None or mask.ndim == 2:
         return [stride] * int(real.sum()), stride
     heights, widths = (mask.bool().any(dim=axis).sum(dim=2).cpu()[real] // size for axis in (3, 2))
     return list(zip(heights.tolist(), widths.tolist(), strict=True)), stride
@@ -350,16 +273,11 @@ def _tiles(source: Source, samples: list[int], per: int) -> list[Tiles]:
     return [Tiles()] * len(samples)
 
 
-def runs_of(row: Bool[Tensor, " p"]) -> list[tuple[int, int]]:
-    """(start, stop) of each run of adjacent True."""
-    edge = torch.diff(row.int(), prepend=torch.zeros(1, dtype=torch.int), append=torch.zeros(1, dtype=torch.int))
-    return list(zip((edge == 1).nonzero()[:, 0].tolist(), (edge == -1).nonzero()[:, 0].tolist(), strict=True))
-
-
 def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
     """Idefics3 marks crops: fake, <row_r_col_c>, crop, ..., a line break behind each row; fake, <global>, crop, fake.
 
-    So the mark before a sample's last crop is the global one, and what follows that crop is the fake token.
+    So the mark before a sample's last crop is the global one, and what follows that crop is the fake token. Granite
+    Docling does the same, but writes a picture of one crop as a single row, without a global one.
     """
     tiles: list[Tiles] = []
     ids = source.inputs["input_ids"]
@@ -370,17 +288,26 @@ def _tiles_by_marks(source: Source, per: int) -> list[Tiles]:
         last_start, last_stop = runs[-1]
         if not last_start or last_stop >= len(row):
             raise BadInputError("an image's crops have no marks around them; use the model's own processor", number)
-        whole, fake = int(ids[number, last_start - 1]), int(ids[number, last_stop])
-        breaks, crops, before = 0, 0, 0
-        for start, stop in runs:
-            if int(ids[number, start - 1]) == whole:
+        marks = [int(ids[number, start - 1]) for start, _ in runs]
+        whole, fake = marks[-1], int(ids[number, last_stop])
+        if runs[0][0] > 1 and fake != (before := int(ids[number, last_start - 2])):
+            # The last picture is a single row.
+            fake = before
+            whole = next((one for one, two in pairwise(marks) if two == marks[-1] != one), marks[-1])
+        breaks, crops, end = 0, 0, 0
+        for (_, stop), mark in zip(runs, marks, strict=True):
+            if crops and mark == marks[0] != whole:
+                tiles.append(Tiles())
+                breaks = crops = 0
+            if mark == whole:
                 lines = breaks + 1
                 tiles.append(Tiles(lines, crops // lines, "last") if crops else Tiles())
                 breaks = crops = 0
             else:
-                breaks += crops > 0 and int(ids[number, before]) != fake
+                breaks += crops > 0 and int(ids[number, end]) != fake
                 crops += 1
-            before = stop
+            end = stop
+        tiles += [Tiles()] * bool(crops)
     return tiles
 
 
@@ -394,14 +321,14 @@ def _is_of_crops(source: Source) -> bool:
     return pixels is not None and pixels.ndim in (4, 5) and _has_vision(source, "patch_size")
 
 
-def _runs(source: Source) -> _Read:
+def _runs(source: Source) -> Read:
     """An image is a run of adjacent image positions; runs with one and the same token between them are its rows."""
     plans = []
     for sample, row in enumerate(source.image):
         counts = _rows_joined(source.inputs["input_ids"][sample].tolist(), runs_of(row))
-        plans += [Plan(ImageLayout(), count, _nothing(), sample) for count in counts]
+        plans += [Plan(ImageLayout(), count, nothing(), sample) for count in counts]
     why = "how this model's image positions lie in the picture is not known; add a reader to hooked_mm/layout_kinds.py"
-    return _Read("runs", plans, torch.zeros(0, dtype=torch.long), {"why": why})
+    return Read("runs", plans, torch.zeros(0, dtype=torch.long), {"why": why})
 
 
 def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
@@ -413,10 +340,12 @@ def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
     return [stop - start for start, stop in runs]
 
 
-READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], _Read]], ...] = (
-    (lambda source: "image_grid_thw" in source.inputs and _has_vision(source, "spatial_merge_size"), _packed),
+READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] = (
+    (is_packed, read_packed),
     (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
+    (lambda source: "image_sizes" in source.inputs and _has_vision(source, "patch_size"), packed_by_size),
+    (lambda source: "spatial_shapes" in source.inputs, rows_by_shape),
     (lambda source: _is_of_crops(source), _crops),
     (lambda source: True, _runs),
 )

@@ -78,7 +78,8 @@ def find_norm_formula(module: Any) -> NormFormula | None:
         return NormFormula(True, module.eps) if isinstance(module, nn.LayerNorm) else None
     try:
         return norm_of(module, shape[-1])
-    except UnsupportedModelError:
+    except (UnsupportedModelError, TypeError, RuntimeError, ValueError):
+        # One that takes more than a stream (a gate besides) is none of the two, either.
         return None
 
 

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from hooked_mm.access import Pass
 from hooked_mm.batch import Batch
-from hooked_mm.equations import BlockEquations, Check, compare
+from hooked_mm.checks import Check, compare
+from hooked_mm.equations import BlockEquations
 from hooked_mm.execution import out_of_order, passing_times
 from hooked_mm.images import ImageChecks
 from hooked_mm.norms import norm_scale

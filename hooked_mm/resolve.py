@@ -30,6 +30,7 @@ from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, captured, wire
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Block, Stack, Structure, submodule
+from hooked_mm.vocabulary import find_embedding, find_unembedding, logit_cap, logit_scale
 
 _LENGTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 _PROBE = 6
@@ -159,12 +160,6 @@ def _stack(paths: dict[int, str], owner: nn.Module, blocks: list[Block]) -> Stac
     )
 
 
-def _applied(model: Any, config: Any, name: str) -> float | None:
-    """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
-    value = getattr(config, name, None)
-    return value if value is not None and name in inspect.getsource(type(model).forward) else None
-
-
 def _flow(*runs: Callable[[], Any]) -> Flow:
     """What flows through blocks when their stack runs, in the first of these runs that reaches them; once per build."""
     known: dict[Any, Wired | None] = {}
@@ -274,32 +269,6 @@ def _final_norm(decoder: nn.Module) -> nn.Module | None:
     return norms[0] if len(norms) == 1 else None
 
 
-def _embedding(inner: Any, vocabulary: int) -> nn.Module:
-    """The token embedding: transformers', else the one table of so many rows."""
-    try:
-        found = inner.get_input_embeddings()
-    except (NotImplementedError, AttributeError):
-        found = None
-    tables = [m for m in inner.modules() if isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary]
-    if found is None and len(tables) != 1:
-        raise UnsupportedModelError(
-            f"{type(inner).__name__} names no token embedding, and {len(tables)} tables have {vocabulary} rows"
-        )
-    return tables[0] if found is None else found
-
-
-def _unembedding(inner: Any, vocabulary: int) -> nn.Module:
-    """The module to the vocabulary: transformers', else the one linear map of so many outputs."""
-    found = inner.get_output_embeddings()
-    maps = [m for m in inner.modules() if isinstance(m, nn.Linear) and m.out_features == vocabulary]
-    if found is None and len(maps) != 1:
-        raise UnsupportedModelError(
-            f"{type(inner).__name__} names no output embedding, and {len(maps)} linear maps have {vocabulary} outputs: "
-            "it has no logits over a vocabulary"
-        )
-    return maps[0] if found is None else found
-
-
 def _decoder(inner: Any, text_config: Any, tower: nn.Module | None) -> nn.Module:
     """The module that runs the text's blocks."""
     decoder = inner.get_decoder()
@@ -370,7 +339,7 @@ def resolve(model: Any) -> Structure:
         found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs)))
         return _stack(paths, owner, found)
 
-    embed, unembed = (find(inner, text_config.vocab_size) for find in (_embedding, _unembedding))
+    embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
     runs = (_run_text(decoder, embed, text_config.vocab_size), _run_whole(inner, text_config.vocab_size))
     text = stack(decoder, "decoder", text_config, *runs)
     inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
@@ -395,8 +364,8 @@ def resolve(model: Any) -> Structure:
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],
         head=paths[id(unembed)].rpartition(".")[0],
-        logit_scale=_applied(inner, text_config, "logit_scale") or 1.0,
-        logit_cap=_applied(inner, text_config, "final_logit_softcapping"),
+        logit_scale=logit_scale(inner, text_config),
+        logit_cap=logit_cap(inner, text_config),
         image_token_id=next((token for token in tokens if token is not None), None),
         cross_attention=any(block.cross_only for block in text.blocks),
         plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,

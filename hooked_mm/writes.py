@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from hooked_mm.batch import Batch
-from hooked_mm.equations import BlockEquations, Check, Verdict, compare
+from hooked_mm.checks import Check, Verdict, compare
+from hooked_mm.equations import BlockEquations
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.runner import Hook, Runner
 from hooked_mm.structure import PREFIXES, Structure

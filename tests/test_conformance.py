@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from hooked_mm.architectures import FAMILIES
+from hooked_mm.checks import Check
 from hooked_mm.conformance import ConformanceReport
-from hooked_mm.equations import Check
 from hooked_mm.errors import ConformanceError, UnknownHookError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.models import check_miniature

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hooked_mm.equations import BlockEquations, Check, compare, tolerance
+from hooked_mm.checks import Check, compare, tolerance
+from hooked_mm.equations import BlockEquations
 from tests.lies import built, equal_samples, honest, lying
 
 

@@ -8,7 +8,7 @@ import torch
 
 from hooked_mm.access import FieldValue, ModuleValue
 from hooked_mm.batch import Batch
-from hooked_mm.equations import Check
+from hooked_mm.checks import Check
 from tests.lies import Distorted, lying, report_of
 
 FEATURES = "image features stand at image positions"

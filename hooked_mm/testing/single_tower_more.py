@@ -8,7 +8,7 @@ import torch
 from torch import Generator
 
 from hooked_mm.testing.packed_tower import DEEPSTACK, QWEN_MARKS, QWEN_TOWER, modality_ids, patches
-from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, VIT, Inputs, Recipe
+from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, VIT, Inputs, Recipe, image_run
 from hooked_mm.testing.single_tower import PINPOINTS, SIGLIP, SLIDING, tiled
 
 _PIXTRAL = {"model_type": "pixtral", **VIT, "num_hidden_layers": 4}
@@ -51,10 +51,21 @@ def patches_padded(config: Any, images: int, generator: Generator) -> Inputs:
 
 
 def page_tiles(config: Any, images: int, generator: Generator) -> Inputs:
-    """One, two and three tiles of a page, filled up with empty ones (Granite Docling)."""
-    mask = torch.arange(3) < (torch.arange(images) % 3 + 1)[:, None]
-    values = torch.randn(images, 3, 3, 32, 32, generator=generator) * mask[..., None, None, None]
+    """One page as it is, one as two tiles, one as four, these with the whole; filled up with empty tiles (Docling)."""
+    mask = torch.arange(5) < torch.tensor([1, 3, 5])[torch.arange(images) % 3, None]
+    values = torch.randn(images, 5, 3, 32, 32, generator=generator) * mask[..., None, None, None]
     return {"pixel_values": values, "pixel_attention_mask": mask}
+
+
+def marked_tiles(count: int) -> list[int]:
+    """A mark and four tokens per tile, a line break behind each row of two, at last the whole (Docling)."""
+    fake, line, whole = 160, 161, 162
+    tiles, found = count // 4, []
+    for tile in range(max(1, tiles - 1)):
+        found += [fake, 163 + tile, *image_run(4)]
+        if tile % 2 or tile + 2 > tiles - 1:
+            found.append(line)
+    return [*found, fake, whole, *image_run(4), fake] if tiles > 1 else found
 
 
 def image_of_two_towers(config: Any, images: int, generator: Generator) -> Inputs:
@@ -255,6 +266,7 @@ RECIPES: dict[str, Recipe] = {
             "density_router_hidden_size": 16,
         },
         pictures=page_tiles,
+        ids=marked_tiles,
     ),
     "lfm2_vl": Recipe(
         {

@@ -1,0 +1,199 @@
+"""What must hold between the hook points of attention: projections, pattern, values, what heads give, what is added."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hooked_mm.access import Fused, GatedHeads, linear_map
+from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS
+from hooked_mm.checks import Check, compare
+from hooked_mm.norms import norm_gain, norm_of, norm_scale
+from hooked_mm.structure import Block, scale_factor, submodule
+
+
+class AttentionEquations:
+    """The checks of one block's attention.
+
+    Args:
+        values: Hook name -> value, of one pass; patterns included.
+        model: The transformers model, for the weights.
+        block: What was found of the block.
+        prefix: Of its hook names, `"vision.blocks.3."`.
+        keep: Positions that are not padding, or None.
+    """
+
+    def __init__(
+        self, values: Mapping[str, Tensor], model: nn.Module, block: Block, prefix: str, keep: Tensor | None
+    ) -> None:
+        self.values, self.model, self.block, self.prefix, self.keep = values, model, block, prefix, keep
+        self.dtype = next(value.dtype for name, value in values.items() if name.startswith(f"{prefix}hook_"))
+
+    def get(self, name: str) -> Tensor | None:
+        """A value of this block, None if the block has no such point."""
+        return self.values.get(self.prefix + name)
+
+    def _same(self, what: str, name: str, got: Tensor, expected: Tensor) -> Check:
+        return compare(what, self.prefix + name, got, expected, self.keep, self.dtype)
+
+    def _module(self, role: str) -> Any:
+        return submodule(self.model, f"{self.block.path}.{self.block.parts[role]}")
+
+    def _after(self, role: str, value: Tensor) -> Tensor:
+        """What a norm, factor or gate behind a module makes of its output."""
+        if f"{role}_after" in self.block.parts:
+            value = self._module(f"{role}_after")(value)
+        if role in self.block.scales:
+            return value * scale_factor(submodule(self.model, self.block.path), self.block.scales[role])
+        return value
+
+    def projections(self, name: str, prefix: str) -> Iterator[Check]:
+        """Queries, keys and values are projected from what attention stands on."""
+        bare = self.block.wiring in ("post", "after")
+        source = self.get("hook_resid_pre" if bare else "ln1.hook_out")
+        if prefix and self.block.wiring == "post":
+            source = self.get("ln1.hook_out")
+        if source is None:
+            return
+        for index, letter in enumerate("qkv"):
+            value = self.get(f"{name}.hook_{letter}")
+            # Keys and values of cross-attention come from elsewhere.
+            if value is None or (prefix and letter != "q"):
+                continue
+            if f"{prefix}{letter}" in self.block.parts:
+                expected = self._projected(f"{prefix}{letter}", source)
+            elif "qkv" in self.block.parts:
+                fused = Fused(index, self.block.n_heads, self.block.n_kv_heads)
+                expected = fused.parts(self._module("qkv")(source))[index].flatten(-2)
+            else:
+                continue
+            got = value.flatten(-2)
+            # Windows are rearranged between the norm and the projection.
+            if got.shape == expected.shape:
+                yield self._same("projection of the norm's output", f"{name}.hook_{letter}", got, expected)
+
+    def _projected(self, role: str, source: Tensor) -> Tensor:
+        """Queries, keys or values (..., heads * d_head) of what attention stands on."""
+        if role == "q" and "q_a" in self.block.parts:
+            source = self._module("q_a_norm")(self._module("q_a")(source))
+        whole: Tensor = self._module(role)(source)
+        if role == "q" and self.block.gated_q:
+            return GatedHeads(self.block.n_heads).halves(whole)[0].flatten(-2)
+        return whole
+
+    def attention(self, name: str, prefix: str) -> Iterator[Check]:
+        """Rows sum to one; pattern and values give z; z gives what is added; queries and keys give the pattern."""
+        pattern, z = self.get(f"{name}.hook_pattern"), self.get(f"{name}.hook_z")
+        q, k, v = (self.get(f"{name}.hook_{letter}") for letter in "qkv")
+        if pattern is None or z is None:
+            return
+        rows = pattern.sum(dim=-1).movedim(1, -1)
+        yield self._same("rows of attention sum to 1", f"{name}.hook_pattern", rows, torch.ones_like(rows))
+        channels = pattern.shape[-2] != z.shape[-3]
+        result, added = self.get(f"{name}.hook_result"), self.get(f"hook_{name}_out")
+        each = None if result is None else self._results(name, prefix, z, result)
+        if each is not None:
+            yield each
+        if v is not None:
+            mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
+            gate = self._head_gate(name)
+            mixed = mixed if gate is None else mixed * gate
+            found = self._same(
+                "pattern * values == z" if gate is None else "gate * pattern * values == z", f"{name}.hook_z", z, mixed
+            )
+            if found.verdict == "fails" and (found.error is None or (each is not None and each.verdict == "holds")):
+                # z is what the output projection gets, so it is the values that are none.
+                yield replace(found, point=f"{self.prefix}{name}.hook_v")
+            yield found
+        for letter, value in (("q", q), ("k", k)):
+            rotated = self.get(f"{name}.hook_rot_{letter}")
+            if value is not None and rotated is not None:
+                yield self._lengths(name, prefix, letter, value, rotated)
+        points = ("rot_q", "rot_k") if self.block.rotary else ("q", "k")
+        q, k = (self.get(f"{name}.hook_{point}") for point in points)
+        if q is not None and k is not None and not channels:
+            found = self._scores(name, prefix, pattern, q, k)
+            yield replace(found, point=f"{self.prefix}{name}.hook_{points[0]}")
+            yield replace(found, point=f"{self.prefix}{name}.hook_{points[1]}")
+        if result is None or added is None:
+            return
+        bias = getattr(self._module(f"{prefix}o"), "bias", None)
+        total = result.sum(dim=-2)
+        total = self._after(name, total if bias is None else total + bias)
+        if total.shape != added.shape:
+            kind = "attention in windows: heads' results lie in window order, what is added in the picture's"
+            yield Check("sum of heads", f"{self.prefix}{name}.hook_result", "not applicable", None, kind)
+            return
+        yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
+
+    def _head_gate(self, name: str) -> Tensor | None:
+        """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""
+        module, source = self._module(name), self.get("ln1.hook_out")
+        gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
+        if source is None or not (gate or self.block.gated_q):
+            return None
+        if self.block.gated_q:
+            return GatedHeads(self.block.n_heads).halves(self._module("q")(source))[1].sigmoid()
+        return torch.sigmoid(gate(source)).unflatten(-1, (self.block.n_heads, -1))
+
+    def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
+        """Each head's result is its z through its columns of the output projection."""
+        weight, _ = linear_map(self._module(f"{prefix}o"), z.shape[-2] * z.shape[-1])
+        weight = weight.to(z.device, z.dtype).unflatten(-1, (z.shape[-2], -1))
+        expected = torch.einsum("...hk,dhk->...hd", z, weight)
+        return self._same("z through the output projection == result", f"{name}.hook_result", result, expected)
+
+    def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:
+        """Rotation keeps lengths, up to one factor; a query-key norm is applied first, or behind it (HunYuan)."""
+        module = self._module("xattn" if prefix else "attn")
+        norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
+        if norm is not None and not isinstance(norm, nn.Identity):
+            whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
+            value = norm(value.flatten(-2)).unflatten(-1, value.shape[-2:]) if whole else norm(value)
+        later = getattr(module, NORMS_BEHIND_ROTARY[letter], None)
+        if later is not None:
+            # Lengths decide what the norm's quotient is as long as; its gain is undone.
+            value = value / norm_scale(value, norm_of(later, value.shape[-1]))
+            rotated = rotated / norm_gain(later, value.shape[-1])[0].to(rotated)
+        before, after = value.float().norm(dim=-1), rotated.float().norm(dim=-1)
+        before = before.reshape(after.shape) if before.numel() == after.numel() else before
+        if before.shape == after.shape:
+            before = before * (after.sum() / before.sum())
+        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
+        return self._same(what, f"{name}.hook_{letter}", after, before)
+
+    def _scores(self, name: str, prefix: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:
+        """The softmax of queries and keys, where attention is allowed, is the pattern."""
+        module = self._module("xattn" if prefix else "attn")
+        what = "softmax of queries * keys == pattern"
+        if getattr(module, "sinks", None) is not None:
+            kind = "attention with sinks: part of every row goes to none of the positions"
+            return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
+        k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)
+        scaling = next((s for n in ("scaling", "scale") if isinstance(s := getattr(module, n, None), float)), None)
+        scores = torch.einsum("...qhd,...khd->...hqk", q.float(), k.float())
+        scores = scores * (q.shape[-1] ** -0.5 if scaling is None else scaling)
+        cap = getattr(module, "attn_logit_softcapping", None)
+        scores = scores if cap is None else cap * torch.tanh(scores / cap)
+        scores = scores.reshape(pattern.shape)
+        guess = scores.masked_fill(pattern <= 0, -torch.inf).softmax(dim=-1).nan_to_num()
+        return self._same(what, f"{name}.hook_q", guess.movedim(1, -1), pattern.float().movedim(1, -1))
+
+
+def _mix(pattern: Tensor, v: Tensor) -> Tensor:
+    """Per-head mix of values, (b, p, heads, d_head), or (patches, heads, d_head) in a packed tower."""
+    packed = v.ndim == 3
+    # Tiles of one image are rows of their own where they are projected, and one sequence where they are attended to.
+    v = v.reshape(pattern.shape[0], -1, *v.shape[-2:])
+    v = v.repeat_interleave(pattern.shape[1] // v.shape[-2], dim=-2)
+    mixed = torch.einsum("bhqk,bkhd->bqhd", pattern, v)
+    return mixed.squeeze(0) if packed else mixed
+
+
+def _mix_channels(pattern: Tensor, v: Tensor) -> Tensor:
+    """Attention between channels: each position's channels are mixed within their group."""
+    return torch.einsum("bgcd,bpgd->bpgc", pattern, v)
