@@ -80,14 +80,21 @@ class View(Protocol):
 
 @dataclass(frozen=True)
 class Plain:
-    """As it is; tensors whose positions were flattened, (b * p, d), become (b, p, d) when `positions` says so."""
+    """As it is; tensors whose positions were flattened, (b * p, d), become (b, p, d) when `positions` says so.
+
+    A list of tensors, one per image, is shown as one, (tokens of all images, d).
+    """
 
     positions: bool = False
 
-    def show(self, whole: Tensor, run: Pass) -> Tensor:
+    def show(self, whole: Any, run: Pass) -> Tensor:
+        if isinstance(whole, list):
+            return torch.cat(whole)
         return whole.unflatten(0, (-1, run.length)) if self.positions and whole.ndim == 2 else whole
 
-    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+    def back(self, new: Tensor, whole: Any) -> Any:
+        if isinstance(whole, list):
+            return list(new.split([len(part) for part in whole]))
         return new.reshape(whole.shape)
 
 

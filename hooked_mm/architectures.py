@@ -90,29 +90,32 @@ RENAMED = (("post_attention_layernorm", "attn_after", "pre_feedforward_layernorm
 SCALES: dict[str, tuple[tuple[str, str], ...]] = {
     "attn": (("lambda_1", "identity"), ("gate_attn", "tanh"), ("residual_multiplier", "identity")),
     "mixer": (("residual_multiplier", "identity"),),
-    "xattn": (("cross_attn_attn_gate", "tanh"),),
+    "xattn": (("cross_attn_attn_gate", "tanh"), ("alpha_cross_attn", "tanh")),
     "mlp": (
-        *(("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh")),
+        *(("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh"), ("alpha_dense", "tanh")),
         ("residual_multiplier", "identity"),
     ),
 }
+# Arguments of a block that say which rows of a part's output are dropped -> that part.
+ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xattn"}
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
-QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm")
+QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 HEAD_GATES = ("g_proj",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
 CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
-    *("vision_tower.merger", "embed_vision", "vision_model.connector"),
+    *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
+    *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
 )
 FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
-LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "h")
+LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")
 # What a configuration calls the number that logits are multiplied or divided by.
 LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
 # Where a configuration says which token stands for a patch of an image.
-IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index")
+IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index", "video_token_index")
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -172,6 +173,9 @@ class AttentionEquations:
         what = "softmax of queries * keys == pattern"
         if getattr(module, "sinks", None) is not None:
             kind = "attention with sinks: part of every row goes to none of the positions"
+            return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
+        if "position_bias" in inspect.signature(type(module).forward).parameters:
+            kind = "attention with a bias for each distance, which is added to queries * keys"
             return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
         k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)
         scaling = next((s for n in ("scaling", "scale") if isinstance(s := getattr(module, n, None), float)), None)

@@ -16,7 +16,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, SCALES
+from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, ROW_MASKS, SCALES
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, looked_into
 from hooked_mm.structure import Block, Wiring, submodule
@@ -137,6 +137,7 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
     layer_type = getattr(module, "layer_type", None) or ("sliding" if getattr(module, "is_sliding", False) else None)
     arguments = inspect.signature(type(module).forward).parameters if module is not None else {}
     normed = [getattr(module, name.format(letter), None) for name in QUERY_KEY_NORMS for letter in "qk"]
+    masks = inspect.signature(type(block).forward).parameters
     mlp_down = submodule(block, parts["mlp_down"]) if "mlp_down" in parts else None
     kind = type(block).__name__ + (f" ({layer_type})" if layer_type else "")
     if (mixing := next((role for role in ("attn", "mixer", "xattn") if role in parts), None)) == "mixer":
@@ -157,15 +158,29 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         d_mlp=0 if mlp_down is None else _width(mlp_down, "in_features"),
         rotary="position_embeddings" in arguments
         or (module is not None and key is None and "qkv" not in parts)
+        or hasattr(module, "rotary_emb")
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
-        row_mask="full_text_row_masked_out_mask" in inspect.signature(type(block).forward).parameters
-        and "xattn" in parts,
+        row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
         map="conv1" in parts,
         patterns=module is not None and looked_into(module),
         gated_q="q" in parts
         and "q_a" not in parts
         and _width(submodule(block, parts["q"]), "out_features") == 2 * width,
     )
+
+
+def with_cross_blocks(owner: nn.Module, blocks: list[nn.Module]) -> list[nn.Module]:
+    """Blocks with those that only cross-attend, of a shorter list beside theirs, in front of every n-th."""
+    for child in owner.children():
+        other = list(child) if isinstance(child, nn.ModuleList) else []
+        if not other or any(block is other[0] for block in blocks) or len(blocks) % len(other):
+            continue
+        if all(first(block, PART_NAMES["xattn"]) and not first(block, PART_NAMES["attn"]) for block in other):
+            step = len(blocks) // len(other)
+            return [
+                each for i, block in enumerate(blocks) for each in ([block] if i % step else [other[i // step], block])
+            ]
+    return blocks
 
 
 def _attends(parts: Mapping[str, str]) -> bool:

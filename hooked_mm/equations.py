@@ -140,7 +140,7 @@ class BlockEquations(AttentionEquations):
                     yield self._same("projection of the norm's output", name, value, expected)
         if post is not None and added is not None:
             total = self._after("mlp", self._module("mlp_down")(post))
-            if self.block.row_mask:
+            if self.block.row_mask == "mlp":
                 kept = added.abs().amax(dim=-1, keepdim=True) > 0
                 total = torch.where(kept, total, torch.zeros_like(total))
                 # What is added is read as a difference, which is as exact as the stream is large.

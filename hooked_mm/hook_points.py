@@ -218,13 +218,13 @@ class _Builder:
         role = row.part
         behind = self._path(block, block.behind(role))
         assert behind is not None
-        if role not in block.scales and not (role == "mlp" and block.row_mask):
+        if role not in block.scales and role != block.row_mask:
             return ModuleValue(behind, "output", view), ()
         # In a block without a middle everything ends in what leaves it, so only the last part can be written there.
         last = role == "mlp" or block.mid is None
         total = ModuleValue(block.path, "output") if last else ModuleValue(self._mid(block), "input", in_place=True)
         before = f"{prefix}hook_resid_mid" if role == "mlp" and block.mid else f"{prefix}hook_resid_pre"
-        if role == "mlp" and block.row_mask:
+        if role == block.row_mask:
             return AddedValue(before, total), (before,)
         if role in block.scales:
             factor = partial(scale_factor, self.model.get_submodule(block.path), block.scales[role])

@@ -29,7 +29,7 @@ from hooked_mm.processors import load_processor
 from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
-from hooked_mm.structure import Structure, describe
+from hooked_mm.structure import Structure, describe, vocabulary
 
 BatchLike = Batch | Mapping[str, Any]
 
@@ -71,7 +71,7 @@ class HookedMM:
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
         self._active_backward: list[HookSpec] = []
-        self.cfg = describe(structure, hf_model.get_submodule(structure.unembed).weight.shape[0])
+        self.cfg = describe(structure, vocabulary(hf_model.get_submodule(structure.unembed)))
         self.conformance: ConformanceReport | None = None
         self._check, self._strict = check, strict
         if check and processor is not None:

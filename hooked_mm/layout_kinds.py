@@ -3,6 +3,7 @@
 | tensors | configuration | kind | models |
 |---|---|---|---|
 | `image_grid_thw` | how patches are merged (`layout_packed`) | packed | Qwen-VL and its kin |
+| `target_sizes`, pictures in one row of pixels | | packed | MiniCPM-V 4.6 and 4.7, MiniCPM-OCR |
 | `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
 | `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |

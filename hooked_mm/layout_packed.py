@@ -1,13 +1,14 @@
 """Reading the layout of a packed tower: the patches of all images are one sequence, whose grids the tensors tell.
 
 Patches of one image follow each other in blocks of merge x merge, block by block row by row (Qwen-VL and its kin), or
-row by row over the whole image (patches that come as little pictures, and towers that frame their tokens). Behind the
-projector a block is one token, row by row. HunYuan frames them: a token before, one behind each row, and one at the
-end, which hold no patch.
+row by row over the whole image (patches that come as little pictures, towers that frame their tokens, and MiniCPM-V,
+whose pictures are one row of pixels). Behind the projector a block is one token, row by row. HunYuan frames them: a
+token before, one behind each row, and one at the end, which hold no patch.
 """
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import torch
@@ -21,7 +22,23 @@ from hooked_mm.layout_source import Read, Source, in_row_zero, nothing
 
 def is_packed(source: Source) -> bool:
     """Whether the tensors tell the grid of every image, and the configuration how patches are merged."""
-    return "image_grid_thw" in source.inputs and _merges(source) is not None
+    return _sizes(source) is not None and _merges(source) is not None
+
+
+def _sizes(source: Source) -> Int[Tensor, "images 3"] | None:
+    """Frames, rows and columns of patches of every image."""
+    if (sizes := source.inputs.get("image_grid_thw")) is not None:
+        return sizes
+    sizes = source.inputs.get("target_sizes")
+    return torch.nn.functional.pad(sizes, (1, 0), value=1) if sizes is not None and _in_a_row(source) else None
+
+
+def _in_a_row(source: Source) -> bool:
+    """Whether the pictures are one row of pixels, (1, 3, side, side * patches)."""
+    pixels, sizes = source.inputs.get("pixel_values"), source.inputs.get("target_sizes")
+    if pixels is None or sizes is None or pixels.ndim != 4 or len(pixels) != 1:
+        return False
+    return pixels.shape[-1] == pixels.shape[-2] * int(sizes.prod(dim=1).sum())
 
 
 def read_packed(source: Source) -> Read:
@@ -30,8 +47,8 @@ def read_packed(source: Source) -> Read:
     Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart; its
     tower's last step puts the tokens back.
     """
-    sizes = source.inputs["image_grid_thw"]
-    merges = _merges(source)
+    sizes, merges = _sizes(source), _merges(source)
+    assert sizes is not None
     assert merges is not None
     framed = _are_framed(source, sizes, merges)
     by_rows = framed or source.inputs["pixel_values"].ndim == 4
@@ -63,6 +80,12 @@ def read_packed(source: Source) -> Read:
 def _merges(source: Source) -> list[int] | None:
     """How many patches of a row make one token, image by image; None if nothing says so."""
     vision: Any = getattr(source.config, "vision_config", None)
+    if _in_a_row(source):
+        # How far patches are merged is chosen per call; the number of positions tells.
+        sizes, positions = source.inputs["target_sizes"], int(source.image.sum())
+        merge = math.isqrt(int(sizes.prod(dim=1).sum()) // positions) if positions else 0
+        fits = merge > 0 and int((sizes // merge).prod(dim=1).sum()) == positions
+        return [merge] * len(sizes) if fits else None
     images = len(source.inputs["image_grid_thw"])
     if (each := source.inputs.get("image_merge_sizes")) is not None:
         return [int(merge) for merge in each]

@@ -25,20 +25,25 @@ from hooked_mm.architectures import (
     PROJECTOR_NAMES,
     Oddity,
 )
-from hooked_mm.blocks import Flow, find_block, first
+from hooked_mm.blocks import Flow, find_block, first, with_cross_blocks
+from hooked_mm.encoders import encoder_config, text_encoder, vision_config, vision_encoder
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, captured, wire
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Block, Stack, Structure, submodule
-from hooked_mm.vocabulary import find_embedding, find_unembedding, logit_cap, logit_scale
+from hooked_mm.vocabulary import (
+    contains,
+    find_embedding,
+    find_head,
+    find_transform,
+    find_unembedding,
+    logit_cap,
+    logit_scale,
+)
 
 _LENGTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
 _PROBE = 6
 """Positions of the run that shows what flows through a block."""
-
-
-def _vision_config(config: Any) -> Any:
-    return getattr(config, "vision_config", None)
 
 
 def _length(config: Any) -> int | None:
@@ -210,10 +215,6 @@ def _run_tower(tower: nn.Module, config: Any) -> Callable[[], Any]:
     return run
 
 
-def _contains(module: nn.Module, others: set[int]) -> bool:
-    return any(id(inner) in others for inner in module.modules())
-
-
 def leftover(core: nn.Module, claimed: list[nn.Module | None]) -> list[nn.Module]:
     """The largest modules with weights that contain none of these and lie in none of these."""
     known = {id(module) for module in claimed if module is not None}
@@ -221,7 +222,7 @@ def leftover(core: nn.Module, claimed: list[nn.Module | None]) -> list[nn.Module
     for child in core.children():
         if id(child) in known or not any(True for _ in child.parameters()):
             continue
-        if _contains(child, known):
+        if contains(child, known):
             found += leftover(child, claimed)
         else:
             found.append(child)
@@ -253,7 +254,7 @@ def _projector_out(
     if exception.projector_out is not None:
         path, name = exception.projector_out
         return paths[id(submodule(core, path))], name
-    inside = tower is not None and projector is not None and _contains(tower, {id(projector)})
+    inside = tower is not None and projector is not None and contains(tower, {id(projector)})
     if inside and hasattr(vision_config, "window_size"):
         return paths[id(tower)], "pooler_output"
     return None
@@ -280,7 +281,7 @@ def _decoder(inner: Any, text_config: Any, tower: nn.Module | None) -> nn.Module
         if deeper is decoder:
             break
         decoder = deeper
-    if first(decoder, LAYER_LIST_NAMES) is not None and not (tower is not None and _contains(decoder, {id(tower)})):
+    if first(decoder, LAYER_LIST_NAMES) is not None and not (tower is not None and contains(decoder, {id(tower)})):
         found: nn.Module = decoder
         return found
     # A model of its own plan: the smallest module that holds the only list of blocks that fits.
@@ -297,11 +298,11 @@ def _owner(inner: nn.Module, blocks: list[nn.Module]) -> nn.Module:
     raise AssertionError("a list of blocks lies in no module")
 
 
-def _tower(inner: Any, config: Any) -> nn.Module | None:
+def _tower(inner: Any, config: Any, vocabulary: int) -> nn.Module | None:
     """The vision tower; None for models without one."""
-    vision = _vision_config(config)
-    found = inner.get_encoder(modality="image") if hasattr(inner, "get_encoder") else None
-    if found is not None and found is not inner and not isinstance(found, type(inner)):
+    found = vision_encoder(inner, vocabulary)
+    vision = vision_config(config)
+    if found is not None:
         return found
     blocks = None if vision is None else _by_shape(inner, vision, None)
     return None if blocks is None else _owner(inner, blocks)
@@ -327,26 +328,27 @@ def resolve(model: Any) -> Structure:
     if exception.refused:
         raise UnsupportedModelError(f"{type(model).__name__} (model type {family!r}): {exception.refused}")
     paths = {id(module): path for path, module in model.named_modules()}
-    core = getattr(inner, "model", inner)
-    text_config, vision_config = config.get_text_config(), _vision_config(config)
-    tower = _tower(inner, config)
+    core = getattr(inner, "model", None) or getattr(inner, "base_model", inner)
+    text_config, tower_config = config.get_text_config(), vision_config(config)
+    tower = _tower(inner, config, text_config.vocab_size)
     decoder = _decoder(inner, text_config, tower)
-    encoder = inner.get_encoder() if getattr(text_config, "is_encoder_decoder", False) else None
+    encoder = text_encoder(inner, tower)
 
     def stack(owner: nn.Module, what: str, settings: Any, *runs: Callable[[], Any]) -> Stack:
         odd = exception if owner is tower else Oddity()
         lists = find_lists(owner, core, settings, odd.vision_blocks, what)
+        lists = lists if owner is tower else [with_cross_blocks(owner, blocks) for blocks in lists]
         found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs)))
         return _stack(paths, owner, found)
 
     embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
     runs = (_run_text(decoder, embed, text_config.vocab_size), _run_whole(inner, text_config.vocab_size))
     text = stack(decoder, "decoder", text_config, *runs)
-    inserts = len(getattr(vision_config, "deepstack_visual_indexes", None) or ())
+    inserts = len(getattr(tower_config, "deepstack_visual_indexes", None) or ())
     if inserts and hasattr(decoder, "_deepstack_process"):
         changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
         text = _stack(paths, decoder, changed)
-    norm = _final_norm(decoder)
+    norm = _final_norm(decoder) or find_transform(model, paths[id(unembed)], decoder)
     projector = _projector(core, [decoder, tower, embed, unembed, norm, encoder], exception)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
@@ -356,17 +358,17 @@ def resolve(model: Any) -> Structure:
         text=text,
         encoder=None
         if encoder is None
-        else stack(encoder, "text encoder", text_config, _run_text(encoder, embed, text_config.vocab_size)),
-        vision=None if tower is None else stack(tower, "vision tower", vision_config, _run_tower(tower, vision_config)),
+        else stack(encoder, "text encoder", encoder_config(config), _run_text(encoder, embed, text_config.vocab_size)),
+        vision=None if tower is None else stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config)),
         projector=None if projector is None else paths[id(projector)],
         projector_out=_projector_out(paths, core, tower, projector, vision_config, exception),
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],
-        head=paths[id(unembed)].rpartition(".")[0],
+        head=find_head(model, paths[id(unembed)], decoder),
         logit_scale=logit_scale(inner, text_config),
         logit_cap=logit_cap(inner, text_config),
         image_token_id=next((token for token in tokens if token is not None), None),
-        cross_attention=any(block.cross_only for block in text.blocks),
+        cross_attention=any(block.cross_only or (not encoder and "xattn" in block.parts) for block in text.blocks),
         plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,
     )

@@ -56,7 +56,8 @@ class Block:
         wiring: See `Wiring`.
         scales: `"attn"`, `"mixer"`, `"xattn"`, `"mlp"` -> (attribute, function) that multiplies what is added.
         rotary: Queries and keys change between projection and scores (rotary embedding, query-key norm).
-        row_mask: Some rows of the MLP's output are dropped before the sum (mllama's text without an image).
+        row_mask: The role of a part of whose output some rows are dropped before the sum (text that sees no image), or
+            nothing.
         map: The stream between blocks is a map (n, d, rows, cols).
         patterns: Its attention can be looked into (it runs by transformers' attention interface).
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
@@ -74,7 +75,7 @@ class Block:
     d_model: int
     d_mlp: int
     rotary: bool
-    row_mask: bool
+    row_mask: str
     map: bool
     patterns: bool = True
     gated_q: bool = False
@@ -182,6 +183,11 @@ def describe(structure: Structure, d_vocab: int) -> HookedConfig:
 
     vision = StackConfig(**sizes(structure.vision)) if structure.vision else None
     return HookedConfig(**sizes(structure.text), d_vocab=d_vocab, family=structure.family, vision=vision)
+
+
+def vocabulary(unembed: nn.Module) -> int:
+    """How many logits an unembedding gives; Idefics's has a part of its own for additional words."""
+    return int(unembed.get_parameter("weight").shape[0]) + int(getattr(unembed, "out_additional_features", 0))
 
 
 def scale_factor(block: nn.Module, scale: tuple[str, str]) -> Tensor:

@@ -38,12 +38,35 @@ def find_unembedding(inner: Any, vocabulary: int) -> nn.Module:
     return maps[0] if found is None else found
 
 
+def contains(module: nn.Module, others: set[int]) -> bool:
+    return any(id(inner) in others for inner in module.modules())
+
+
+def find_head(model: nn.Module, unembed: str, decoder: nn.Module) -> str:
+    """The module that runs the decoder and the unembedding, which lies at this path."""
+    path = unembed.rpartition(".")[0]
+    while path and not contains(model.get_submodule(path), {id(decoder)}):
+        path = path.rpartition(".")[0]
+    return path
+
+
+def find_transform(model: nn.Module, unembed: str, decoder: nn.Module) -> nn.Module | None:
+    """What stands in the final norm's place in a head of several parts (BERT's), or None."""
+    owner = model.get_submodule(unembed.rpartition(".")[0])
+    last = model.get_submodule(unembed)
+    others = [child for child in owner.children() if child is not last and any(True for _ in child.parameters())]
+    return others[0] if len(others) == 1 and not contains(owner, {id(decoder)}) else None
+
+
 def logit_scale(inner: Any, config: Any) -> float:
     """What the unembedding's output is multiplied by: a number of the configuration, which may divide (Granite)."""
     for name in LOGIT_SCALE_NAMES:
         if (value := _applied(inner, config, name)) is not None:
             divides = re.search(rf"/\s*[\w.]*\b{name}\b", inspect.getsource(type(inner).forward))
             return 1 / value if divides else value
+    if "d_model**-0.5" in inspect.getsource(type(inner).forward) and getattr(config, "tie_word_embeddings", False):
+        # T5 with tied weights.
+        return float(config.d_model**-0.5)
     return 1.0
 
 

@@ -1,0 +1,69 @@
+"""Which module encodes what: the vision tower and the text encoder, and their configurations.
+
+An encoder reads text if its forward takes `input_ids`; it is a tower if it does not, and holds no token embedding.
+Encoder-decoders have either kind, or both: the tower inside the text encoder.
+"""
+
+from __future__ import annotations
+
+import inspect
+from typing import Any
+
+from torch import nn
+
+
+def vision_config(config: Any) -> Any:
+    """The tower's configuration: the model's or its encoder's part, or the encoder's own where that has no words."""
+    encoder = getattr(config, "encoder", None)
+    for holder in (config, encoder):
+        if (found := getattr(holder, "vision_config", None)) is not None:
+            return found
+    return encoder if hasattr(encoder, "patch_size") and not hasattr(encoder, "vocab_size") else None
+
+
+def encoder_config(config: Any) -> Any:
+    """The text encoder's configuration, which may be the decoder's too."""
+    own = getattr(getattr(config, "encoder", None), "text_config", None)
+    return config.get_text_config() if own is None else own
+
+
+def reads_text(module: nn.Module) -> bool:
+    """Whether a module's forward takes token ids."""
+    return "input_ids" in inspect.signature(type(module).forward).parameters
+
+
+def _has_words(module: nn.Module, vocabulary: int) -> bool:
+    return any(isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary for m in module.modules())
+
+
+def vision_encoder(model: Any, vocabulary: int) -> nn.Module | None:
+    """The tower by transformers' conventions; None if they name none.
+
+    Args:
+        model: The transformers model.
+        vocabulary: How many rows a token embedding has.
+    """
+    holder, seen = model, set()
+    while id(holder) not in seen and hasattr(holder, "get_encoder"):
+        seen.add(id(holder))
+        for found in (holder.get_encoder(modality="image"), holder.get_encoder()):
+            if found is holder or isinstance(found, type(model)):
+                continue
+            if not _has_words(found, vocabulary) and not reads_text(found):
+                return found if isinstance(found, nn.Module) else None
+            holder = found
+            break
+    return None
+
+
+def text_encoder(model: Any, tower: nn.Module | None) -> nn.Module | None:
+    """The module that runs an encoder-decoder's text encoder; None for any other model."""
+    config = model.config
+    if not any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
+        return None
+    found = model.get_encoder()
+    if found is model or found is tower or not reads_text(found):
+        return None
+    inside = tower is not None and any(module is tower for module in found.modules())
+    deeper: nn.Module = found.get_decoder() if inside and hasattr(found, "get_decoder") else found
+    return deeper
