@@ -361,7 +361,7 @@ def resolve(model: Any) -> Structure:
         else stack(encoder, "text encoder", encoder_config(config), _run_text(encoder, embed, text_config.vocab_size)),
         vision=None if tower is None else stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config)),
         projector=None if projector is None else paths[id(projector)],
-        projector_out=_projector_out(paths, core, tower, projector, vision_config, exception),
+        projector_out=_projector_out(paths, core, tower, projector, tower_config, exception),
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],
