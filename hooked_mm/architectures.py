@@ -102,6 +102,8 @@ ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xa
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 HEAD_GATES = ("g_proj",)
+# Attributes of attention that multiply the normed latent which queries are projected from.
+QUERY_LATENT_SCALES = ("q_lora_scale",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
 CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.access import Fused, GatedHeads, linear_map
-from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS
+from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
@@ -80,7 +80,9 @@ class AttentionEquations:
     def _projected(self, role: str, source: Tensor) -> Tensor:
         """Queries, keys or values (..., heads * d_head) of what attention stands on."""
         if role == "q" and "q_a" in self.block.parts:
-            source = self._module("q_a_norm")(self._module("q_a")(source))
+            scales = (getattr(self._module("attn"), name, None) for name in QUERY_LATENT_SCALES)
+            scale = next((value for value in scales if value is not None), 1.0)
+            source = self._module("q_a_norm")(self._module("q_a")(source)) * scale
         whole: Tensor = self._module(role)(source)
         if role == "q" and self.block.gated_q:
             return GatedHeads(self.block.n_heads).halves(whole)[0].flatten(-2)

@@ -37,10 +37,12 @@ PARTIAL_MROPE = {
 GLM_TOWER = {**QWEN_TOWER, "image_size": 32}
 _GLM = {"text_config": {**LLAMA, "rope_parameters": PARTIAL_MROPE}, "vision_config": GLM_TOWER, **MARKS}
 LINEAR_ATTENTION = {
+    # The first tokens' states are near zero, and the norm behind them would make their rounding large.
+    "rms_norm_eps": 1e-3,
     "head_dim": 16,
     "layer_types": ["linear_attention", "full_attention"] * 2,
-    "linear_key_head_dim": 8,
-    "linear_value_head_dim": 12,
+    "linear_key_head_dim": 16,
+    "linear_value_head_dim": 24,
     "linear_num_key_heads": 2,
     "linear_num_value_heads": 4,
     "rope_parameters": {**PARTIAL_MROPE, "mrope_interleaved": True},
