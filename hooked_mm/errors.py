@@ -58,4 +58,5 @@ def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
 def unknown(what: str, name: str, names: Iterable[str]) -> BadInputError:
     """The error for a name that is none of the known ones: `no split 'tset'; nearest: test; there are: train, test`."""
     known = list(names)
-    return BadInputError(f"no {what} {name!r}{nearest(name, known)}; there are: {', '.join(known) or 'none'}")
+    listed = known if len(known) <= 30 else [*known[:10], f"... ({len(known)} in all)"]
+    return BadInputError(f"no {what} {name!r}{nearest(name, known)}; there are: {', '.join(listed) or 'none'}")

@@ -1,40 +1,27 @@
-"""Every proved family with what was checked, the proof for one model (`--check`), or the trained ones (`--small`)."""
+"""Every architecture with what was checked, the proof for one model (`--check`), or the trained ones (`--small`)."""
 
 from __future__ import annotations
 
 import sys
-import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from jsonargparse import ArgumentParser
 
-from hooked_mm.architectures import FAMILIES
-from hooked_mm.conformance import ConformanceReport, describe_kinds
+from hooked_mm.conformance import ConformanceReport
 from hooked_mm.errors import ConformanceError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
 from hooked_mm.small.accuracy import Accuracy, mean
 from hooked_mm.small.card import SIBLING, facts, sibling
-from hooked_mm.testing.miniatures import miniature, miniature_inputs
-
-
-def check_miniature(family: str, *, full: bool = False) -> tuple[HookedMM, ConformanceReport]:
-    """Build a family's miniature and check it; the model and its report, whatever it says.
-
-    Raises:
-        BadInputError: For a family without a miniature.
-    """
-    model = HookedMM(miniature(family), check="full" if full else True, strict=False)
-    model.run_with_cache(miniature_inputs(model.hf_model, family=family), "hook_embed")
-    assert model.conformance is not None
-    return model, model.conformance
+from hooked_mm.survey import ARCHITECTURES, Surveyed, check_miniature, markdown, summary, survey
+from hooked_mm.testing.miniatures import RECIPES
 
 
 def check_model(model_id: str, *, full: bool, dtype: str, device_map: str | None) -> ConformanceReport:
     """Load a model of the hub or a folder and check it; or the miniature, for the name of a family."""
-    if model_id in FAMILIES:
+    if model_id in RECIPES:
         return check_miniature(model_id, full=full)[1]
     try:
         model = HookedMM.from_pretrained(model_id, dtype=dtype, device_map=device_map, check="full" if full else True)
@@ -45,33 +32,34 @@ def check_model(model_id: str, *, full: bool, dtype: str, device_map: str | None
     return model.conformance
 
 
-def table(families: Sequence[str] = FAMILIES, *, full: bool = False) -> tuple[list[str], bool]:
-    """The lines of the table, one per family, and whether every check of every family holds."""
-    columns = "{:16} {:>6} {:>4} {:>5} {:>5} {:>4} {:>4} {:>8} {:>5}  {}"
-    lines, fine = (
-        [columns.format("family", "points", "text", "tower", "hold", "fail", "n/a", "error", "s", "kind")],
-        True,
+_COLUMNS = "{:24} {:9} {:>6} {:>4} {:>5} {:>5} {:>4} {:>4} {:>8} {:>5}  {}"
+
+
+def table(families: Sequence[str] = ARCHITECTURES, *, full: bool = False) -> Iterator[tuple[str, Surveyed | None]]:
+    """The lines of the table with what each is of: the heading, then one per architecture, as soon as it is known."""
+    heading = ("architecture", "status", "points", "text", "tower", "hold", "fail", "n/a", "error", "s", "kind")
+    yield _COLUMNS.format(*heading), None
+    for row in survey(families, full=full):
+        numbers = (row.points, row.layers, row.vision_layers, row.holds, row.fails, row.not_applicable)
+        measured = (f"{row.error:.1e}", f"{row.seconds:.1f}") if row.points else ("", "")
+        cells = [str(number) if row.points else "" for number in numbers]
+        yield _COLUMNS.format(row.family, row.status, *cells, *measured, row.note), row
+
+
+def _print_table(families: Sequence[str], *, full: bool, page: Path | None) -> bool:
+    """Print the table line by line; whether no architecture fails a check that it should pass."""
+    rows = []
+    for line, row in table(families, full=full):
+        print(line, flush=True)
+        rows += [] if row is None else [row]
+    print(
+        f"\n{summary(rows)}.\nerror: the largest deviation of any equation, relative to the largest value. n/a follows "
+        "from the kind of model.\nhooked-mm models --check FAMILY_OR_ID prints every check. What is not built lacks a "
+        "package or takes no picture."
     )
-    for family in families:
-        start = time.monotonic()
-        model, report = check_miniature(family, full=full)
-        verdicts = [check.verdict for check in report.checks]
-        worst = max((check.error for check in report.checks if check.error is not None), default=0.0)
-        vision = model.cfg.vision
-        fine &= report.ok
-        lines.append(
-            columns.format(
-                family,
-                len(model.hook_names),
-                model.cfg.n_layers,
-                vision.n_layers if vision else 0,
-                *(verdicts.count(verdict) for verdict in ("holds", "fails", "not applicable")),
-                f"{worst:.1e}",
-                f"{time.monotonic() - start:.1f}",
-                ", ".join(kind.split(":")[0] for kind in describe_kinds(model)),
-            )
-        )
-    return lines, fine
+    if page is not None:
+        page.write_text(f"{summary(rows)}.\n\n{markdown(rows)}\n")
+    return all(row.status in ("conforms", "not built") for row in rows)
 
 
 def small_table(folders: Sequence[Path]) -> list[str]:
@@ -122,8 +110,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm models`."""
     parser = ArgumentParser(
         prog="hooked-mm models",
-        description="Without arguments: every proved family as a random miniature, what resolves and what was checked.",
+        description="Without arguments: every image-text-to-text architecture of the installed transformers as a "
+        "random miniature: what resolves, what was checked, what is not available and why. Takes a few minutes.",
     )
+    parser.add_argument("families", nargs="*", default=[], help="only these architectures")
+    parser.add_argument("--page", type=Path, help="also write the table to this Markdown file")
     parser.add_argument("--check", metavar="ID", help="a hub id, a folder or a family: print its whole report")
     parser.add_argument("--small", action="store_true", help="the trained models that ship, and how well they see")
     parser.add_argument("--full", action="store_true", help="look at every block, not the first and last of each kind")
@@ -146,11 +137,6 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(report)
             fine = report.ok
         else:
-            lines, fine = table(full=chosen.full)
-            print("\n".join(lines))
-            print(
-                "\nerror: the largest deviation of any equation, relative to the largest value. n/a follows from the\n"
-                "kind of model. hooked-mm models --check FAMILY_OR_ID prints every check."
-            )
+            fine = _print_table(chosen.families or ARCHITECTURES, full=chosen.full, page=chosen.page)
     if not fine:
         sys.exit(1)

@@ -12,20 +12,39 @@ from torch import nn
 from hooked_mm import models
 from hooked_mm.errors import BadInputError
 from hooked_mm.small import small_model_path
+from hooked_mm.survey import ARCHITECTURES, Surveyed
+from hooked_mm.testing.miniatures import miniature
 from tests.test_card import ADAPTER, planted, save
 
 
-def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Points, blocks, checks and kinds of each; no failure, so no exit status."""
-    lines, fine = models.table(["llava", "qwen2_vl"])
-    assert fine
-    assert [line.split()[0] for line in lines] == ["family", "llava", "qwen2_vl"]
-    assert lines[1].split()[1:4] == ["153", "4", "3"]
-    assert lines[1].split()[5] == "0"
+def test_the_table_has_a_row_per_family(capsys: pytest.CaptureFixture, tmp_path: Path) -> None:
+    """Points, blocks, checks and kinds of each, or why there is none; no failure, so no exit status; and as a page."""
+    lines = [line for line, _ in models.table(["llava", "qwen2_vl", "evolla"])]
+    assert [line.split()[:2] for line in lines] == [
+        *(["architecture", "status"], ["llava", "conforms"], ["qwen2_vl", "conforms"], ["evolla", "not"])
+    ]
+    assert lines[1].split()[2:5] == ["153", "4", "3"]
+    assert lines[1].split()[6] == "0"
     assert "packed tower" in lines[2]
-    monkeypatch.setattr(models, "table", lambda full: (["a row"], True))
+    assert "it reads proteins" in lines[3]
+    models.main(["llava", "evolla", "--page", str(tmp_path / "page.md")])
+    assert "2 architectures: 1 conforms, 0 partly, 0 refused, 1 not built" in capsys.readouterr().out
+    page = (tmp_path / "page.md").read_text()
+    assert "| `llava` | conforms | 153 | 4 | 3 |" in page
+    assert "| `evolla` | not built |  |  |  |" in page
+
+
+def test_without_names_every_architecture_has_a_row(
+    capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As many as transformers has, each by its own name; one that fails is the exit status."""
+    rows = {family: Surveyed(family, "conforms", "") for family in ARCHITECTURES}
+    monkeypatch.setattr("hooked_mm.survey.survey_one", lambda family, full: rows[family])
     models.main([])
-    assert "a row" in capsys.readouterr().out
+    assert f"{len(ARCHITECTURES)} architectures: {len(ARCHITECTURES)} conforms" in capsys.readouterr().out
+    rows["llava"] = Surveyed("llava", "partly", "not available: blocks.{l}.attn.hook_q", points=1)
+    with pytest.raises(SystemExit):
+        models.main([])
 
 
 def test_one_report(capsys: pytest.CaptureFixture) -> None:
@@ -42,7 +61,7 @@ def test_a_failure_is_the_exit_status(
     capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     """A model that changes the stream between its blocks is reported, and the status is 1; the table's too."""
-    real = models.miniature
+    real = miniature
 
     def lying(family: str) -> nn.Module:
         made: nn.Module = real(family)
@@ -51,14 +70,17 @@ def test_a_failure_is_the_exit_status(
             block.register_forward_pre_hook(lambda module, args: (args[0] + 0.1, *args[1:]))
         return made
 
-    monkeypatch.setattr(models, "miniature", lying)
+    monkeypatch.setattr("hooked_mm.survey.miniature", lying)
     with pytest.raises(SystemExit) as caught:
         models.main(["--check", "llava"])
     assert caught.value.code == 1
     assert "FAILS at" in capsys.readouterr().out
-    lines, fine = models.table(["llava"])
-    assert not fine
-    assert int(lines[1].split()[5]) > 0
+    _, (line, row) = models.table(["llava"])
+    assert row is not None
+    assert row.status == "partly"
+    assert row.fails == int(line.split()[6]) > 0
+    with pytest.raises(SystemExit):
+        models.main(["llava"])
 
 
 def test_a_family_that_is_none() -> None:
