@@ -15,6 +15,7 @@ from torch import Tensor
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.testing import (
     early_fusion,
+    early_fusion_more,
     encoders_and_cross,
     image_encoders,
     mixed_tower,
@@ -36,6 +37,7 @@ RECIPES: dict[str, Recipe] = {
     **encoders_and_cross.RECIPES,
     **image_encoders.RECIPES,
     **early_fusion.RECIPES,
+    **early_fusion_more.RECIPES,
     **mixed_tower.RECIPES,
     **mixed_tower_ocr.RECIPES,
 }
