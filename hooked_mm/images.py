@@ -73,6 +73,10 @@ class ImageChecks:
             None,
             f"{still} stay" if still else "",
         )
+        if each := self.probe.structure.projector_each:
+            # It has no point of its own, so the check vouches for the embeddings.
+            yield replace(self._features(embed[slots], self._gathered(each)), point=self.embedded)
+            return
         if (out := values.get("projector.hook_out")) is None:
             kind = "no projector is known: nothing, or no one part, stands between pictures and text"
             yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
@@ -80,6 +84,17 @@ class ImageChecks:
         slots = slots & ~self.shrunk()
         direct = self._features(embed[slots], out.flatten(0, -2))
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    def _gathered(self, path: str) -> Tensor:
+        """What a projector gives in all its runs, one behind the other, (positions, d)."""
+        found: list[Tensor] = []
+        module = self.probe.model.hf_model.get_submodule(path)
+        handle = module.register_forward_hook(lambda _, args, out: found.append(out.flatten(0, -2)))
+        try:
+            self.probe.model.hf_model(**self.probe.batch.inputs)
+        finally:
+            handle.remove()
+        return torch.cat(found)
 
     def shrunk(self) -> Tensor:
         """Positions of grids that the model made smaller than the projector's: means of several of its outputs."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hooked_mm.access import Pass
 from hooked_mm.batch import Batch
@@ -16,6 +16,7 @@ from hooked_mm.execution import out_of_order, passing_times
 from hooked_mm.images import ImageChecks
 from hooked_mm.norms import norm_scale
 from hooked_mm.probe import tested_layers
+from hooked_mm.projectors import layered
 from hooked_mm.structure import PREFIXES, Stack
 from hooked_mm.writes import WriteChecks
 
@@ -154,6 +155,9 @@ class Passes:
         if path is None:
             return
         holder = path.rpartition(".")[0]
+        if isinstance(self.runner.module(holder), nn.ModuleList):
+            # One of several alike.
+            holder = holder.rpartition(".")[0]
         blocks = [block.path for stack in self.structure.stacks.values() for block in stack.blocks]
         whole = any(block.startswith(f"{holder}." if holder else "") for block in blocks)
         why = "" if whole else f"{path} is a part of {holder}, which holds no blocks"
@@ -264,4 +268,6 @@ def reads_tower_end(config: Any, blocks: int) -> bool:
     """Whether the projector reads the last of so many blocks of the tower, or only earlier ones."""
     layer = getattr(config, "vision_feature_layer", None)
     chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
+    if pairs := layered(config):
+        chosen = [tower for tower, text in pairs if text == 0]
     return any(index in (-1, blocks) for index in chosen)

@@ -114,7 +114,7 @@ class Runner:
 
     def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
         self.points: Mapping[str, HookPoint] = points
-        self.unavailable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = dict(structure.absent)
         self._sites = dict(_sites(model, structure))
         self._tap_paths = {
             f"taps:{path}:{tap}": f"taps.{index}.{tap}"

@@ -140,6 +140,7 @@ class Structure:
         vision: The tower's blocks.
         projector: Path of the module from tower features to image tokens.
         projector_out: Module and field that hold the image tokens in picture order, where not the projector's output.
+        projector_each: Path of a projector that runs once per image: a pass has no one value of it, and it no points.
         final_norm: None where blocks normalise after the sum, or where there is none.
         embed: Token embedding.
         unembed: From the final norm to the vocabulary.
@@ -167,6 +168,13 @@ class Structure:
     image_token_id: int | None
     cross_attention: bool
     plain_positions: bool
+    projector_each: str | None = None
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Hook points that other models have and this one can't have -> why."""
+        why = "the projector runs once per image, so a pass has no one value of it; read image positions of hook_embed"
+        return dict.fromkeys(("projector.hook_in", "projector.hook_out"), why) if self.projector_each else {}
 
     @property
     def stacks(self) -> dict[str, Stack]:
