@@ -115,6 +115,9 @@ def find_lists(
     if name is not None:
         return [list(submodule(owner, name))]
     alike = _by_shape(owner, config, outside)
+    if alike is None and _length(config) is None and (towers := list(block_lists(owner).values())):
+        # Towers one behind the other: the last is the one that the projector reads.
+        return [towers[-1]]
     if alike is None:
         raise UnsupportedModelError(
             f"no blocks found in the {what} {type(owner).__name__}: transformers records no hidden states there, none "
