@@ -6,6 +6,7 @@
 | `target_sizes`, pictures in one row of pixels | | packed | MiniCPM-V 4.6 and 4.7, MiniCPM-OCR |
 | `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
 | `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
+| a run of positions per page | `vision_config.sam_config` (`layout_views`) | crops, resampled | DeepSeek-OCR 2 |
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
 | `pixel_values` (crops, 3, h, w) | | crops | LLaVA, Gemma 3, InternVL, Florence-2 |
 | one of the last two | `perceiver_config` or `qformer_config` | resampled | Idefics2, BLIP-2 |
@@ -33,6 +34,7 @@ from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_imag
 from hooked_mm.layout_packed import is_packed, read_packed
 from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
 from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
+from hooked_mm.layout_views import has_views, read_views
 
 
 def read_layout(source: Source) -> Layout:
@@ -347,6 +349,7 @@ READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] =
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
     (lambda source: "image_sizes" in source.inputs and _has_vision(source, "patch_size"), packed_by_size),
     (lambda source: "spatial_shapes" in source.inputs, rows_by_shape),
+    (has_views, read_views),
     (lambda source: _is_of_crops(source), _crops),
     (lambda source: True, _runs),
 )

@@ -12,6 +12,7 @@ from hooked_mm.access import Pass
 from hooked_mm.batch import Batch
 from hooked_mm.checks import Check, compare
 from hooked_mm.equations import BlockEquations
+from hooked_mm.errors import BadInputError
 from hooked_mm.execution import out_of_order, passing_times
 from hooked_mm.images import ImageChecks
 from hooked_mm.norms import norm_scale
@@ -57,7 +58,9 @@ class Passes:
             except Exception as error:
                 self.dead.add(name)
                 why = (
-                    "no value passes there in a forward pass" if type(error).__name__ != "RuntimeError" else str(error)
+                    str(error)
+                    if isinstance(error, BadInputError) or type(error) is RuntimeError
+                    else "no value passes there in a forward pass"
                 )
                 yield Check("the point is reached", name, "fails", None, why.splitlines()[0])
 
