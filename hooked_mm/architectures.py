@@ -118,6 +118,8 @@ LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "laye
 LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
 # Where a configuration says which token stands for a patch of an image.
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index", "video_token_index")
+# Inputs that mark which positions hold image features, whatever ids stand there.
+IMAGE_MASK_NAMES = ("image_embeds_position_mask",)
 
 
 @dataclass(frozen=True)

@@ -20,6 +20,7 @@ from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
 from hooked_mm.conformance import ConformanceReport, check_conformance
 from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
+from hooked_mm.found_positions import find_positions
 from hooked_mm.generation import GenerationOutput, check_left_padding, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
@@ -209,10 +210,12 @@ class HookedMM:
         return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
-        made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure, self._config)
-        if self._check and made.has_images:
-            self._check_on(small_enough(self, made))
-        return made
+        if not isinstance(batch, Batch):
+            found = find_positions(self.hf_model, self.structure, batch)
+            batch = batch_from_inputs(batch, self.structure, self._config, found)
+        if self._check and batch.has_images:
+            self._check_on(small_enough(self, batch))
+        return batch
 
     def run_with_cache(
         self,
@@ -329,7 +332,8 @@ class HookedMM:
         }
         result = self._runner.generate(made, self._active, options)
         # An encoder-decoder's answer begins with its start token, a decoder's with the prompt.
-        given = made.length if made.decoder is not None or not self.structure.encoder else 1
+        ids = (made.decoder or made).input_ids
+        given = 1 if self.structure.encoder and made.decoder is None else ids.shape[1]
         tokens = result.sequences[:, given:].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
         tokenizer = None if self.processor is None else self.tokenizer

@@ -10,19 +10,8 @@ import torch
 from torch import Tensor
 
 from hooked_mm.checks import Check, compare, tolerance
-from hooked_mm.layout_source import pictures
+from hooked_mm.found_positions import other_pictures
 from hooked_mm.writes import Probe
-
-
-def other_pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Other pictures of the same shapes; padding crops and tiles are all zero and stay so: models tell them by that."""
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for name, pixels in pictures(inputs).items():
-        noise = torch.randn(pixels.shape, generator=generator).to(pixels)
-        noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
-        found[name] = pixels + noise
-    return found
 
 
 class ImageChecks:
@@ -57,7 +46,7 @@ class ImageChecks:
             yield Check("another picture changes no text embedding", self.embedded, verdict)
             yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
             return
-        outside = int((changed & ~image).sum())
+        outside = int((changed & ~image & ~self.merged(changed)).sum())
         where = f"{outside} positions outside change"
         verdict = "holds" if outside == 0 else "fails"
         yield Check(
@@ -95,6 +84,14 @@ class ImageChecks:
         finally:
             handle.remove()
         return torch.cat(found)
+
+    def merged(self, changed: Tensor) -> Tensor:
+        """Tokens with a box on the page, to which patches under that box are added (UDOP)."""
+        boxes = self.probe.batch.inputs.get("bbox")
+        found = torch.zeros_like(changed)
+        if boxes is not None:
+            found[:, : boxes.shape[1]] = boxes.any(dim=-1)
+        return found
 
     def shrunk(self) -> Tensor:
         """Positions of grids that the model made smaller than the projector's: means of several of its outputs."""

@@ -86,7 +86,7 @@ class Passes:
         """Positions of a stream that are not padding."""
         if stream == "vision" or (stream == "text" and self.structure.encoder):
             return None
-        return self.batch.inputs["attention_mask"].bool()
+        return self.batch.mask()
 
     def read(self, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and values of one pass."""
