@@ -101,6 +101,8 @@ ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xa
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
+# Inside attention: what multiplies a query by a number that grows with its position.
+QUERY_SCALES = ("softmax_scaling",)
 HEAD_GATES = ("g_proj",)
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)

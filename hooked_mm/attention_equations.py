@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.access import Fused, GatedHeads, linear_map
-from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES
+from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES, QUERY_SCALES
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
@@ -153,6 +153,10 @@ class AttentionEquations:
     def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:
         """Rotation keeps lengths, up to one factor; a query-key norm is applied first, or behind it (HunYuan)."""
         module = self._module("xattn" if prefix else "attn")
+        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
+        if letter == "q" and any(hasattr(module, scale) for scale in QUERY_SCALES):
+            kind = "queries are scaled by their position, behind the rotary embedding"
+            return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
         norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
         if norm is not None and not isinstance(norm, nn.Identity):
             whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
@@ -166,7 +170,6 @@ class AttentionEquations:
         before = before.reshape(after.shape) if before.numel() == after.numel() else before
         if before.shape == after.shape:
             before = before * (after.sum() / before.sum())
-        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
         return self._same(what, f"{name}.hook_{letter}", after, before)
 
     def _scores(self, name: str, prefix: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:
