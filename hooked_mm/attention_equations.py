@@ -44,6 +44,16 @@ class AttentionEquations:
     def _module(self, role: str) -> Any:
         return submodule(self.model, f"{self.block.path}.{self.block.parts[role]}")
 
+    def _mixed(self, role: str, stream: str) -> Tensor | None:
+        """What several streams are mixed to for attention or MLP: of all that the module gives, what is as wide."""
+        value = self.get(stream)
+        if value is None:
+            return None
+        given = self._module(role)(value)
+        tensors = [one for one in (given if isinstance(given, tuple) else (given,)) if isinstance(one, Tensor)]
+        shape = (*value.shape[:2], self.block.d_model)
+        return next((one for one in tensors if one.shape == shape), None)
+
     def _after(self, role: str, value: Tensor) -> Tensor:
         """What a norm, factor or gate behind a module makes of its output."""
         if f"{role}_after" in self.block.parts:
@@ -58,6 +68,8 @@ class AttentionEquations:
         source = self.get("hook_resid_pre" if bare else "ln1.hook_out")
         if prefix and self.block.wiring == "post":
             source = self.get("ln1.hook_out")
+        if source is None and self.block.wiring == "streams":
+            source = self._mixed("attn_mix", "hook_resid_pre")
         if source is None:
             return
         for index, letter in enumerate("qkv"):
@@ -136,6 +148,8 @@ class AttentionEquations:
     def _head_gate(self, name: str) -> Tensor | None:
         """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""
         module, source = self._module(name), self.get("ln1.hook_out")
+        if source is None and self.block.wiring == "streams":
+            source = self._mixed("attn_mix", "hook_resid_pre")
         gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
         if source is None or not (gate or self.block.gated_q):
             return None

@@ -31,6 +31,7 @@ from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
 from hooked_mm.structure import Structure, describe, vocabulary
+from hooked_mm.vocabulary import logits_of
 
 BatchLike = Batch | Mapping[str, Any]
 
@@ -393,11 +394,4 @@ class HookedMM:
         unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
         no final norm.
         """
-        structure, modules = self.structure, self.hf_model.get_submodule
-        with torch.no_grad():
-            unembed = modules(structure.unembed)
-            value = resid.to(unembed.weight)
-            if structure.final_norm:
-                value = modules(structure.final_norm)(value)
-            logits = unembed(value) * structure.logit_scale
-            return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
+        return logits_of(self.hf_model, self.structure, resid)

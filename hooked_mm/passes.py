@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import Pass
+from hooked_mm.access import Pass, Streams
 from hooked_mm.batch import Batch
 from hooked_mm.checks import Check, compare
 from hooked_mm.equations import BlockEquations
@@ -19,6 +19,7 @@ from hooked_mm.norms import norm_scale
 from hooked_mm.probe import tested_layers
 from hooked_mm.projectors import layered
 from hooked_mm.structure import PREFIXES, Stack
+from hooked_mm.vocabulary import one_stream
 from hooked_mm.writes import WriteChecks
 
 if TYPE_CHECKING:
@@ -198,7 +199,10 @@ class Passes:
     def start(self, stream: str, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """What enters the first block is called so."""
         name, first = f"{PREFIXES[stream]}hook_embed", f"{PREFIXES[stream]}blocks.0.hook_resid_pre"
-        yield compare("hook_embed == first resid_pre", name, values[name], values[first])
+        got, entering = values[name], values[first]
+        if (count := self.structure.stacks[stream].streams) > 1:
+            got = Streams(count).back(got, entering)
+        yield compare("hook_embed == first resid_pre", name, got, entering)
 
     def logits(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """unembed(norm(last stream)) == logits, scale and soft-cap included."""
@@ -209,6 +213,7 @@ class Passes:
         stream = stream if inserted is None else stream + inserted
         lens = self.model.to_logits(stream)
         yield compare("unembed(norm(last resid_post)) == logits", "hook_logits", values["hook_logits"], lens, keep)
+        stream = one_stream(self.model.hf_model, self.structure, stream)
         if self.structure.final_norm is None:
             kind = "blocks normalise after the sum, so there is no final norm"
             yield Check("the final norm's output", "ln_final.hook_out", "not applicable", None, kind)

@@ -17,11 +17,13 @@ import torch
 from torch import nn
 
 from hooked_mm.architectures import (
+    COLLAPSE_NAMES,
     EMBED_NORM_NAMES,
     EXCEPTIONS,
     FINAL_NORM_NAMES,
     IMAGE_TOKEN_NAMES,
     LAYER_LIST_NAMES,
+    STREAM_COUNTS,
     Oddity,
 )
 from hooked_mm.blocks import Flow, find_block, first, with_cross_blocks
@@ -320,6 +322,10 @@ def resolve(model: Any) -> Structure:
     if inserts := _inserted(config, tower_config, decoder):
         changed = [replace(block, inserted=i in inserts) for i, block in enumerate(text.blocks)]
         text = _stack(paths, decoder, changed)
+    collapse = first(decoder, COLLAPSE_NAMES)
+    if any(block.wiring == "streams" for block in text.blocks):
+        counts = (getattr(text_config, name, None) for name in STREAM_COUNTS)
+        text = replace(text, streams=next((count for count in counts if count), 1))
     norm = _final_norm(decoder) or find_transform(model, paths[id(unembed)], decoder)
     projector = find_projector(core, [decoder, tower, embed, unembed, norm, encoder], config, exception)
     out = image_tokens_field(core, tower, projector, tower_config, exception)
@@ -329,6 +335,7 @@ def resolve(model: Any) -> Structure:
     rope = getattr(text_config, "rope_parameters", None) or {}
     tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
     return Structure(
+        collapse=None if collapse is None else f"{paths[id(decoder)]}.{collapse}",
         family=family,
         text=text,
         encoder=None
