@@ -189,6 +189,20 @@ class Tiles:
 
 
 @dataclass(frozen=True)
+class Streams:
+    """Streams that are all alike, (b, p, streams, d) or (b, p, streams * d), shown as one, (b, p, d)."""
+
+    count: int
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return (whole if whole.ndim > 3 else whole.unflatten(-1, (self.count, -1)))[..., 0, :]
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        spread = new.unsqueeze(-2).expand(*new.shape[:-1], self.count, new.shape[-1])
+        return spread.reshape(whole.shape)
+
+
+@dataclass(frozen=True)
 class Swapped:
     """(b, heads, p, d_head) shown as (b, p, heads, d_head)."""
 

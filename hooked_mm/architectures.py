@@ -56,6 +56,9 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "xv": _inside(_CROSS, ("v_proj", "value")),
     "xo": ("crossattention.output.dense", *_inside(_CROSS, _OUT)),
     "xattn_add": ("crossattention.output.dense",),
+    # Where several streams run side by side, these mix them to what attention and MLP see.
+    "attn_mix": ("attn_hc", "attn_hyper_connection"),
+    "mlp_mix": ("ffn_hc", "mlp_hyper_connection"),
     "lnx": ("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
     "conv2": ("conv2",),
     # A block that normalises what attention *adds* calls that norm `post_attention_layernorm`, not its second.
@@ -101,6 +104,8 @@ ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xa
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
+# Inside attention: what multiplies a query by a number that grows with its position.
+QUERY_SCALES = ("softmax_scaling",)
 HEAD_GATES = ("g_proj",)
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)
@@ -111,13 +116,18 @@ PROJECTOR_NAMES = (
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
     *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
 )
-FINAL_NORM_NAMES = ("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm")
+FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm"), "hyper_connection_mixer")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")
 # What a configuration calls the number that logits are multiplied or divided by.
 LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
+# How many streams run side by side, in a configuration, and what makes one of them before the final norm.
+STREAM_COUNTS = ("hc_mult", "hc_count")
+COLLAPSE_NAMES = ("hc_head",)
 # Where a configuration says which token stands for a patch of an image.
 IMAGE_TOKEN_NAMES = ("image_token_id", "image_token_index", "video_token_index")
+# Inputs that mark which positions hold image features, whatever ids stand there.
+IMAGE_MASK_NAMES = ("image_embeds_position_mask",)
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.access import Fused, GatedHeads, linear_map
-from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES
+from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES, QUERY_SCALES
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
@@ -44,6 +44,16 @@ class AttentionEquations:
     def _module(self, role: str) -> Any:
         return submodule(self.model, f"{self.block.path}.{self.block.parts[role]}")
 
+    def _mixed(self, role: str, stream: str) -> Tensor | None:
+        """What several streams are mixed to for attention or MLP: of all that the module gives, what is as wide."""
+        value = self.get(stream)
+        if value is None:
+            return None
+        given = self._module(role)(value)
+        tensors = [one for one in (given if isinstance(given, tuple) else (given,)) if isinstance(one, Tensor)]
+        shape = (*value.shape[:2], self.block.d_model)
+        return next((one for one in tensors if one.shape == shape), None)
+
     def _after(self, role: str, value: Tensor) -> Tensor:
         """What a norm, factor or gate behind a module makes of its output."""
         if f"{role}_after" in self.block.parts:
@@ -58,6 +68,8 @@ class AttentionEquations:
         source = self.get("hook_resid_pre" if bare else "ln1.hook_out")
         if prefix and self.block.wiring == "post":
             source = self.get("ln1.hook_out")
+        if source is None and self.block.wiring == "streams":
+            source = self._mixed("attn_mix", "hook_resid_pre")
         if source is None:
             return
         for index, letter in enumerate("qkv"):
@@ -136,6 +148,8 @@ class AttentionEquations:
     def _head_gate(self, name: str) -> Tensor | None:
         """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""
         module, source = self._module(name), self.get("ln1.hook_out")
+        if source is None and self.block.wiring == "streams":
+            source = self._mixed("attn_mix", "hook_resid_pre")
         gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
         if source is None or not (gate or self.block.gated_q):
             return None
@@ -153,6 +167,10 @@ class AttentionEquations:
     def _lengths(self, name: str, prefix: str, letter: str, value: Tensor, rotated: Tensor) -> Check:
         """Rotation keeps lengths, up to one factor; a query-key norm is applied first, or behind it (HunYuan)."""
         module = self._module("xattn" if prefix else "attn")
+        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
+        if letter == "q" and any(hasattr(module, scale) for scale in QUERY_SCALES):
+            kind = "queries are scaled by their position, behind the rotary embedding"
+            return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
         norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
         if norm is not None and not isinstance(norm, nn.Identity):
             whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
@@ -166,7 +184,6 @@ class AttentionEquations:
         before = before.reshape(after.shape) if before.numel() == after.numel() else before
         if before.shape == after.shape:
             before = before * (after.sum() / before.sum())
-        what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
         return self._same(what, f"{name}.hook_{letter}", after, before)
 
     def _scores(self, name: str, prefix: str, pattern: Tensor, q: Tensor, k: Tensor) -> Check:

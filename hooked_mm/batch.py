@@ -14,8 +14,10 @@ import torch
 from jaxtyping import Bool, Int
 from torch import Tensor
 
+from hooked_mm.architectures import IMAGE_MASK_NAMES
 from hooked_mm.batch_rows import take_inputs, take_layout, taken
 from hooked_mm.errors import BadInputError, nearest
+from hooked_mm.found_positions import Found
 from hooked_mm.layout import Layout
 from hooked_mm.layout_kinds import has_image_positions, read_layout
 from hooked_mm.layout_source import Source, pictures
@@ -87,13 +89,13 @@ class Batch:
 
     @property
     def input_ids(self) -> Int[Tensor, "b p"]:
-        """Token ids, (batch, pos)."""
-        return self.inputs["input_ids"]
+        """Token ids, (batch, pos), which a model that puts images in front or behind has fewer of than positions."""
+        return self.inputs["input_ids" if "input_ids" in self.inputs else "decoder_input_ids"]
 
     @property
     def length(self) -> int:
         """Positions that the decoder computes per sample."""
-        return (self if self.decoder is None else self.decoder).input_ids.shape[1]
+        return (self if self.decoder is None else self.decoder).modality.shape[1]
 
     @property
     def has_images(self) -> bool:
@@ -235,7 +237,9 @@ def count_positions(attention_mask: Int[Tensor, "b p"]) -> Int[Tensor, "b p"]:
     return (attention_mask.long().cumsum(dim=1) - 1).clamp_min(0)
 
 
-def batch_from_inputs(inputs: Mapping[str, Any], structure: Structure, config: Any) -> Batch:
+def batch_from_inputs(
+    inputs: Mapping[str, Any], structure: Structure, config: Any, found: Found | None = None
+) -> Batch:
     """A batch from the model's own forward tensors: modality from the image token, roles unknown.
 
     Where the tensors do not tell how an image was cut (InternVL, Gemma 3 with pan-and-scan, Idefics2 with image
@@ -245,34 +249,46 @@ def batch_from_inputs(inputs: Mapping[str, Any], structure: Structure, config: A
         inputs: What the model's processor returns.
         structure: The model's structure, for its image token.
         config: The model's configuration.
+        found: Where images stand, if the model showed that and the tensors do not say.
 
     Raises:
         BadInputError: If there are no `input_ids` of shape (batch, pos), or a sample's image positions are not those
             its images take.
     """
     tensors = {name: value for name, value in inputs.items() if isinstance(value, Tensor)}
-    ids = tensors.get("input_ids")
+    # Where the only encoder is the tower, all text is the decoder's.
+    prefix = "decoder_" if "input_ids" not in tensors and structure.encoder is None else ""
+    ids = tensors.get(f"{prefix}input_ids")
     if ids is None or ids.ndim != 2:
         shape = None if ids is None else tuple(ids.shape)
         raise BadInputError(
             f"a batch needs 'input_ids' of shape (batch, pos); got {shape} among {sorted(inputs)}. Use the output "
             "of the model's processor, or model.prepare(images=..., text=...)"
         )
-    mask = tensors.setdefault("attention_mask", torch.ones_like(ids))
-    image = image_positions(tensors, structure, config)
+    mask = tensors.setdefault(f"{prefix}attention_mask", torch.ones_like(ids))
+    seen = dict(tensors)
+    if found is None:
+        image = torch.zeros_like(ids, dtype=torch.bool) if prefix else image_positions(tensors, structure, config)
+    else:
+        image, mask = found.image, found.widened(mask, found.image)
+        seen["input_ids"] = found.widened(ids, -1)
     modality = modalities(image, mask)
     role = torch.where(modality == Modality.TEXT, int(Role.UNKNOWN), int(Role.NONE)).to(torch.int8)
+    source = Source(seen, image, config, attended=structure.cross_attention)
     decoder = None
-    if "decoder_input_ids" in tensors:
+    if "decoder_input_ids" in tensors and not prefix:
         ids = tensors["decoder_input_ids"]
         mask = tensors.setdefault("decoder_attention_mask", torch.ones_like(ids))
         decoder = decoder_batch(ids, mask, torch.where(mask == 0, int(Role.NONE), int(Role.UNKNOWN)), [])
-    return Batch(tensors, modality, role, read_layout(Source(tensors, image, config)), [], decoder)
+    return Batch(tensors, modality, role, read_layout(source), [], decoder)
 
 
 def image_positions(inputs: Mapping[str, Tensor], structure: Structure, config: Any) -> Bool[Tensor, "b p"]:
     """Where image features take the place of the image token's embedding."""
     ids = inputs["input_ids"]
+    named = next((inputs[name] for name in IMAGE_MASK_NAMES if name in inputs), None)
+    if named is not None:
+        return named.bool() & inputs["attention_mask"].bool()
     if structure.image_token_id is None or structure.cross_attention or not has_image_positions(config):
         return torch.zeros_like(ids, dtype=torch.bool)
     return (ids == structure.image_token_id) & inputs["attention_mask"].bool()

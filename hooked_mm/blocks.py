@@ -41,6 +41,8 @@ def named_parts(block: nn.Module) -> dict[str, str]:
 def named_wiring(block: nn.Module, parts: Mapping[str, str]) -> Wiring | None:
     """The wiring that the names speak for; None if roles are missing or children with weights stay unexplained."""
     mixes = any(role in parts for role in ("attn", "xattn", "mixer"))
+    if {"attn_mix", "mlp_mix", "mlp"} <= set(parts):
+        return "streams"
     if unexplained(block, parts):
         return None
     return "pre" if mixes and {"ln1", "ln2", "mlp"} <= set(parts) else None

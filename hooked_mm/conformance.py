@@ -124,7 +124,7 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append("encoder-decoder: image positions are in the text encoder")
     if structure.final_norm is None:
         kinds.append("no final norm: blocks normalise after the sum")
-    if structure.projector_out and structure.projector is None:
+    if structure.projector_each or (structure.projector_out and structure.projector is None):
         kinds.append("the projector runs image by image: there is no one value that goes into it")
     if structure.vision and structure.vision.packed:
         kinds.append("packed tower: the patches of all images are one sequence")

@@ -49,6 +49,12 @@ class BlockEquations(AttentionEquations):
             kind = "what this block adds is no sum of two parts, so there are no points for what is added"
             yield Check("the block's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
             return
+        if self.block.wiring == "streams":
+            kind = (
+                "several streams side by side: what a part gives is spread over them, so no sum of points is the stream"
+            )
+            yield Check("the block's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
+            return
         if self.block.wiring in ("parallel", "single") and pre is not None and post is not None:
             total, names = self._sum(pre, "attn", "mixer", "mlp")
             what = " + ".join(["resid_pre", *(name.removeprefix("hook_").removesuffix("_out") for name in names)])
@@ -92,6 +98,8 @@ class BlockEquations(AttentionEquations):
             return {"ln1": total("resid_pre", "conv1_out"), "ln2": total("resid_mid", "conv2_out")}
         if self.block.wiring in ("parallel", "single"):
             return dict.fromkeys(("ln1", "ln2"), total("resid_pre"))
+        if self.block.wiring == "streams":
+            return {"ln1": self._mixed("attn_mix", "hook_resid_pre"), "ln2": self._mixed("mlp_mix", "hook_resid_mid")}
         if self.block.wiring != "post":
             return {}
         crossed = self.get("ln1.hook_out")
@@ -131,6 +139,8 @@ class BlockEquations(AttentionEquations):
         source = self.get("hook_resid_mid" if self.block.wiring in ("post", "after") else "ln2.hook_out")
         if source is None and self.block.wiring in ("parallel", "single"):
             source = self.get("ln1.hook_out")
+        if source is None and self.block.wiring == "streams":
+            source = self._mixed("mlp_mix", "hook_resid_mid")
         if source is not None:
             for index, (name, role) in enumerate((("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up"))):
                 if (value := self.get(name)) is not None:

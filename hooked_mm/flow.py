@@ -327,7 +327,11 @@ def _attention_parts(source: Call, calls: list[Call], names: Mapping[str, str]) 
 
     Only linear maps are meant.
     """
-    known = {r: p for r in ("q", "k", "v", "qkv", "o") if (p := names.get(r, "")).startswith(f"{source.path}.")}
+    known = {
+        r: p
+        for r in ("q", "q_a", "q_a_norm", "k", "v", "qkv", "o")
+        if (p := names.get(r, "")).startswith(f"{source.path}.")
+    }
     if known:
         return known
     linear = [call for call in _inside(source, calls) if _linear(call)]
@@ -345,7 +349,7 @@ def _attention_parts(source: Call, calls: list[Call], names: Mapping[str, str]) 
 
 def _mlp_parts(source: Call, calls: list[Call], names: Mapping[str, str]) -> dict[str, str]:
     """Gate, up and down projection of an MLP: by names; else the gate is what an activation function takes."""
-    known = {r: names[r] for r in ("mlp_gate", "mlp_up", "mlp_down") if r in names}
+    known = {r: names[r] for r in ("mlp_gate", "mlp_up", "mlp_gate_up", "mlp_down") if r in names}
     if known and names.get("mlp") == source.path:
         return known
     inside = _inside(source, calls)

@@ -18,9 +18,6 @@ from __future__ import annotations
 
 from typing import Any
 
-import numpy as np
-from transformers.models.idefics2.image_processing_pil_idefics2 import get_resize_output_image_size
-
 from hooked_mm.errors import BadInputError
 
 Box = tuple[float, float, float, float]
@@ -76,17 +73,32 @@ def covered(processor: Any, size: tuple[int, int], grid: tuple[int, int], patch:
         return _middle(width, height, side, side)
     if rule == "crop":
         kept, resized = images.crop_size, images.size
-        if resized.shortest_edge:
-            across = down = min(width, height) / resized.shortest_edge
+        shortest = _side(resized, "shortest_edge")
+        if shortest:
+            across = down = min(width, height) / shortest
         else:
-            across, down = width / resized.width, height / resized.height
-        return _middle(width, height, kept.width * across, kept.height * down)
+            across, down = width / _side(resized, "width"), height / _side(resized, "height")
+        return _middle(width, height, _side(kept, "width") * across, _side(kept, "height") * down)
     if rule == "patches":
         if patch is None:
             raise BadInputError("this processor leaves a border out, which only the patch's side tells; give patch")
-        high, wide = get_resize_output_image_size(np.empty((1, height, width), np.uint8), images.size)
+        wide, high = _resized(width, height, images.size)
         return 0.0, 0.0, min(1.0, cols * patch / wide) * width, min(1.0, rows * patch / high) * height
     return 0.0, 0.0, float(width), float(height)
+
+
+def _side(size: Any, name: str) -> Any:
+    """Sizes of processors are objects, in older versions of transformers dictionaries."""
+    return size.get(name) if isinstance(size, dict) else getattr(size, name)
+
+
+def _resized(width: float, height: float, size: Any) -> tuple[int, int]:
+    """(width, height) as Idefics2 resizes to: the longer side at most `longest_edge`, both at least `shortest_edge`."""
+    shortest, longest = _side(size, "shortest_edge"), _side(size, "longest_edge")
+    ratio = width / height
+    if max(width, height) > longest:
+        width, height = (longest, longest / ratio) if width >= height else (longest * ratio, longest)
+    return max(int(width), shortest), max(int(height), shortest)
 
 
 def _middle(width: float, height: float, wide: float, high: float) -> Box:

@@ -31,6 +31,7 @@ from hooked_mm.access import (
     Plain,
     ScaledValue,
     Side,
+    Streams,
     Swapped,
     Tiles,
     View,
@@ -182,6 +183,10 @@ BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
         *(*_MLP, *_END),
     ),
     "single": (*_START, *_LN1, *_SELF, *_MIXER, *_MLP, *_END),
+    "streams": (
+        *(*_START, *_LN1, *_inner(_SELF), _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
+        *(*_LN2, *_inner(_MLP), *_END),
+    ),
     # What is added is not known, so no point says so.
     "opaque": (*_START, *_inner(_LN1), *_inner(_SELF), *_inner(_LN2), *_inner(_MLP), *_END),
 }
@@ -302,6 +307,8 @@ class _Builder:
         once = stream != "text"
         enter = "embeddings with image features merged in" if stream != "vision" else "what enters tower block 0"
         embed: View = Map() if stack.blocks[0].map else Plain()
+        if stack.streams > 1:
+            embed = Streams(stack.streams)
         first = ModuleValue(stack.blocks[0].path, "input", embed)
         needs_image = stream == "vision"
         if stack.embed_norm:

@@ -20,6 +20,7 @@ from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
 from hooked_mm.conformance import ConformanceReport, check_conformance
 from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
+from hooked_mm.found_positions import find_positions
 from hooked_mm.generation import GenerationOutput, check_left_padding, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
@@ -30,6 +31,7 @@ from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
 from hooked_mm.structure import Structure, describe, vocabulary
+from hooked_mm.vocabulary import logits_of
 
 BatchLike = Batch | Mapping[str, Any]
 
@@ -209,10 +211,12 @@ class HookedMM:
         return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
-        made = batch if isinstance(batch, Batch) else batch_from_inputs(batch, self.structure, self._config)
-        if self._check and made.has_images:
-            self._check_on(small_enough(self, made))
-        return made
+        if not isinstance(batch, Batch):
+            found = find_positions(self.hf_model, self.structure, batch)
+            batch = batch_from_inputs(batch, self.structure, self._config, found)
+        if self._check and batch.has_images:
+            self._check_on(small_enough(self, batch))
+        return batch
 
     def run_with_cache(
         self,
@@ -329,7 +333,8 @@ class HookedMM:
         }
         result = self._runner.generate(made, self._active, options)
         # An encoder-decoder's answer begins with its start token, a decoder's with the prompt.
-        given = made.length if made.decoder is not None or not self.structure.encoder else 1
+        ids = (made.decoder or made).input_ids
+        given = 1 if self.structure.encoder and made.decoder is None else ids.shape[1]
         tokens = result.sequences[:, given:].to(made.input_ids.device)
         logits = torch.stack(result.logits, dim=1) if return_logits else None
         tokenizer = None if self.processor is None else self.tokenizer
@@ -389,11 +394,4 @@ class HookedMM:
         unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
         no final norm.
         """
-        structure, modules = self.structure, self.hf_model.get_submodule
-        with torch.no_grad():
-            unembed = modules(structure.unembed)
-            value = resid.to(unembed.weight)
-            if structure.final_norm:
-                value = modules(structure.final_norm)(value)
-            logits = unembed(value) * structure.logit_scale
-            return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
+        return logits_of(self.hf_model, self.structure, resid)

@@ -10,19 +10,8 @@ import torch
 from torch import Tensor
 
 from hooked_mm.checks import Check, compare, tolerance
-from hooked_mm.layout_source import pictures
+from hooked_mm.found_positions import other_pictures
 from hooked_mm.writes import Probe
-
-
-def other_pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
-    """Other pictures of the same shapes; padding crops and tiles are all zero and stay so: models tell them by that."""
-    generator = torch.Generator().manual_seed(0)
-    found = {}
-    for name, pixels in pictures(inputs).items():
-        noise = torch.randn(pixels.shape, generator=generator).to(pixels)
-        noise = noise * (pixels.flatten(-3).abs().amax(-1) > 0)[..., None, None, None] if pixels.ndim > 3 else noise
-        found[name] = pixels + noise
-    return found
 
 
 class ImageChecks:
@@ -57,7 +46,7 @@ class ImageChecks:
             yield Check("another picture changes no text embedding", self.embedded, verdict)
             yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
             return
-        outside = int((changed & ~image).sum())
+        outside = int((changed & ~image & ~self.merged(changed)).sum())
         where = f"{outside} positions outside change"
         verdict = "holds" if outside == 0 else "fails"
         yield Check(
@@ -73,6 +62,10 @@ class ImageChecks:
             None,
             f"{still} stay" if still else "",
         )
+        if each := self.probe.structure.projector_each:
+            # It has no point of its own, so the check vouches for the embeddings.
+            yield replace(self._features(embed[slots], self._gathered(each)), point=self.embedded)
+            return
         if (out := values.get("projector.hook_out")) is None:
             kind = "no projector is known: nothing, or no one part, stands between pictures and text"
             yield Check("image features stand at image positions", self.embedded, "not applicable", None, kind)
@@ -80,6 +73,25 @@ class ImageChecks:
         slots = slots & ~self.shrunk()
         direct = self._features(embed[slots], out.flatten(0, -2))
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    def _gathered(self, path: str) -> Tensor:
+        """What a projector gives in all its runs, one behind the other, (positions, d)."""
+        found: list[Tensor] = []
+        module = self.probe.model.hf_model.get_submodule(path)
+        handle = module.register_forward_hook(lambda _, args, out: found.append(out.flatten(0, -2)))
+        try:
+            self.probe.model.hf_model(**self.probe.batch.inputs)
+        finally:
+            handle.remove()
+        return torch.cat(found)
+
+    def merged(self, changed: Tensor) -> Tensor:
+        """Tokens with a box on the page, to which patches under that box are added (UDOP)."""
+        boxes = self.probe.batch.inputs.get("bbox")
+        found = torch.zeros_like(changed)
+        if boxes is not None:
+            found[:, : boxes.shape[1]] = boxes.any(dim=-1)
+        return found
 
     def shrunk(self) -> Tensor:
         """Positions of grids that the model made smaller than the projector's: means of several of its outputs."""

@@ -6,6 +6,7 @@
 | `target_sizes`, pictures in one row of pixels | | packed | MiniCPM-V 4.6 and 4.7, MiniCPM-OCR |
 | `aspect_ratio_ids` | `vision_config.supported_aspect_ratios` | cross | Mllama |
 | `image_sizes` | `image_grid_pinpoints` | newline | LLaVA-NeXT, LLaVA-OneVision |
+| a run of positions per page | `vision_config.sam_config` (`layout_views`) | crops, resampled | DeepSeek-OCR 2 |
 | `pixel_values` (b, crops, 3, h, w) | | crops | Idefics3, SmolVLM |
 | `pixel_values` (crops, 3, h, w) | | crops | LLaVA, Gemma 3, InternVL, Florence-2 |
 | one of the last two | `perceiver_config` or `qformer_config` | resampled | Idefics2, BLIP-2 |
@@ -30,9 +31,11 @@ from transformers.image_processing_utils import select_best_resolution
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_images, stitch
+from hooked_mm.layout_attended import read_attended
 from hooked_mm.layout_packed import is_packed, read_packed
 from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
 from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
+from hooked_mm.layout_views import has_views, read_views
 
 
 def read_layout(source: Source) -> Layout:
@@ -169,7 +172,7 @@ def _crops(source: Source) -> Read:
             "must be expanded to the number of patches, and there must be one per image"
         )
     per = total // rows
-    resampled = any(hasattr(config, name) for name in ("perceiver_config", "qformer_config"))
+    resampled = any(hasattr(config, name) for name in ("perceiver_config", "qformer_config", "latent_query_num"))
     shapes, stride = _patch_shapes(source, pixels)
     merge, lead = (0, 0) if resampled else _merge(shapes[0], per)
     fine = [cells(row, *shapes[row], width=stride[1]) for row in range(rows)]
@@ -344,9 +347,11 @@ def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
 READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] = (
     (is_packed, read_packed),
     (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
+    (lambda source: source.attended, read_attended),
     (lambda source: "image_sizes" in source.inputs and hasattr(source.config, "image_grid_pinpoints"), _newline),
     (lambda source: "image_sizes" in source.inputs and _has_vision(source, "patch_size"), packed_by_size),
     (lambda source: "spatial_shapes" in source.inputs, rows_by_shape),
+    (has_views, read_views),
     (lambda source: _is_of_crops(source), _crops),
     (lambda source: True, _runs),
 )

@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from jaxtyping import Int
 from torch import Tensor
-from transformers.vision_utils import get_vision_window_index
 
 from hooked_mm.layout import ImageLayout, Plan
 from hooked_mm.layout_source import Read, Source, in_row_zero, nothing
+from hooked_mm.windows import window_order
 
 
 def is_packed(source: Source) -> bool:
@@ -44,7 +44,7 @@ def _in_a_row(source: Source) -> bool:
 def read_packed(source: Source) -> Read:
     """Where the patches and tokens of each image lie.
 
-    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`get_vision_window_index`), whole images apart; its
+    Qwen2.5-VL's blocks see the blocks of patches sorted by window (`window_order`), whole images apart; its
     tower's last step puts the tokens back.
     """
     sizes, merges = _sizes(source), _merges(source)
@@ -113,7 +113,5 @@ def _order(vision: Any, sizes: Int[Tensor, "images 3"], merges: list[int]) -> In
     if not hasattr(vision, "window_size"):
         return torch.arange(int(sizes.prod(dim=1).sum()))
     merge = merges[0]
-    units, _ = get_vision_window_index(
-        sizes, spatial_merge_size=merge, window_size=vision.window_size, patch_size=vision.patch_size
-    )
+    units = window_order(sizes, merge, vision.window_size // merge // vision.patch_size)
     return (units[:, None] * merge**2 + torch.arange(merge**2)).flatten()

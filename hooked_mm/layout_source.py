@@ -26,6 +26,7 @@ class Source:
         config: The model's configuration.
         counts: How many image positions each image takes, where a processor has said so.
         arrange: How a processor cuts its pictures; without one, only what the tensors tell is known.
+        attended: Text reads images by cross-attention.
     """
 
     inputs: Mapping[str, Tensor]
@@ -33,6 +34,7 @@ class Source:
     config: Any
     counts: Sequence[int] | None = None
     arrange: Arrange | None = None
+    attended: bool = False
 
 
 @dataclass(frozen=True)

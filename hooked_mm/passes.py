@@ -6,17 +6,20 @@ from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from hooked_mm.access import Pass
+from hooked_mm.access import Pass, Streams
 from hooked_mm.batch import Batch
 from hooked_mm.checks import Check, compare
 from hooked_mm.equations import BlockEquations
+from hooked_mm.errors import BadInputError
 from hooked_mm.execution import out_of_order, passing_times
 from hooked_mm.images import ImageChecks
 from hooked_mm.norms import norm_scale
 from hooked_mm.probe import tested_layers
+from hooked_mm.projectors import layered
 from hooked_mm.structure import PREFIXES, Stack
+from hooked_mm.vocabulary import one_stream
 from hooked_mm.writes import WriteChecks
 
 if TYPE_CHECKING:
@@ -56,7 +59,9 @@ class Passes:
             except Exception as error:
                 self.dead.add(name)
                 why = (
-                    "no value passes there in a forward pass" if type(error).__name__ != "RuntimeError" else str(error)
+                    str(error)
+                    if isinstance(error, BadInputError) or type(error) is RuntimeError
+                    else "no value passes there in a forward pass"
                 )
                 yield Check("the point is reached", name, "fails", None, why.splitlines()[0])
 
@@ -82,7 +87,7 @@ class Passes:
         """Positions of a stream that are not padding."""
         if stream == "vision" or (stream == "text" and self.structure.encoder):
             return None
-        return self.batch.inputs["attention_mask"].bool()
+        return self.batch.mask()
 
     def read(self, names: Iterable[str]) -> tuple[Tensor, dict[str, Tensor]]:
         """Logits and values of one pass."""
@@ -154,6 +159,9 @@ class Passes:
         if path is None:
             return
         holder = path.rpartition(".")[0]
+        if isinstance(self.runner.module(holder), nn.ModuleList):
+            # One of several alike.
+            holder = holder.rpartition(".")[0]
         blocks = [block.path for stack in self.structure.stacks.values() for block in stack.blocks]
         whole = any(block.startswith(f"{holder}." if holder else "") for block in blocks)
         why = "" if whole else f"{path} is a part of {holder}, which holds no blocks"
@@ -191,7 +199,10 @@ class Passes:
     def start(self, stream: str, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """What enters the first block is called so."""
         name, first = f"{PREFIXES[stream]}hook_embed", f"{PREFIXES[stream]}blocks.0.hook_resid_pre"
-        yield compare("hook_embed == first resid_pre", name, values[name], values[first])
+        got, entering = values[name], values[first]
+        if (count := self.structure.stacks[stream].streams) > 1:
+            got = Streams(count).back(got, entering)
+        yield compare("hook_embed == first resid_pre", name, got, entering)
 
     def logits(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """unembed(norm(last stream)) == logits, scale and soft-cap included."""
@@ -202,6 +213,7 @@ class Passes:
         stream = stream if inserted is None else stream + inserted
         lens = self.model.to_logits(stream)
         yield compare("unembed(norm(last resid_post)) == logits", "hook_logits", values["hook_logits"], lens, keep)
+        stream = one_stream(self.model.hf_model, self.structure, stream)
         if self.structure.final_norm is None:
             kind = "blocks normalise after the sum, so there is no final norm"
             yield Check("the final norm's output", "ln_final.hook_out", "not applicable", None, kind)
@@ -264,4 +276,6 @@ def reads_tower_end(config: Any, blocks: int) -> bool:
     """Whether the projector reads the last of so many blocks of the tower, or only earlier ones."""
     layer = getattr(config, "vision_feature_layer", None)
     chosen = layer if isinstance(layer, list | tuple) else [-1 if layer is None else layer]
+    if pairs := layered(config):
+        chosen = [tower for tower, text in pairs if text == 0]
     return any(index in (-1, blocks) for index in chosen)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,8 +12,6 @@ from typing import Any
 import transformers
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
-from transformers.models.got_ocr2.image_processing_pil_got_ocr2 import get_optimal_tiled_canvas
-from transformers.models.smolvlm import processing_smolvlm
 from transformers.processing_utils import ProcessorMixin
 
 from hooked_mm.errors import BadInputError, UnsupportedModelError
@@ -49,11 +48,11 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
         if not _missing(error) and "load video processor" not in str(error):
             raise
         refused = error
-    found = _processor_class(name, options)
-    if found is None or "video_processor" not in found.get_attributes():
-        raise UnsupportedModelError(_remedy(name, refused)) from refused
     try:
-        with _video_words():
+        found = _processor_class(name, options)
+        if found is None or "video_processor" not in found.get_attributes():
+            raise UnsupportedModelError(_remedy(name, refused)) from refused
+        with _video_words(found):
             return without_video(found).from_pretrained(name, **options)
     except (ImportError, ValueError) as error:
         if not _missing(error):
@@ -61,9 +60,12 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
         raise UnsupportedModelError(_remedy(name, error)) from error
 
 
-def _missing(error: Exception) -> list[str]:
-    """The packages that a refusal names."""
-    return [package for package in ("torchvision", "num2words", "Pillow") if package.lower() in str(error).lower()]
+def _missing(error: BaseException | None) -> list[str]:
+    """The packages that a refusal names, or what it was raised from."""
+    said = ""
+    while error is not None:
+        said, error = f"{said} {error}".lower(), error.__cause__
+    return [package for package in ("torchvision", "num2words", "Pillow") if package.lower() in said]
 
 
 def _remedy(name: str, error: Exception) -> str:
@@ -120,18 +122,22 @@ def without_video(kind: type[ProcessorMixin]) -> type[ProcessorMixin]:
 
 
 @contextmanager
-def _video_words() -> Iterator[None]:
+def _video_words(kind: type[ProcessorMixin]) -> Iterator[None]:
     """SmolVLM's constructor asks for num2words, which only the prompt of a video uses: videos are refused instead."""
-    before = processing_smolvlm.num2words
+    module: Any = sys.modules[kind.__module__]
+    if not hasattr(module, "num2words"):
+        yield
+        return
+    before = module.num2words
 
     def refuse(number: int) -> str:
         raise ImportError("videos need num2words; pip install num2words torchvision")
 
-    processing_smolvlm.num2words = before or refuse
+    module.num2words = before or refuse
     try:
         yield
     finally:
-        processing_smolvlm.num2words = before
+        module.num2words = before
 
 
 Rule = Callable[[int, int, int], Tiles]
@@ -170,7 +176,9 @@ def _canvas(processor: Any, height: int, width: int, crops: int) -> Tiles:
     """InternVL: the canvas of tiles nearest in shape, then a thumbnail."""
     images = processor.image_processor
     side = (images.size["height"], images.size["width"])
-    cols, rows = get_optimal_tiled_canvas((height, width), side, images.min_patches, images.max_patches)
+    # The function beside the class, wherever this version and backend of transformers keep it.
+    canvas: Any = sys.modules[type(images).__module__]
+    cols, rows = canvas.get_optimal_tiled_canvas((height, width), side, images.min_patches, images.max_patches)
     return Tiles(rows, cols, "last")
 
 

@@ -17,12 +17,13 @@ import torch
 from torch import nn
 
 from hooked_mm.architectures import (
+    COLLAPSE_NAMES,
     EMBED_NORM_NAMES,
     EXCEPTIONS,
     FINAL_NORM_NAMES,
     IMAGE_TOKEN_NAMES,
     LAYER_LIST_NAMES,
-    PROJECTOR_NAMES,
+    STREAM_COUNTS,
     Oddity,
 )
 from hooked_mm.blocks import Flow, find_block, first, with_cross_blocks
@@ -30,6 +31,7 @@ from hooked_mm.encoders import encoder_config, text_encoder, vision_config, visi
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, captured, wire
 from hooked_mm.norms import find_norm_formula
+from hooked_mm.projectors import find_projector, image_tokens_field, layered, runs_in_a_loop
 from hooked_mm.structure import Block, Stack, Structure, submodule
 from hooked_mm.vocabulary import (
     contains,
@@ -115,6 +117,9 @@ def find_lists(
     if name is not None:
         return [list(submodule(owner, name))]
     alike = _by_shape(owner, config, outside)
+    if alike is None and _length(config) is None and (towers := list(block_lists(owner).values())):
+        # Towers one behind the other: the last is the one that the projector reads.
+        return [towers[-1]]
     if alike is None:
         raise UnsupportedModelError(
             f"no blocks found in the {what} {type(owner).__name__}: transformers records no hidden states there, none "
@@ -215,51 +220,6 @@ def _run_tower(tower: nn.Module, config: Any) -> Callable[[], Any]:
     return run
 
 
-def leftover(core: nn.Module, claimed: list[nn.Module | None]) -> list[nn.Module]:
-    """The largest modules with weights that contain none of these and lie in none of these."""
-    known = {id(module) for module in claimed if module is not None}
-    found: list[nn.Module] = []
-    for child in core.children():
-        if id(child) in known or not any(True for _ in child.parameters()):
-            continue
-        if contains(child, known):
-            found += leftover(child, claimed)
-        else:
-            found.append(child)
-    return found
-
-
-def _projector(core: nn.Module, claimed: list[nn.Module | None], exception: Oddity) -> nn.Module | None:
-    """By exception, by name, or the one part that belongs to nothing else; None where there is none or several."""
-    name = exception.projector or first(core, PROJECTOR_NAMES)
-    if name is not None:
-        found: nn.Module = submodule(core, name)
-        return found
-    rest = leftover(core, claimed)
-    return rest[0] if len(rest) == 1 else None
-
-
-def _projector_out(
-    paths: dict[int, str],
-    core: nn.Module,
-    tower: nn.Module | None,
-    projector: nn.Module | None,
-    vision_config: Any,
-    exception: Oddity,
-) -> tuple[str, str] | None:
-    """Module and field that hold the image tokens in the picture's order, where that is not the projector's own.
-
-    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back.
-    """
-    if exception.projector_out is not None:
-        path, name = exception.projector_out
-        return paths[id(submodule(core, path))], name
-    inside = tower is not None and projector is not None and contains(tower, {id(projector)})
-    if inside and hasattr(vision_config, "window_size"):
-        return paths[id(tower)], "pooler_output"
-    return None
-
-
 def _final_norm(decoder: nn.Module) -> nn.Module | None:
     """By name, or the only norm among the decoder's own children."""
     if (name := first(decoder, FINAL_NORM_NAMES)) is not None:
@@ -308,6 +268,21 @@ def _tower(inner: Any, config: Any, vocabulary: int) -> nn.Module | None:
     return None if blocks is None else _owner(inner, blocks)
 
 
+def _inserted(config: Any, vision_config: Any, decoder: nn.Module) -> set[int]:
+    """The text blocks behind which the model adds image features: the first few, or those before layers it names."""
+    if hasattr(decoder, "_deepstack_process"):
+        return set(range(len(getattr(vision_config, "deepstack_visual_indexes", None) or ())))
+    if not (pairs := layered(config)):
+        return set()
+    entered = {text for _, text in pairs} | set(getattr(config, "spatial_target_layers", None) or ())
+    return {layer - 1 for layer in entered if layer}
+
+
+def _looped(model: nn.Module, path: str) -> bool:
+    owner, _, name = path.rpartition(".")
+    return runs_in_a_loop(model.get_submodule(owner), name)
+
+
 def resolve(model: Any) -> Structure:
     """Find the parts of a loaded transformers model (PEFT-wrapped too).
 
@@ -344,24 +319,32 @@ def resolve(model: Any) -> Structure:
     embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
     runs = (_run_text(decoder, embed, text_config.vocab_size), _run_whole(inner, text_config.vocab_size))
     text = stack(decoder, "decoder", text_config, *runs)
-    inserts = len(getattr(tower_config, "deepstack_visual_indexes", None) or ())
-    if inserts and hasattr(decoder, "_deepstack_process"):
-        changed = [replace(block, inserted=i < inserts) for i, block in enumerate(text.blocks)]
+    if inserts := _inserted(config, tower_config, decoder):
+        changed = [replace(block, inserted=i in inserts) for i, block in enumerate(text.blocks)]
         text = _stack(paths, decoder, changed)
+    collapse = first(decoder, COLLAPSE_NAMES)
+    if any(block.wiring == "streams" for block in text.blocks):
+        counts = (getattr(text_config, name, None) for name in STREAM_COUNTS)
+        text = replace(text, streams=next((count for count in counts if count), 1))
     norm = _final_norm(decoder) or find_transform(model, paths[id(unembed)], decoder)
-    projector = _projector(core, [decoder, tower, embed, unembed, norm, encoder], exception)
+    projector = find_projector(core, [decoder, tower, embed, unembed, norm, encoder], config, exception)
+    out = image_tokens_field(core, tower, projector, tower_config, exception)
+    path = None if projector is None else paths[id(projector)]
+    looped = path is not None and out is None and _looped(model, path)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
     tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
     return Structure(
+        collapse=None if collapse is None else f"{paths[id(decoder)]}.{collapse}",
         family=family,
         text=text,
         encoder=None
         if encoder is None
         else stack(encoder, "text encoder", encoder_config(config), _run_text(encoder, embed, text_config.vocab_size)),
         vision=None if tower is None else stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config)),
-        projector=None if projector is None else paths[id(projector)],
-        projector_out=_projector_out(paths, core, tower, projector, tower_config, exception),
+        projector=None if looped else path,
+        projector_out=(paths[id(out[0])], out[1]) if out else None,
+        projector_each=path if looped else None,
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],

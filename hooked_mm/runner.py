@@ -23,6 +23,7 @@ from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, ta
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
+from hooked_mm.repeats import run_once
 from hooked_mm.structure import Structure
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
@@ -114,7 +115,7 @@ class Runner:
 
     def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
         self.points: Mapping[str, HookPoint] = points
-        self.unavailable: dict[str, str] = {}
+        self.unavailable: dict[str, str] = dict(structure.absent)
         self._sites = dict(_sites(model, structure))
         self._tap_paths = {
             f"taps:{path}:{tap}": f"taps.{index}.{tap}"
@@ -211,6 +212,13 @@ class Runner:
             return nullcontext()
         return tapped([(self._sites[path], frozenset(names)) for path, names in wanted.items()])
 
+    def _once(self, visits: Iterable[_Visit]) -> Any:
+        """Refuses points of a tower or projector that runs several times."""
+        first = {visit.point.stream: visit.point for visit in reversed(list(visits))}
+        points = [first[stream] for stream in ("vision", "projector") if stream in first]
+        places = [(point.name, point.tap[0] if point.tap else point.module) for point in points]
+        return run_once([(name, self.module(path)) for name, path in places])
+
     def _prepared(self, visits: Iterable[_Visit]) -> dict[str, Any]:
         memo: dict[str, Any] = {}
         for visit in visits:
@@ -284,7 +292,7 @@ class Runner:
         logits = None
         inputs = {**batch.inputs, **(options or {})}
         run = Pass(self.get, batch.length, self._prepared(visits))
-        with self._taps(visits), self.nnsight.trace(**inputs) as tracer:
+        with self._once(visits), self._taps(visits), self.nnsight.trace(**inputs) as tracer:
             for visit in visits:
                 value = self._visit(visit, run, batch, 0, copy=copy)
                 if visit.save:
@@ -336,7 +344,7 @@ class Runner:
         cache = options.get("past_key_values")
         first = batch.length - (0 if cache is None else cache.get_seq_length())
         result = None
-        with warnings.catch_warnings(), torch.no_grad(), self._taps(visits):
+        with warnings.catch_warnings(), torch.no_grad(), self._once(prefill), self._taps(visits):
             # The loop over steps has an open end, since nobody knows when the model will stop.
             warnings.filterwarnings("ignore", message=".*was never reached: the loop asked for a step")
             with self.nnsight.trace(fn="generate") as tracer:

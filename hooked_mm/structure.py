@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Wiring = Literal["pre", "post", "parallel", "after", "single", "opaque"]
+Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "opaque"]
 """How a block's parts and its stream x are joined:
 
 - `pre`: x + attn(ln1 x), then + mlp(ln2 x).
@@ -20,6 +20,7 @@ Wiring = Literal["pre", "post", "parallel", "after", "single", "opaque"]
 - `parallel`: x + attn(ln1 x) + mlp(ln1 x); there is no stream in the middle.
 - `after`: x + norm(attn x), then + norm(mlp x): only what is added is normalised.
 - `single`: x + part(ln1 x), the part being attention, a mixer or an MLP.
+- `streams`: several streams run side by side; each part sees a mix of them, and what it gives is spread over them.
 - `opaque`: in no such way that is known; only what enters and leaves the block and its inner parts can be read.
 """
 
@@ -97,6 +98,8 @@ class Block:
         """Path of the module, in the block, that the stream behind attention enters first."""
         if self.wiring == "pre":
             return self.parts.get("conv2", self.parts.get("ln2"))
+        if self.wiring == "streams":
+            return self.parts["mlp_mix"]
         if self.wiring == "after":
             mlp, gate = self.parts["mlp"], self.parts.get("mlp_gate")
             return mlp if gate is None or gate.startswith(f"{mlp}.") else gate
@@ -116,6 +119,7 @@ class Stack(StackConfig):
         owner: Path of the module that runs the blocks.
         blocks: In execution order.
         packed: All images' patches lie in one sequence (patches, d), each image attending to itself.
+        streams: How many streams run side by side, (b, p, streams, d) or (b, p, streams * d); all begin alike.
         embed_norm: Path of a norm between the embedding and the first block, or None.
     """
 
@@ -123,6 +127,7 @@ class Stack(StackConfig):
     blocks: tuple[Block, ...] = field(repr=False)
     embed_norm: str | None
     packed: bool = False
+    streams: int = 1
 
 
 PREFIXES = {"text": "", "encoder": "encoder.", "vision": "vision."}
@@ -140,6 +145,7 @@ class Structure:
         vision: The tower's blocks.
         projector: Path of the module from tower features to image tokens.
         projector_out: Module and field that hold the image tokens in picture order, where not the projector's output.
+        projector_each: Path of a projector that runs once per image: a pass has no one value of it, and it no points.
         final_norm: None where blocks normalise after the sum, or where there is none.
         embed: Token embedding.
         unembed: From the final norm to the vocabulary.
@@ -150,6 +156,7 @@ class Structure:
         cross_attention: Image features are attended to and never stand in the text's sequence.
         plain_positions: Position ids are one number per token (not the three of Qwen-VL's rotary embedding), taken by
             the decoder as an argument, so that they can be counted from the attention mask.
+        collapse: Path of the module that makes one stream of several before the final norm.
     """
 
     family: str
@@ -167,6 +174,14 @@ class Structure:
     image_token_id: int | None
     cross_attention: bool
     plain_positions: bool
+    projector_each: str | None = None
+    collapse: str | None = None
+
+    @property
+    def absent(self) -> dict[str, str]:
+        """Hook points that other models have and this one can't have -> why."""
+        why = "the projector runs once per image, so a pass has no one value of it; read image positions of hook_embed"
+        return dict.fromkeys(("projector.hook_in", "projector.hook_out"), why) if self.projector_each else {}
 
     @property
     def stacks(self) -> dict[str, Stack]:

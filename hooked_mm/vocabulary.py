@@ -6,10 +6,13 @@ import inspect
 import re
 from typing import Any
 
-from torch import nn
+import torch
+from jaxtyping import Float
+from torch import Tensor, nn
 
 from hooked_mm.architectures import LOGIT_SCALE_NAMES
-from hooked_mm.errors import UnsupportedModelError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.structure import Structure
 
 
 def find_embedding(inner: Any, vocabulary: int) -> nn.Module:
@@ -79,3 +82,33 @@ def _applied(model: Any, config: Any, name: str) -> float | None:
     """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
     value = getattr(config, name, None)
     return value if value is not None and name in inspect.getsource(type(model).forward) else None
+
+
+def logits_of(
+    model: nn.Module, structure: Structure, resid: Float[Tensor, "... d_model"]
+) -> Float[Tensor, "... vocab"]:
+    """unembed(final norm(resid)), with the model's scale and soft-cap."""
+    with torch.no_grad():
+        unembed = model.get_submodule(structure.unembed)
+        value = one_stream(model, structure, resid.to(unembed.get_parameter("weight")))
+        if structure.final_norm:
+            value = model.get_submodule(structure.final_norm)(value)
+        logits: Tensor = unembed(value) * structure.logit_scale
+        return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
+
+
+def one_stream(model: nn.Module, structure: Structure, resid: Float[Tensor, "... d"]) -> Float[Tensor, "... d_model"]:
+    """What the final norm stands on: the stream itself, or what a model of several streams makes of them.
+
+    Raises:
+        BadInputError: If the value has not as many streams as the model.
+    """
+    streams, path = structure.text.streams, structure.collapse
+    if path is None:
+        return resid
+    if resid.ndim < 2 or resid.shape[-2] != streams:
+        raise BadInputError(
+            f"a stream of {tuple(resid.shape)} is not {streams} streams side by side (..., {streams}, d)"
+        )
+    whole: Tensor = model.get_submodule(path)(resid.reshape(1, -1, *resid.shape[-2:]))
+    return whole.reshape(*resid.shape[:-2], -1)

@@ -179,8 +179,9 @@ def _slices(value: Tensor, row: int, rows: int) -> tuple[Any, ...]:
     if value.shape[0] % rows == 0:
         size = value.shape[0] // rows
         return (slice(row * size, (row + 1) * size),)
-    # A packed tower's queries and patterns have a batch of one, with all patches behind it.
-    axis = 1 if value.ndim == 4 and value.shape[1] % rows == 0 and value.shape[2] != value.shape[3] else 2
+    # A packed tower's queries and patterns, and Pixtral's stream, have a batch of one, with all patches behind it.
+    square = value.ndim == 4 and value.shape[2] == value.shape[3]
+    axis = 1 if value.ndim == 3 or (value.ndim == 4 and value.shape[1] % rows == 0 and not square) else 2
     size = value.shape[axis] // rows
     part = slice(row * size, (row + 1) * size)
     return (slice(None), part) if axis == 1 else (slice(None), slice(None), part, part)

@@ -109,7 +109,7 @@ class Model:
 
     Attributes:
         text, tower: (path of the list, rows of each block).
-        projector: Path, view of what goes in, view of what comes out.
+        projector: Path (none where it runs once per image), view of what goes in, view of what comes out.
         norm: Path of the final norm.
     """
 
@@ -131,10 +131,13 @@ class Model:
                     whole = f"{inside}.{row.path}" if row.path else inside
                     found[f"{prefix}blocks.{layer}.{name}"] = replace(row, path=whole, factor=factor)
             found[f"{prefix}hook_embed"] = found[f"{prefix}blocks.0.hook_resid_pre"]
-        return {
-            **found,
+        between = {
             "projector.hook_in": Place(self.projector, "input", self.entering),
             "projector.hook_out": Place(self.projector, view=self.leaving),
+        }
+        return {
+            **found,
+            **(between if self.projector else {}),
             "ln_final.hook_out": Place(self.norm),
             "hook_logits": Place("", "logits"),
         }
@@ -174,7 +177,10 @@ MODELS: dict[str, Model] = {
         norm="model.text_model.norm",
     ),
     "lfm2_vl": Model(
-        (_LAYERS, [_LFM2_CONV, _LFM2, _LFM2_CONV, _LFM2, _LFM2_CONV]), _CLIP, norm="model.language_model.embedding_norm"
+        (_LAYERS, [_LFM2_CONV, _LFM2, _LFM2_CONV, _LFM2, _LFM2_CONV]),
+        _CLIP,
+        projector="",
+        norm="model.language_model.embedding_norm",
     ),
     "lfm3_vl": Model(
         (_LAYERS, [_LFM3_CONV, _LFM3, _LFM3] * 2),

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import functools
 import random
+import re
 from typing import Any
 
 import pytest
 import torch
+import transformers
 from hypothesis import given
 from hypothesis import strategies as st
 
 from hooked_mm.architectures import FAMILIES
 from hooked_mm.errors import BadInputError
-from hooked_mm.testing.miniatures import RECIPES, miniature, miniature_inputs, recipe
+from hooked_mm.testing import miniatures
+from hooked_mm.testing.miniatures import RECIPES, known, miniature, miniature_inputs, recipe
 from hooked_mm.testing.recipe import IMAGE_TOKEN
 
 # By hand: image positions of the three pictures. A grid of LLaVA-NeXT's or OneVision's is the overview's 4 x 4 and the
@@ -42,6 +45,20 @@ def test_every_proved_family_has_a_miniature() -> None:
     assert set(RECIPES) >= set(FAMILIES)
     with pytest.raises(BadInputError, match=r"no miniature of 'qwen2_vll'.*nearest: qwen2_vl"):
         miniature("qwen2_vll")
+
+
+def test_architectures_that_this_transformers_does_not_know(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The proved ones are known to every supported version; others are refused with what is new, itself or a part."""
+    assert known(FAMILIES) == FAMILIES
+    monkeypatch.delitem(miniatures.MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, "qwen3_vl")
+    monkeypatch.delitem(miniatures.CONFIG_MAPPING_NAMES, "clip_vision_model")
+    assert not {"qwen3_vl", "llava"} & set(known())
+    assert {"qwen2_vl", "idefics2"} <= set(known())
+    version = re.escape(f"this transformers ({transformers.__version__}) does not know ")
+    with pytest.raises(BadInputError, match=f"^{version}'qwen3_vl'; it needs a newer one$"):
+        recipe("qwen3_vl")
+    with pytest.raises(BadInputError, match=f"^{version}'clip_vision_model', a part of 'llava'; it needs a newer one$"):
+        recipe("llava")
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -10,7 +10,8 @@ from torch import Tensor, nn
 
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.resolve import block_lists, leftover, resolve
+from hooked_mm.projectors import leftover
+from hooked_mm.resolve import block_lists, resolve
 from tests.made_up import asked, made_up
 
 # Hook point -> (module, whether its input), by hand from `tests.made_up`.

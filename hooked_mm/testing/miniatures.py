@@ -7,14 +7,19 @@ size that runs in milliseconds. `hooked-mm models` checks these, and so do the t
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
 import torch
+import transformers
 from torch import Tensor
+from transformers.models.auto.configuration_auto import CONFIG_MAPPING_NAMES
+from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.testing import (
     early_fusion,
+    early_fusion_more,
     encoders_and_cross,
     image_encoders,
     mixed_tower,
@@ -36,21 +41,48 @@ RECIPES: dict[str, Recipe] = {
     **encoders_and_cross.RECIPES,
     **image_encoders.RECIPES,
     **early_fusion.RECIPES,
+    **early_fusion_more.RECIPES,
     **mixed_tower.RECIPES,
     **mixed_tower_ocr.RECIPES,
 }
 """`config.model_type` -> how it is built small."""
 
 
+def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
+    """Of the parts of a configuration."""
+    for name, value in config.items():
+        if name == "model_type":
+            yield value
+        elif isinstance(value, Mapping):
+            yield from _model_types(value)
+
+
+def lacking(family: str) -> list[str]:
+    """The model types of an architecture, its own and its parts', that the installed transformers does not know."""
+    own = [] if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else [family]
+    return own + [name for name in _model_types(RECIPES[family].config) if name not in CONFIG_MAPPING_NAMES]
+
+
+def known(families: Iterable[str] = tuple(RECIPES)) -> tuple[str, ...]:
+    """Those of these architectures that the installed transformers knows: newer ones are of newer versions."""
+    return tuple(family for family in families if not lacking(family))
+
+
 def recipe(family: str) -> Recipe:
     """The recipe of an architecture that can be built here.
 
     Raises:
-        BadInputError: For an unknown one, one that has no miniature, or one whose packages are not installed.
+        BadInputError: For an unknown one, one that the installed transformers does not know, one that has no miniature,
+            or one whose packages are not installed.
     """
     if family not in RECIPES:
         raise unknown("miniature of", family, RECIPES)
     found = RECIPES[family]
+    if new := lacking(family):
+        part = "" if new[0] == family else f", a part of {family!r}"
+        raise BadInputError(
+            f"this transformers ({transformers.__version__}) does not know {new[0]!r}{part}; it needs a newer one"
+        )
     if found.why_not:
         raise BadInputError(f"there is no miniature of {family!r}: {found.why_not}")
     missing = [package for package in found.needs if importlib.util.find_spec(package) is None]

@@ -48,6 +48,11 @@ def one_crop(config: Any, images: int, generator: Generator) -> Inputs:
     }
 
 
+def latents(model: Any, pictures: Inputs) -> list[int]:
+    """As many positions as the perceiver has latents, whatever the picture."""
+    return [model.config.perceiver_config.resampler_n_latents] * len(pictures["pixel_values"])
+
+
 def token_types(config: Any, inputs: Inputs) -> Inputs:
     """1 at image tokens: they attend to each other both ways."""
     return {"token_type_ids": (inputs["input_ids"] == IMAGE_TOKEN).long()}
@@ -94,6 +99,7 @@ RECIPES: dict[str, Recipe] = {
             "image_token_id": IMAGE_TOKEN,
         },
         pictures=one_crop,
+        counts=latents,
     ),
     "idefics3": Recipe(
         {

@@ -1,0 +1,77 @@
+"""Reading the layout of documents' readers: a page whole and, if it is large, in crops before it; a mark at the end.
+
+DeepSeek-OCR 2 lets learned queries read each view, which belong to no place; Unlimited-OCR has one position per patch
+and a newline behind every row of its views. The positions of an image, one run, are
+
+    queries      crops * l² + g² + 1
+    newlines     rows l (cols l + 1) + g (g + 1) + 1
+
+with g (l) tokens in a row of the whole page (of a crop); crops lie in rows x cols.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from hooked_mm.layout import ImageLayout, Plan, cells
+from hooked_mm.layout_source import Read, Source, runs_of
+
+
+def has_views(source: Source) -> bool:
+    """Whether a tower stands on another's features, and there is one run of image positions per page."""
+    if not hasattr(getattr(source.config, "vision_config", None), "sam_config") or "pixel_values" not in source.inputs:
+        return False
+    return sum(len(runs_of(row)) for row in source.image) == len(source.inputs["pixel_values"])
+
+
+def read_views(source: Source) -> Read:
+    """Where the views of each page lie; crops run through the tower on their own, so only the whole page has rows."""
+    pages = source.inputs["pixel_values"]
+    crops = source.inputs.get("num_local_patches", torch.zeros(len(pages), dtype=torch.long)).tolist()
+    grids = source.inputs.get("patches_grid", torch.zeros(len(pages), 2, dtype=torch.long)).tolist()
+    small = source.inputs.get("pixel_values_local", pages).shape[-1] / pages.shape[-1]
+    plans, lines = [], False
+    for sample, row in enumerate(source.image):
+        for start, stop in runs_of(row):
+            number, count = len(plans), stop - start
+            layout = None
+            if not crops[number] or any(grids[number]):
+                layout = _with_newlines(number, count, grids[number], small)
+            lines = lines or layout is not None
+            separators = _separators(layout, count)
+            plans.append(Plan(layout or ImageLayout(), count, separators, sample))
+    owner = torch.arange(len(pages))
+    if lines:
+        return Read("crops", plans, owner)
+    why = "this model's image positions are latent queries, which belong to no place in the image"
+    return Read("resampled", plans, owner, {"why": why})
+
+
+def _with_newlines(number: int, count: int, grid: list[int], small: float) -> ImageLayout | None:
+    """The page's grid, and that of its stitched crops; None if its positions are not lines that end in newlines."""
+    cols, rows = grid
+    for side in range(1, math.isqrt(count) + 1):
+        part = round(side * small) if any(grid) else 0
+        high, wide = rows * part, cols * part
+        if high * (wide + 1) + side * (side + 1) + 1 != count:
+            continue
+        before = high * (wide + 1)
+        page = before + torch.arange(side * (side + 1)).view(side, side + 1)[:, :-1]
+        if not before:
+            place = cells(number, side, side)
+            return ImageLayout(grid=page, patches=place, tokens=place)
+        return ImageLayout(grid=torch.arange(before).view(high, wide + 1)[:, :-1], overview=page)
+    return None
+
+
+def _separators(layout: ImageLayout | None, count: int) -> torch.Tensor:
+    """The positions that hold no patch: newlines, and the mark at the end."""
+    if layout is None or layout.grid is None:
+        return torch.tensor([count - 1])
+    patch = torch.zeros(count, dtype=torch.bool)
+    patch[layout.grid.flatten()] = True
+    if layout.overview is not None:
+        patch[layout.overview.flatten()] = True
+    return (~patch).nonzero()[:, 0]

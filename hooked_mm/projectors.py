@@ -1,0 +1,87 @@
+"""Finds the part between tower and text: by exception, by configuration, by name, or as what belongs to nothing else.
+
+Some models run it once per image, so that a pass has no one value of it; that is told by its owner's source.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import textwrap
+from typing import Any
+
+from torch import nn
+
+from hooked_mm.architectures import PROJECTOR_NAMES, Oddity
+from hooked_mm.blocks import first
+from hooked_mm.structure import submodule
+from hooked_mm.vocabulary import contains
+
+_LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
+
+
+def leftover(core: nn.Module, claimed: list[nn.Module | None]) -> list[nn.Module]:
+    """The largest modules with weights that contain none of these and lie in none of these."""
+    known = {id(module) for module in claimed if module is not None}
+    found: list[nn.Module] = []
+    for child in core.children():
+        if id(child) in known or not any(True for _ in child.parameters()):
+            continue
+        if contains(child, known):
+            found += leftover(child, claimed)
+        else:
+            found.append(child)
+    return found
+
+
+def layered(config: Any) -> tuple[tuple[int, int], ...]:
+    """(tower layer, text layer) of the projectors whose features enter a text layer each (Granite 4 Vision)."""
+    return tuple((int(tower), int(text)) for tower, text in getattr(config, "deepstack_layer_map", None) or ())
+
+
+def find_projector(
+    core: nn.Module, claimed: list[nn.Module | None], config: Any, exception: Oddity
+) -> nn.Module | None:
+    """By exception, by configuration, by name, or the one part that belongs to nothing else; None where unclear.
+
+    Of projectors that feed a text layer each it is the one of the first layer.
+    """
+    entering = [index for index, (_, text) in enumerate(layered(config)) if text == 0]
+    several = getattr(core, "layerwise_projectors", None)
+    if entering and isinstance(several, nn.ModuleList):
+        return several[entering[0]]
+    name = exception.projector or first(core, PROJECTOR_NAMES)
+    if name is not None:
+        found: nn.Module = submodule(core, name)
+        return found
+    rest = leftover(core, claimed)
+    return rest[0] if len(rest) == 1 else None
+
+
+def image_tokens_field(
+    core: nn.Module, tower: nn.Module | None, projector: nn.Module | None, vision_config: Any, exception: Oddity
+) -> tuple[nn.Module, str] | None:
+    """Module and field that hold the image tokens in the picture's order, where that is not the projector's own.
+
+    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back.
+    """
+    if exception.projector_out is not None:
+        path, name = exception.projector_out
+        return submodule(core, path), name
+    if tower is not None and projector is not None and contains(tower, {id(projector)}):
+        return (tower, "pooler_output") if hasattr(vision_config, "window_size") else None
+    return None
+
+
+def runs_in_a_loop(owner: nn.Module, name: str) -> bool:
+    """Whether a module's own code calls this child inside a loop."""
+    tree = ast.parse(textwrap.dedent(inspect.getsource(type(owner))))
+    loops = [node for node in ast.walk(tree) if isinstance(node, _LOOPS)]
+    calls = (node.func for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Call))
+    return any(
+        isinstance(call, ast.Attribute)
+        and call.attr == name
+        and isinstance(call.value, ast.Name)
+        and call.value.id == "self"
+        for call in calls
+    )
