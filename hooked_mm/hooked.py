@@ -67,8 +67,8 @@ class HookedMM:
         structure: Structure | None = None,
     ) -> None:
         self.hf_model, self.processor = hf_model, processor
-        self._config = (hf_model.get_base_model() if hasattr(hf_model, "get_base_model") else hf_model).config
         self.structure = structure = structure or resolve(hf_model)
+        self._config = (hf_model.get_base_model() if hasattr(hf_model, "get_base_model") else hf_model).config
         self._points = list_hook_points(hf_model, structure)
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
