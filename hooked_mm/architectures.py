@@ -7,8 +7,8 @@ the flow of data through a block does (`flow`); what neither finds is a row of E
 
 from __future__ import annotations
 
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 
 FAMILIES = (
     *("llava", "llava_next", "llava_onevision", "idefics2", "idefics3", "smolvlm", "qwen2_vl", "qwen2_5_vl"),
@@ -134,16 +134,27 @@ IMAGE_MASK_NAMES = ("image_embeds_position_mask",)
 class Oddity:
     """What no rule finds, for one model type. Paths are relative to the model that holds the tower.
 
-    `vision_blocks`: lists of blocks, in order, when the tower has several; `hierarchical`: blocks of several widths
-    whose stream is a map (n, d, rows, cols); `projector`: the module from tower features to image tokens;
-    `projector_out`: module and field where the image tokens are in the order of the picture, when the projector itself
-    gives them in another; `refused`: why a model of this type can't be had.
+    Attributes:
+        text_blocks: Lists of the decoder's blocks, in order; `.*` at the end for a list of lists.
+        vision_blocks: The same of the tower.
+        block_children: Children of a tower's block that are blocks themselves.
+        parts: Role (see PART_NAMES) -> path inside a decoder's block; the first of them that a block has is taken.
+        vision_parts: The same of the tower's blocks.
+        projector: The module from tower features to image tokens.
+        projector_out: Module and field where the image tokens are in the order of the picture, when the projector
+            itself gives them in another.
+        image_token: What the configuration calls the token that stands for a patch of an image.
+        refused: Why a model of this type can't be had.
     """
 
+    text_blocks: tuple[str, ...] = ()
     vision_blocks: tuple[str, ...] = ()
     block_children: tuple[str, ...] = ()
+    parts: Mapping[str, str] = field(default_factory=dict)
+    vision_parts: Mapping[str, str] = field(default_factory=dict)
     projector: str | None = None
     projector_out: tuple[str, str] | None = None
+    image_token: str = ""
     refused: str = ""
 
 

@@ -24,6 +24,7 @@ from hooked_mm.structure import Block, Wiring, submodule
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 
 
+NOTHING: Mapping[str, str] = MappingProxyType({})
 Flow = Callable[[nn.Module, Mapping[str, str]], Wired | None]
 
 
@@ -85,7 +86,9 @@ def _heads(module: nn.Module, width: int, config: Any, what: str) -> int:
     return int(heads)
 
 
-def find_block(block: nn.Module, path: str, what: str, config: Any, flow: Flow) -> Block:
+def find_block(
+    block: nn.Module, path: str, what: str, config: Any, flow: Flow, told: Mapping[str, str] = NOTHING
+) -> Block:
     """What a block is made of.
 
     Args:
@@ -94,14 +97,16 @@ def find_block(block: nn.Module, path: str, what: str, config: Any, flow: Flow) 
         what: The stack that it belongs to, for messages.
         config: The configuration of that stack.
         flow: Block and its parts by name -> what flows through it, or None.
+        told: Role -> path that an exception says; it stands above names and flow.
 
     Raises:
         UnsupportedModelError: If neither names nor the flow of data say where its parts are.
     """
-    parts = named_parts(block)
+    there = {role: path for role, path in told.items() if first(block, (path,))}
+    parts = named_parts(block) | there
     found = flow(block, parts)
     if found is not None:
-        parts, wiring = dict(found.parts), found.wiring
+        parts, wiring = {**found.parts, **there}, found.wiring
     else:
         wiring = named_wiring(block, parts) or _alone(block, parts, what)
     return _described(block, path, what, config, parts, wiring)

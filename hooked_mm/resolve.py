@@ -136,12 +136,13 @@ def _blocks(
     what: str,
     config: Any,
     flow: Flow,
+    told: Mapping[str, str],
 ) -> Iterator[Block]:
     for number, modules in enumerate(lists):
         for index, module in enumerate(modules):
             parts = [submodule(module, child) for child in children] or [module]
             for part in parts:
-                block = find_block(part, paths[id(part)], what, config, flow)
+                block = find_block(part, paths[id(part)], what, config, flow, told)
                 # Between two lists of one width the model does something of its own to the stream.
                 last = index == len(modules) - 1 and number < len(lists) - 1 and not children
                 yield replace(block, inserted=True) if last else block
@@ -311,9 +312,11 @@ def resolve(model: Any) -> Structure:
 
     def stack(owner: nn.Module, what: str, settings: Any, *runs: Callable[[], Any]) -> Stack:
         odd = exception if owner is tower else Oddity()
-        lists = find_lists(owner, core, settings, odd.vision_blocks, what)
+        named = exception.text_blocks if owner is decoder else odd.vision_blocks
+        told = exception.parts if owner is decoder else odd.vision_parts
+        lists = find_lists(owner, core, settings, named, what)
         lists = lists if owner is tower else [with_cross_blocks(owner, blocks) for blocks in lists]
-        found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs)))
+        found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs), told))
         return _stack(paths, owner, found)
 
     embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
@@ -333,7 +336,7 @@ def resolve(model: Any) -> Structure:
     looped = path is not None and out is None and _looped(model, path)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
-    tokens = (getattr(config, name, None) for name in IMAGE_TOKEN_NAMES)
+    tokens = (getattr(config, name, None) for name in (exception.image_token, *IMAGE_TOKEN_NAMES) if name)
     return Structure(
         collapse=None if collapse is None else f"{paths[id(decoder)]}.{collapse}",
         family=family,
