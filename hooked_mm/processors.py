@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from traceback import extract_tb
 from typing import Any
 
 import transformers
@@ -43,9 +44,9 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
     name = os.fspath(model_id)
     try:
         return AutoProcessor.from_pretrained(name, **options)
-    except (ImportError, ValueError, OSError) as error:
+    except (ImportError, ValueError, OSError, TypeError) as error:
         # Refusals come as any of these; a folder written without a video part lacks its file. All else is not ours.
-        if not _missing(error) and "load video processor" not in str(error):
+        if not _missing(error) and not _of_video(error):
             raise
         refused = error
     try:
@@ -66,6 +67,11 @@ def _missing(error: BaseException | None) -> list[str]:
     while error is not None:
         said, error = f"{said} {error}".lower(), error.__cause__
     return [package for package in ("torchvision", "num2words", "Pillow") if package.lower() in said]
+
+
+def _of_video(error: Exception) -> bool:
+    """Whether it was the loading of a video part that failed, for whatever reason (5.0 looks into a list it lacks)."""
+    return any(Path(frame.filename).stem == "video_processing_auto" for frame in extract_tb(error.__traceback__))
 
 
 def _remedy(name: str, error: Exception) -> str:

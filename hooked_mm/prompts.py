@@ -274,7 +274,7 @@ def process_prompts(
             f"some prompts begin with {tokenizer.bos_token!r} and some do not; write all of them one way"
         )
     add_special = begins.pop()
-    said: list[list[dict[str, Any]]] = []
+    said: list[list[str]] = []
     encoded = _listening(processor, said)(
         text=[prompt.text for prompt in prompts],
         images=[list(sample) for sample in pictures] if images else None,
@@ -287,8 +287,7 @@ def process_prompts(
     said = said or [[] for _ in prompts]
     name = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
     roles, counts = [], []
-    for row, (prompt, replaced) in enumerate(zip(rewritten, said, strict=True)):
-        blocks = [item["replacement"] for item in replaced]
+    for row, (prompt, blocks) in enumerate(zip(rewritten, said, strict=True)):
         if blocks:
             queue = iter(blocks)
             prompt = prompt.sub(re.escape(image_token(processor)), lambda _, queue=queue: next(queue))  # type: ignore[misc]
@@ -298,21 +297,52 @@ def process_prompts(
     return Processed(inputs, roles, counts)
 
 
-def _listening(processor: Any, said: list[list[dict[str, Any]]]) -> Any:
+def _listening(processor: Any, said: list[list[str]]) -> Any:
     """A copy of the processor that notes, per sample, what it puts in the place of image tokens.
 
-    Not all of them hand this out when asked (`return_text_replacement_offsets`).
+    Not all of them hand this out when asked (`return_text_replacement_offsets`), and older ones do it all in one piece:
+    there, marks around the image tokens go with the text up to the tokenizer, and no further.
     """
     heard = copy.copy(processor)
+    if not hasattr(processor, "get_text_with_replacements"):
+        if type(processor).__name__ in HABITS:
+            return processor
+        heard.tokenizer = _Unmarking(processor.tokenizer, said)
+        return _Marking(heard)
     inner = processor.get_text_with_replacements
 
     def listen(*args: Any, **kwargs: Any) -> Any:
         text, replaced = inner(*args, **kwargs)
-        said.extend(replaced)
+        said.extend([item["replacement"] for item in sample] for sample in replaced)
         return text, replaced
 
     heard.get_text_with_replacements = listen
     return heard
+
+
+class _Marking:
+    """A processor that is given a mark before and behind every image token."""
+
+    def __init__(self, processor: Any) -> None:
+        self._processor, self._token = processor, image_token(processor)
+
+    def __call__(self, text: list[str], **options: Any) -> Any:
+        marked = f"{_MARK}{self._token}{_MARK}"
+        return self._processor(text=[sample.replace(self._token, marked) for sample in text], **options)
+
+
+class _Unmarking:
+    """A tokenizer that notes what stands between marks and takes them out."""
+
+    def __init__(self, tokenizer: Any, said: list[list[str]]) -> None:
+        self._tokenizer, self._said = tokenizer, said
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._tokenizer, name)
+
+    def __call__(self, text: list[str], *args: Any, **options: Any) -> Any:
+        self._said.extend(sample.split(_MARK)[1::2] for sample in text)
+        return self._tokenizer([sample.replace(_MARK, "") for sample in text], *args, **options)
 
 
 def _token_roles(
