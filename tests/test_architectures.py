@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import fields
+
 import pytest
 
-from hooked_mm.architectures import EXCEPTIONS, FAMILIES, PART_NAMES, SCALES
+from hooked_mm import models
+from hooked_mm.architectures import EXCEPTIONS, FAMILIES, PART_NAMES, SCALES, Oddity
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.hook_points import BLOCK_ROWS
 from hooked_mm.resolve import resolve
 from hooked_mm.structure import Structure, submodule
 from hooked_mm.testing.miniatures import RECIPES, miniature
+from tests.pages import DOCS, broken_links, run_page
 
 
 @pytest.fixture(scope="module")
@@ -57,3 +61,21 @@ def test_names_that_are_found_are_modules_of_the_block(structures: dict[str, Str
                 for several in (("q", "k", "v", "o"), ("ln1", "ln2", "lnx"), ("mlp_gate", "mlp_up", "mlp_down")):
                     there = [id(found[role]) for role in several if role in found]
                     assert len(there) == len(set(there)), (family, block.path, several)
+
+
+def test_the_guide_for_odd_models_runs_as_it_stands(capsys: pytest.CaptureFixture) -> None:
+    """The page's commands and Python; what it quotes is what is printed; its tables name all that a row can say."""
+    before = dict(EXCEPTIONS)
+    try:
+        made = run_page("odd_models.md", models=models.main)
+    finally:
+        EXCEPTIONS.clear()
+        EXCEPTIONS.update(before)
+    assert made["row"] == before["florence2"]
+    assert made["model"].conformance.ok
+    printed = capsys.readouterr().out
+    page = (DOCS / "odd_models.md").read_text()
+    quoted = " ".join(line[2:] for line in page.splitlines() if line.startswith("> "))
+    assert quoted in printed
+    assert all(f"`{field.name}`" in page for field in fields(Oddity))
+    assert broken_links("odd_models.md") == []
