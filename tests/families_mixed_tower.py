@@ -43,10 +43,9 @@ _NORMS = _stream("input_layernorm", "post_attention_layernorm")
 # Experts have no neurons of their own that are there for every token.
 _EXPERTS = {**_NORMS, **_added("self_attn", "mlp"), **_heads("self_attn", "o_proj", 2)}
 _LLAMA = {**_EXPERTS, **_GATED}
-_PLAIN_EXPERTS = {**_EXPERTS, **_heads("self_attn", "o_proj", 4)}
 _PERI = {**_LLAMA, **_added("post_norm1", "post_norm2", "residual_multiplier", "residual_multiplier")}
 _LATENT = {**_NORMS, **_added("self_attn", "mlp")}
-_DELTA = {**_NORMS, **_added("linear_attn", "mlp"), **_GATED}
+_DELTA = {**_NORMS, "hook_mixer_out": Place("linear_attn"), "hook_mlp_out": Place("mlp"), **_GATED}
 _GATED_ATTENTION = {**_LLAMA, **_heads("self_attn", "o_proj", 2, "kv")}
 _VIT = {
     **_stream("layer_norm1", "layer_norm2"),
@@ -80,7 +79,7 @@ _MIXER = {
     "hook_resid_post": Place(""),
 }
 _NEMOTRON = [
-    {**_MIXER, "hook_attn_out": Place("mixer")},
+    {**_MIXER, "hook_mixer_out": Place("mixer")},
     {**_MIXER, "hook_mlp_out": Place("mixer")},
     {**_MIXER, "hook_attn_out": Place("mixer"), **_heads("mixer", "o_proj", 2)},
     {**_MIXER, "hook_mlp_out": Place("mixer"), **_neurons("mixer.up_proj", "mixer.down_proj")},
@@ -88,12 +87,13 @@ _NEMOTRON = [
 
 _LAYERS = "model.language_model.layers"
 _TEXT = (_LAYERS, [_LLAMA] * 4)
-_TWO_DENSE = (_LAYERS, [{**_PLAIN_EXPERTS, **_GATED}] * 2 + [_PLAIN_EXPERTS] * 2)
+_TWO_DENSE = (_LAYERS, [_LLAMA] * 2 + [_EXPERTS] * 2)
 _SIGLIP = ("model.vision_model.encoder.layers", [_VIT] * 3)
 _MINICPM = Model(
     (_LAYERS, [_DELTA, _GATED_ATTENTION] * 2),
     ("model.vision_tower.encoder.layers", [_VIT] * 4),
     projector="model.merger",
+    leaving="list",
 )
 
 MODELS: dict[str, Model] = {
