@@ -42,6 +42,9 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
     kind, *numbers = view.split() or [""]
     if kind == "heads":
         return value.reshape(*value.shape[:-1], int(numbers[0]), -1)
+    if kind == "gated":
+        # Every head's query, then its gate.
+        return value.reshape(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :]
     if kind == "fused":
         index, heads = map(int, numbers)
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
@@ -63,6 +66,10 @@ def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
         whole = value.clone()
         width = value.shape[-1] // 3
         whole[..., int(numbers[0]) * width : (int(numbers[0]) + 1) * width] = new.flatten(-2)
+        return whole
+    if kind == "gated":
+        whole = value.clone()
+        whole.view(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :] = new
         return whole
     if kind == "map":
         return new.permute(0, 2, 1).reshape(value.shape)
