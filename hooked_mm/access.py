@@ -179,10 +179,10 @@ class Map:
 
 @dataclass(frozen=True)
 class Tiles:
-    """(b, images, tiles, p, d) shown as (b * images, tiles * p, d)."""
+    """(b, images, tiles, p, d) shown as (b * images, tiles * p, d); without tiles, as it is."""
 
     def show(self, whole: Tensor, run: Pass) -> Tensor:
-        return whole.flatten(2, 3).flatten(0, 1)
+        return whole if whole.ndim < 5 else whole.flatten(2, 3).flatten(0, 1)
 
     def back(self, new: Tensor, whole: Tensor) -> Tensor:
         return new.reshape(whole.shape)

@@ -16,10 +16,16 @@ FAMILIES = (
 )
 """`config.model_type` of the families whose hook points are proved by tests; others are tried and judged at load."""
 
-_ATTENTIONS = ("self_attn", "attn", "attention", "window_attn", "channel_attn", "attention.self", "self_attention")
-_CROSS = ("cross_attn", "encoder_attn", "crossattention.self")
-_OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer", "dense", "wo", "attn_out", "output")
-_MLPS = ("mlp", "ffn", "feed_forward")
+_ATTENTIONS = (
+    *("self_attention.attention", "layer.0.SelfAttention", "attention.self", "self_attn", "attn", "attention"),
+    *("window_attn", "channel_attn", "self_attention"),
+)
+_CROSS = (
+    *("cross_attn", "encoder_attn", "crossattention.self", "encoder_decoder_attention.attention"),
+    "layer.1.EncDecAttention",
+)
+_OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer", "dense", "wo", "attn_out", "output", "o")
+_MLPS = (*("mlp.DenseReluDense", "layer.2.DenseReluDense", "layer.1.DenseReluDense", "mlp", "ffn", "feed_forward"),)
 
 
 def _inside(owners: Iterable[str], names: Iterable[str]) -> tuple[str, ...]:
@@ -36,7 +42,8 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "ln1": (
         *("input_layernorm", "layer_norm1", "ln_1", "norm1", "self_attn_layer_norm", "layernorm_before"),
         *("self_attn_norm", "operator_norm", "attention_norm", "pre_attention_layer_norm", "pre_self_attn_layernorm"),
-        *("rms_norm1", "attention.output.LayerNorm", "norm", "attn_norm"),
+        *("rms_norm1", "attention.output.LayerNorm", "norm", "attn_norm", "self_attention.layer_norm"),
+        "layer.0.layer_norm",
     ),
     "attn": _ATTENTIONS,
     "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq", "q_b_proj")),
@@ -47,36 +54,44 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "q_a": _inside(_ATTENTIONS, ("q_a_proj",)),
     "q_a_norm": _inside(_ATTENTIONS, ("q_a_layernorm",)),
     "o": ("attention.output.dense", *_inside(_ATTENTIONS, _OUT)),
+    # A norm between what the heads give and the output projection.
+    "o_norm": _inside(_ATTENTIONS, ("inner_attn_ln",)),
     "attn_add": ("attention.output.dense",),
     "attn_after": ("post_self_attn_layernorm", "post_operator_norm", "post_norm1", "layer_scale1", "ls1", "attn_sconv"),
     "mixer": ("linear_attn", "conv", "mamba", "mixer"),
     "xattn": _CROSS,
-    "xq": _inside(_CROSS, ("q_proj", "query")),
-    "xk": _inside(_CROSS, ("k_proj", "key")),
-    "xv": _inside(_CROSS, ("v_proj", "value")),
+    "xq": _inside(_CROSS, ("q_proj", "query", "q")),
+    "xk": _inside(_CROSS, ("k_proj", "key", "k")),
+    "xv": _inside(_CROSS, ("v_proj", "value", "v")),
     "xo": ("crossattention.output.dense", *_inside(_CROSS, _OUT)),
     "xattn_add": ("crossattention.output.dense",),
     # Where several streams run side by side, these mix them to what attention and MLP see.
     "attn_mix": ("attn_hc", "attn_hyper_connection"),
     "mlp_mix": ("ffn_hc", "mlp_hyper_connection"),
-    "lnx": ("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
+    "lnx": (
+        *("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
+        "encoder_decoder_attention.layer_norm",
+    ),
     "conv2": ("conv2",),
     # A block that normalises what attention *adds* calls that norm `post_attention_layernorm`, not its second.
     "ln2": (
         *("pre_feedforward_layernorm", "post_attention_layernorm", "layer_norm2", "ln_2", "norm2", "final_layer_norm"),
         *("layernorm_after", "ffn_norm", "pre_mlp_layer_norm", "rms_norm2", "output.LayerNorm"),
+        *("mlp.layer_norm", "layer.2.layer_norm", "layer.1.layer_norm"),
     ),
     "mlp": (*_MLPS, "fc2", "output.dense"),
     "mlp_gate": (
-        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h")),
+        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi")),
         *("fc1", "intermediate.dense"),
     ),
-    "mlp_up": _inside(_MLPS, ("up_proj", "w3")),
+    "mlp_up": _inside(_MLPS, ("up_proj", "w3", "wi_1")),
     "mlp_gate_up": _inside(_MLPS, ("gate_up_proj",)),
     "mlp_down": (
-        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h")),
+        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo")),
         *("fc2", "output.dense"),
     ),
+    # A norm between the activation function and the down projection.
+    "mlp_norm": _inside(_MLPS, ("ffn_layernorm",)),
     "mlp_after": (
         "post_feedforward_layernorm",
         "post_mlp_layernorm",
@@ -88,7 +103,10 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     ),
 }
 # Names that stand for another role where a block has both: (role it goes by alone, its role then, the other).
-RENAMED = (("post_attention_layernorm", "attn_after", "pre_feedforward_layernorm"),)
+RENAMED = (
+    ("post_attention_layernorm", "attn_after", "pre_feedforward_layernorm"),
+    ("layer.1.layer_norm", "lnx", "layer.1.EncDecAttention"),
+)
 # What multiplies a module's output before it is added: (attribute, function). The first that exists.
 SCALES: dict[str, tuple[tuple[str, str], ...]] = {
     "attn": (("lambda_1", "identity"), ("gate_attn", "tanh"), ("residual_multiplier", "identity")),

@@ -65,6 +65,7 @@ def eager_attention(
     scaling: float,
     softcap: float | None = None,
     sinks: Float[Tensor, " heads"] | None = None,
+    bias: Float[Tensor, "#b heads q k"] | None = None,
 ) -> Float[Tensor, "b heads q k"]:
     """Attention pattern softmax(cap(q k^T * scaling) + mask), in at least float32, cast to the queries' dtype.
 
@@ -75,10 +76,13 @@ def eager_attention(
         scaling: Usually 1 / sqrt(d_head).
         softcap: Scores become softcap * tanh(scores / softcap) (Gemma 2).
         sinks: A further score per head that takes its share and gives nothing (rows then sum to less than 1).
+        bias: Added to the scores: one number per head and distance (T5).
     """
     scores = torch.matmul(query, key.transpose(2, 3)) * scaling
     if softcap is not None:
         scores = softcap * torch.tanh(scores / softcap)
+    if bias is not None:
+        scores = scores + bias
     if mask is not None:
         mask = mask[..., : key.shape[2]]
         scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
@@ -162,6 +166,7 @@ def _eager(
         query.shape[-1] ** -0.5 if scaling is None else scaling,
         options.get("softcap"),
         options.get("s_aux"),
+        options.get("position_bias"),
     )
     pattern = tap(pattern) if tap is not None else pattern
     mixed = torch.matmul(pattern, value)

@@ -113,7 +113,11 @@ class AttentionEquations:
         each = None if result is None else self._results(name, prefix, z, result)
         if each is not None:
             yield each
-        if v is not None:
+        merged = v is not None and self._merged(name, pattern, v)
+        if merged:
+            kind = "merged attention: one pattern over a decoder's own positions and the encoder's"
+            yield Check("pattern * values == z", f"{self.prefix}{name}.hook_z", "not applicable", None, kind)
+        elif v is not None:
             mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
             gate = self._head_gate(name)
             mixed = mixed if gate is None else mixed * gate
@@ -127,13 +131,17 @@ class AttentionEquations:
         for letter, value in (("q", q), ("k", k)):
             rotated = self.get(f"{name}.hook_rot_{letter}")
             if value is not None and rotated is not None:
-                yield self._lengths(name, prefix, letter, value, rotated)
+                own = rotated[:, : value.shape[1]] if merged else rotated
+                yield self._lengths(name, prefix, letter, value, own)
         points = ("rot_q", "rot_k") if self.block.rotary else ("q", "k")
         q, k = (self.get(f"{name}.hook_{point}") for point in points)
         if q is not None and k is not None and not channels:
             found = self._scores(name, prefix, pattern, q, k)
             yield replace(found, point=f"{self.prefix}{name}.hook_{points[0]}")
             yield replace(found, point=f"{self.prefix}{name}.hook_{points[1]}")
+        if "o_norm" in self.block.parts and added is not None:
+            total = self._after(name, self._module("o")(self._module("o_norm")(z.flatten(-2))))
+            yield self._same("norm and projection of z == what is added", f"hook_{name}_out", added, total)
         if result is None or added is None:
             return
         bias = getattr(self._module(f"{prefix}o"), "bias", None)
@@ -143,7 +151,20 @@ class AttentionEquations:
             kind = "attention in windows: heads' results lie in window order, what is added in the picture's"
             yield Check("sum of heads", f"{self.prefix}{name}.hook_result", "not applicable", None, kind)
             return
-        yield self._same("sum of heads + bias == what is added", f"hook_{name}_out", added, total)
+        what = "sum of heads + bias == what is added"
+        if self.block.row_mask == name:
+            # What is added is read as a difference, which is as exact as the stream is large.
+            total = total * (added.abs().amax(dim=-1, keepdim=True) > 0)
+            stream = self.get("hook_resid_pre")
+            slack = 0.0 if stream is None else 8 * torch.finfo(self.dtype).eps * stream.abs().max().item()
+            yield compare(what, f"{self.prefix}hook_{name}_out", added, total, self.keep, self.dtype, slack)
+            return
+        yield self._same(what, f"hook_{name}_out", added, total)
+
+    def _merged(self, name: str, pattern: Tensor, v: Tensor) -> bool:
+        """Whether a decoder's attention has one pattern over its own positions and an encoder's (T5Gemma)."""
+        takes = inspect.signature(type(self._module(name)).forward).parameters
+        return name == "attn" and pattern.shape[-1] > v.shape[1] and "encoder_hidden_states" in takes
 
     def _head_gate(self, name: str) -> Tensor | None:
         """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""
@@ -203,6 +224,10 @@ class AttentionEquations:
         cap = getattr(module, "attn_logit_softcapping", None)
         scores = scores if cap is None else cap * torch.tanh(scores / cap)
         scores = scores.reshape(pattern.shape)
+        if self.block.row_mask == name:
+            # Rows that see no image are spread over everything, and dropped.
+            seen = (pattern.amax(dim=-1, keepdim=True) > pattern.amin(dim=-1, keepdim=True)).to(scores.dtype)
+            scores = scores * seen
         guess = scores.masked_fill(pattern <= 0, -torch.inf).softmax(dim=-1).nan_to_num()
         return self._same(what, f"{name}.hook_q", guess.movedim(1, -1), pattern.float().movedim(1, -1))
 

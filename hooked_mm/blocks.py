@@ -36,7 +36,17 @@ def first(module: nn.Module, names: Iterable[str]) -> str | None:
 def named_parts(block: nn.Module) -> dict[str, str]:
     """Role -> path, by names alone."""
     found = {role: name for role, names in PART_NAMES.items() if (name := first(block, names)) is not None}
+    if "attn" in found and recurrent(submodule(block, found["attn"])):
+        # What it mixes has no pattern, and its heads give no mix of values.
+        found = {role: path for role, path in found.items() if not f"{path}.".startswith(f"{found['attn']}.")} | {
+            "mixer": found["attn"]
+        }
     return found | {role: name for name, role, other in RENAMED if first(block, (name,)) and first(block, (other,))}
+
+
+def recurrent(module: nn.Module) -> bool:
+    """Whether what is called attention carries a state along the sequence behind a convolution (linear attention)."""
+    return not looked_into(module) and any(isinstance(inner, nn.Conv1d) for inner in module.children())
 
 
 def named_wiring(block: nn.Module, parts: Mapping[str, str]) -> Wiring | None:

@@ -132,6 +132,8 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append("hierarchical tower: the stream is a map that changes size and width between stages")
     if structure.vision and not reads_tower_end(model.hf_model.config, structure.vision.n_layers):
         kinds.append("early exit: the projector reads an earlier block of the tower than its last")
+    if (streams := structure.text.streams) > 1:
+        kinds.append(f"several streams: {streams} run side by side, and parts see a mix of them")
     if any(block.inserted for block in structure.text.blocks):
         kinds.append("deepstack: image features are added behind early blocks, too")
     return tuple(kinds)

@@ -329,7 +329,7 @@ def _attention_parts(source: Call, calls: list[Call], names: Mapping[str, str]) 
     """
     known = {
         r: p
-        for r in ("q", "q_a", "q_a_norm", "k", "v", "qkv", "o")
+        for r in ("q", "q_a", "q_a_norm", "k", "v", "qkv", "o", "o_norm")
         if (p := names.get(r, "")).startswith(f"{source.path}.")
     }
     if known:
@@ -349,7 +349,7 @@ def _attention_parts(source: Call, calls: list[Call], names: Mapping[str, str]) 
 
 def _mlp_parts(source: Call, calls: list[Call], names: Mapping[str, str]) -> dict[str, str]:
     """Gate, up and down projection of an MLP: by names; else the gate is what an activation function takes."""
-    known = {r: names[r] for r in ("mlp_gate", "mlp_up", "mlp_gate_up", "mlp_down") if r in names}
+    known = {r: names[r] for r in ("mlp_gate", "mlp_up", "mlp_gate_up", "mlp_down", "mlp_norm") if r in names}
     if known and names.get("mlp") == source.path:
         return known
     inside = _inside(source, calls)

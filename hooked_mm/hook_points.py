@@ -7,7 +7,8 @@ A point whose part a model lacks is absent from its list.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import inspect
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -192,6 +193,18 @@ BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
 }
 
 
+def _as_run(rows: tuple[_Row, ...], called: Mapping[str, int]) -> list[_Row]:
+    """Rows with queries, keys and values as they are called."""
+    found = list(rows)
+    for places in (
+        [i for i, row in enumerate(rows) if row.part in roles and row.side == "output" and row.part in called]
+        for roles in (("q", "k", "v"), ("xq", "xk", "xv"))
+    ):
+        for place, row in zip(places, sorted((rows[i] for i in places), key=lambda row: called[row.part]), strict=True):
+            found[place] = row
+    return found
+
+
 class _Builder:
     """Turns rows into points for one model."""
 
@@ -250,6 +263,9 @@ class _Builder:
             return ModuleValue(fused, "output", view), ()
         if row.part in _PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
             return ModuleValue(fused, "output", Half(_PAIR.index(row.part))), ()
+        if "o_norm" in block.parts and row.part == "o":
+            # Heads are heads before the norm; behind it no head has a result of its own.
+            path = None if row.kind == "result" else self._path(block, "o_norm")
         if path is None:
             return None
         plain: View = Plain(positions=text and row.part in ("ln2", "mid", "mlp", "mlp_gate", "mlp_down"))
@@ -282,7 +298,7 @@ class _Builder:
     def block(self, prefix: str, stream: Stream, layer: int, block: Block) -> Iterator[HookPoint]:
         first = f"{prefix}blocks.{layer}."
         once = stream != "text"
-        for row in BLOCK_ROWS[block.wiring]:
+        for row in _as_run(BLOCK_ROWS[block.wiring], self._projection_order(block)):
             made = self._access(block, first, row, stream != "vision")
             if made is None:
                 continue
@@ -295,13 +311,27 @@ class _Builder:
                 meaning=row.meaning,
                 access=access,
                 needs=needs,
-                needs_image=stream == "vision" or block.cross_only,
+                needs_image=stream == "vision"
+                or block.cross_only
+                or (row.name.startswith("xattn") and self.structure.cross_attention),
                 # Keys and values of cross-attention are those of the image or encoder, projected once.
                 once=once or row.part in ("xk", "xv"),
                 costly=name in ("hook_pattern", "hook_result"),
                 tap=(f"{block.path}.{block.parts[row.part]}", TAP_SIDES[name]) if row.kind == "tap" else None,
                 form=_form(row),
             )
+
+    def _projection_order(self, block: Block) -> dict[str, int]:
+        """Role -> when attention calls queries, keys and values, by its source: not always in this order."""
+        found: dict[str, int] = {}
+        for roles in (("q", "k", "v"), ("xq", "xk", "xv")):
+            if not set(roles) <= set(block.parts):
+                continue
+            owner = block.parts[roles[0]].rpartition(".")[0]
+            source = inspect.getsource(type(self.model.get_submodule(f"{block.path}.{owner}")).forward)
+            called = {role: source.find(f"self.{block.parts[role].rpartition('.')[2]}(") for role in roles}
+            found |= called if min(called.values()) >= 0 else {}
+        return found
 
     def stack(self, prefix: str, stream: Stream, stack: Stack, after: str | None) -> Iterator[HookPoint]:
         once = stream != "text"

@@ -172,7 +172,7 @@ def _crops(source: Source) -> Read:
             "must be expanded to the number of patches, and there must be one per image"
         )
     per = total // rows
-    resampled = any(hasattr(config, name) for name in ("perceiver_config", "qformer_config", "latent_query_num"))
+    resampled = _resampled(config)
     shapes, stride = _patch_shapes(source, pixels)
     merge, lead = (0, 0) if resampled else _merge(shapes[0], per)
     fine = [cells(row, *shapes[row], width=stride[1]) for row in range(rows)]
@@ -265,11 +265,15 @@ def _merge(shape: tuple[int, int], per: int) -> tuple[int, int]:
     return 0, 0
 
 
+def _resampled(config: Any) -> bool:
+    return any(hasattr(config, name) for name in ("perceiver_config", "qformer_config", "latent_query_num"))
+
+
 def _tiles(source: Source, samples: list[int], per: int) -> list[Tiles]:
     """How the crops make images: as the processor says, as the ids tell, or one crop an image."""
     if source.counts is not None and source.arrange is not None:
         return [source.arrange(number, count // per) for number, count in enumerate(source.counts)]
-    if samples and samples[0] >= 0 and not hasattr(source.config, "perceiver_config"):
+    if samples and samples[0] >= 0 and not _resampled(source.config):
         return _tiles_by_marks(source, per)
     if hasattr(source.config, "downsample_ratio"):
         runs = [stop - start for row in source.image for start, stop in runs_of(row)]

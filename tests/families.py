@@ -42,6 +42,9 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
     kind, *numbers = view.split() or [""]
     if kind == "heads":
         return value.reshape(*value.shape[:-1], int(numbers[0]), -1)
+    if kind == "gated":
+        # Every head's query, then its gate.
+        return value.reshape(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :]
     if kind == "fused":
         index, heads = map(int, numbers)
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
@@ -49,6 +52,8 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
         return value.permute(0, 2, 3, 1).flatten(1, 2)
     if kind == "grid":
         return value.flatten(1, 2)
+    if kind == "list":
+        return torch.cat(list(value))
     if kind == "tiles":
         return value.reshape(value.shape[0] * value.shape[1], -1, value.shape[-1])
     return value.reshape(batch, -1, value.shape[-1]) if kind == "rows" else value
@@ -62,8 +67,14 @@ def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
         width = value.shape[-1] // 3
         whole[..., int(numbers[0]) * width : (int(numbers[0]) + 1) * width] = new.flatten(-2)
         return whole
+    if kind == "gated":
+        whole = value.clone()
+        whole.view(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :] = new
+        return whole
     if kind == "map":
         return new.permute(0, 2, 1).reshape(value.shape)
+    if kind == "list":
+        return list(new.split([len(part) for part in value]))
     return new.reshape(value.shape)
 
 
@@ -348,7 +359,9 @@ def raw_values(model: nn.Module, inputs: Mapping[str, Tensor], table: Mapping[st
 
     def keep(name: str) -> Function:
         def function(value: Tensor) -> None:
-            found[name] = show(value, "rows", batch).clone() if table[name].view == "rows" else value.clone()
+            now = show(value, "rows", batch).clone() if table[name].view == "rows" else value.clone()
+            # A module that runs again (Ovis looks up the marks of images, too) is meant the first time.
+            found.setdefault(name, now)
 
         return function
 

@@ -43,11 +43,21 @@ _NORMS = _stream("input_layernorm", "post_attention_layernorm")
 # Experts have no neurons of their own that are there for every token.
 _EXPERTS = {**_NORMS, **_added("self_attn", "mlp"), **_heads("self_attn", "o_proj", 2)}
 _LLAMA = {**_EXPERTS, **_GATED}
-_PLAIN_EXPERTS = {**_EXPERTS, **_heads("self_attn", "o_proj", 4)}
 _PERI = {**_LLAMA, **_added("post_norm1", "post_norm2", "residual_multiplier", "residual_multiplier")}
-_LATENT = {**_NORMS, **_added("self_attn", "mlp")}
-_DELTA = {**_NORMS, **_added("linear_attn", "mlp"), **_GATED}
-_GATED_ATTENTION = {**_LLAMA, **_heads("self_attn", "o_proj", 2, "kv")}
+_LATENT = {
+    **_NORMS,
+    **_added("self_attn", "mlp"),
+    "attn.hook_q": Place("self_attn.q_b_proj", view="heads 4"),
+    "attn.hook_z": Place("self_attn.o_proj", "input", "heads 4"),
+}
+# Layers of a window have half as many heads.
+_WINDOW = {
+    **_LATENT,
+    "attn.hook_q": Place("self_attn.q_b_proj", view="heads 2"),
+    "attn.hook_z": Place("self_attn.o_proj", "input", "heads 2"),
+}
+_DELTA = {**_NORMS, "hook_mixer_out": Place("linear_attn"), "hook_mlp_out": Place("mlp"), **_GATED}
+_GATED_ATTENTION = {**_LLAMA, "attn.hook_q": Place("self_attn.q_proj", view="gated 4")}
 _VIT = {
     **_stream("layer_norm1", "layer_norm2"),
     **_added("self_attn", "mlp"),
@@ -80,7 +90,7 @@ _MIXER = {
     "hook_resid_post": Place(""),
 }
 _NEMOTRON = [
-    {**_MIXER, "hook_attn_out": Place("mixer")},
+    {**_MIXER, "hook_mixer_out": Place("mixer")},
     {**_MIXER, "hook_mlp_out": Place("mixer")},
     {**_MIXER, "hook_attn_out": Place("mixer"), **_heads("mixer", "o_proj", 2)},
     {**_MIXER, "hook_mlp_out": Place("mixer"), **_neurons("mixer.up_proj", "mixer.down_proj")},
@@ -88,12 +98,13 @@ _NEMOTRON = [
 
 _LAYERS = "model.language_model.layers"
 _TEXT = (_LAYERS, [_LLAMA] * 4)
-_TWO_DENSE = (_LAYERS, [{**_PLAIN_EXPERTS, **_GATED}] * 2 + [_PLAIN_EXPERTS] * 2)
+_TWO_DENSE = (_LAYERS, [_LLAMA] * 2 + [_EXPERTS] * 2)
 _SIGLIP = ("model.vision_model.encoder.layers", [_VIT] * 3)
 _MINICPM = Model(
     (_LAYERS, [_DELTA, _GATED_ATTENTION] * 2),
     ("model.vision_tower.encoder.layers", [_VIT] * 4),
     projector="model.merger",
+    leaving="list",
 )
 
 MODELS: dict[str, Model] = {
@@ -101,7 +112,7 @@ MODELS: dict[str, Model] = {
     "deepseek_vl": Model(_TEXT, _SIGLIP, projector="model.aligner"),
     "deepseek_vl_hybrid": Model(_TEXT, _SIGLIP, projector="model.aligner"),
     "dots3_note": Model(
-        (_LAYERS, [{**_LATENT, **_GATED}] * 2 + [_LATENT] * 3),
+        (_LAYERS, [{**_LATENT, **_GATED}, {**_WINDOW, **_GATED}, _LATENT, _WINDOW, _LATENT]),
         ("model.vision_tower.blocks", [{**_DOTS, **_GATED}] * 2 + [_DOTS] * 2),
         projector="model.vision_tower.merger",
     ),

@@ -105,7 +105,6 @@ RECIPES: dict[str, Recipe] = {
             "video_token_id": 151,
         },
         pictures=grids,
-        extra=modality_ids,
     ),
     "glm4v": Recipe(_GLM, pictures=grids, extra=modality_ids),
     "glm46v": Recipe(_GLM, pictures=grids, extra=modality_ids),
