@@ -178,6 +178,21 @@ class Map:
 
 
 @dataclass(frozen=True)
+class OnGrid:
+    """A tower's value whose places lie in a grid or window, (n, rows, cols, ...), row by row; others as they are."""
+
+    view: View
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return self.view.show(whole.flatten(1, 2) if whole.ndim == 4 else whole, run)
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        if whole.ndim != 4:
+            return self.view.back(new, whole)
+        return self.view.back(new, whole.flatten(1, 2)).reshape(whole.shape)
+
+
+@dataclass(frozen=True)
 class Tiles:
     """(b, images, tiles, p, d) shown as (b * images, tiles * p, d); without tiles, as it is."""
 
@@ -368,13 +383,17 @@ class HeadResult:
 
     def read(self, run: Pass) -> Tensor:
         z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))
+        z = z.flatten(1, 2) if z.ndim == 5 else z
         weight = run.memo[f"{self.module}:weight"].to(z.device, z.dtype).unflatten(-1, (self.heads, -1))
         return torch.einsum("...hk,dhk->...hd", z, weight)
 
     def write(self, run: Pass, new: Tensor) -> None:
         bias = getattr(self.projection(), "bias", None)
         total = new.sum(dim=-2)
-        _put(run.get(self.module), "output", total if bias is None else total + bias)
+        total = total if bias is None else total + bias
+        envoy = run.get(self.module)
+        whole = _whole(envoy, "output")
+        _put(envoy, "output", total.reshape(whole.shape))
 
 
 def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:

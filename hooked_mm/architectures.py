@@ -81,13 +81,13 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "mlp": (*_MLPS, "fc2", "output.dense"),
     "mlp_gate": (
-        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi")),
+        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi", "lin1")),
         *("fc1", "intermediate.dense"),
     ),
     "mlp_up": _inside(_MLPS, ("up_proj", "w3", "wi_1")),
     "mlp_gate_up": _inside(_MLPS, ("gate_up_proj",)),
     "mlp_down": (
-        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo")),
+        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo", "lin2")),
         *("fc2", "output.dense"),
     ),
     # A norm between the activation function and the down projection.

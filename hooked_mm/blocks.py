@@ -161,6 +161,9 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         kind += f" ({type(submodule(block, parts['mixer'])).__name__})"
     if mixing is None or mlp_down is None:
         kind += f" ({', '.join(type(submodule(block, parts[r])).__name__ for r in ('attn', 'mlp') if r in parts)})"
+    # Segment Anything's blocks cut and join windows themselves, so attention's output lies in windows.
+    windows = int(getattr(block, "window_size", 0)) if hasattr(block, "window_unpartition") else 0
+    kind += f" (windows of {windows})" if windows else ""
     return Block(
         path=path,
         parts=MappingProxyType(parts),
@@ -179,6 +182,7 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
         map="conv1" in parts,
+        windows=windows,
         patterns=module is not None and looked_into(module),
         gated_q="q" in parts
         and "q_a" not in parts

@@ -60,6 +60,7 @@ class Block:
         row_mask: The role of a part of whose output some rows are dropped before the sum (text that sees no image), or
             nothing.
         map: The stream between blocks is a map (n, d, rows, cols).
+        windows: Side of the windows that the block cuts its grid (n, rows, cols, d) into for attention; 0 for none.
         patterns: Its attention can be looked into (it runs by transformers' attention interface).
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
         inserted: The model adds something to the stream behind this block.
@@ -78,6 +79,7 @@ class Block:
     rotary: bool
     row_mask: str
     map: bool
+    windows: int = 0
     patterns: bool = True
     gated_q: bool = False
     inserted: bool = False
