@@ -14,9 +14,11 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.norms import NormFormula, apply_norm, centre, norm_scale
+from hooked_mm.structure import inner_linear
 
 Side = Literal["input", "output"]
 
@@ -233,7 +235,14 @@ PLAIN = Plain()
 
 def _whole(envoy: Any, side: Side) -> Tensor:
     raw = envoy.output if side == "output" else envoy.input
+    if isinstance(raw, ModelOutput):
+        return raw[_features_field(raw)]
     return raw[0] if isinstance(raw, tuple) else raw
+
+
+def _features_field(output: ModelOutput) -> str:
+    """Where a module's result holds what it makes: its pooled features, else its last states."""
+    return "pooler_output" if output.get("pooler_output") is not None else "last_hidden_state"
 
 
 def _put(envoy: Any, side: Side, new: Tensor) -> None:
@@ -241,6 +250,9 @@ def _put(envoy: Any, side: Side, new: Tensor) -> None:
         envoy.input = new
         return
     raw = envoy.output
+    if isinstance(raw, ModelOutput):
+        raw[_features_field(raw)] = new
+        return
     envoy.output = (new, *raw[1:]) if isinstance(raw, tuple) else new
 
 
@@ -379,7 +391,7 @@ class HeadResult:
     def prepare(self) -> dict[str, Any]:
         """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""
         projection = self.projection()
-        return {f"{self.module}:weight": linear_map(projection, projection.in_features)[0]}
+        return {f"{self.module}:weight": linear_map(projection, inner_linear(projection).in_features)[0]}
 
     def read(self, run: Pass) -> Tensor:
         z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))

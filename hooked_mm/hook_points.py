@@ -379,7 +379,8 @@ class _Builder:
             yield HookPoint("projector.hook_in", "projector", None, meanings[0], entering, (), True, True)
             leaving = ModuleValue(path, "output", view if structure.cross_attention else OnGrid(PLAIN))
         if structure.projector_out:
-            leaving = FieldValue(*structure.projector_out)
+            last, name = structure.projector_out
+            leaving = FieldValue(last, name) if name else ModuleValue(last, "output")
         if leaving is not None:
             yield HookPoint("projector.hook_out", "projector", None, meanings[1], leaving, (), True, True)
 
