@@ -14,9 +14,11 @@ from typing import Any, ClassVar, Literal, Protocol
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
+from transformers.utils import ModelOutput
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.norms import NormFormula, apply_norm, centre, norm_scale
+from hooked_mm.structure import inner_linear
 
 Side = Literal["input", "output"]
 
@@ -178,6 +180,21 @@ class Map:
 
 
 @dataclass(frozen=True)
+class OnGrid:
+    """A tower's value whose places lie in a grid or window, (n, rows, cols, ...), row by row; others as they are."""
+
+    view: View
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return self.view.show(whole.flatten(1, 2) if whole.ndim == 4 else whole, run)
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        if whole.ndim != 4:
+            return self.view.back(new, whole)
+        return self.view.back(new, whole.flatten(1, 2)).reshape(whole.shape)
+
+
+@dataclass(frozen=True)
 class Tiles:
     """(b, images, tiles, p, d) shown as (b * images, tiles * p, d); without tiles, as it is."""
 
@@ -218,7 +235,14 @@ PLAIN = Plain()
 
 def _whole(envoy: Any, side: Side) -> Tensor:
     raw = envoy.output if side == "output" else envoy.input
+    if isinstance(raw, ModelOutput):
+        return raw[_features_field(raw)]
     return raw[0] if isinstance(raw, tuple) else raw
+
+
+def _features_field(output: ModelOutput) -> str:
+    """Where a module's result holds what it makes: its pooled features, else its last states."""
+    return "pooler_output" if output.get("pooler_output") is not None else "last_hidden_state"
 
 
 def _put(envoy: Any, side: Side, new: Tensor) -> None:
@@ -226,6 +250,9 @@ def _put(envoy: Any, side: Side, new: Tensor) -> None:
         envoy.input = new
         return
     raw = envoy.output
+    if isinstance(raw, ModelOutput):
+        raw[_features_field(raw)] = new
+        return
     envoy.output = (new, *raw[1:]) if isinstance(raw, tuple) else new
 
 
@@ -364,17 +391,21 @@ class HeadResult:
     def prepare(self) -> dict[str, Any]:
         """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""
         projection = self.projection()
-        return {f"{self.module}:weight": linear_map(projection, projection.in_features)[0]}
+        return {f"{self.module}:weight": linear_map(projection, inner_linear(projection).in_features)[0]}
 
     def read(self, run: Pass) -> Tensor:
         z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))
+        z = z.flatten(1, 2) if z.ndim == 5 else z
         weight = run.memo[f"{self.module}:weight"].to(z.device, z.dtype).unflatten(-1, (self.heads, -1))
         return torch.einsum("...hk,dhk->...hd", z, weight)
 
     def write(self, run: Pass, new: Tensor) -> None:
         bias = getattr(self.projection(), "bias", None)
         total = new.sum(dim=-2)
-        _put(run.get(self.module), "output", total if bias is None else total + bias)
+        total = total if bias is None else total + bias
+        envoy = run.get(self.module)
+        whole = _whole(envoy, "output")
+        _put(envoy, "output", total.reshape(whole.shape))
 
 
 def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:

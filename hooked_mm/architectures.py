@@ -81,13 +81,13 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     ),
     "mlp": (*_MLPS, "fc2", "output.dense"),
     "mlp_gate": (
-        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi")),
+        *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi", "lin1")),
         *("fc1", "intermediate.dense"),
     ),
     "mlp_up": _inside(_MLPS, ("up_proj", "w3", "wi_1")),
     "mlp_gate_up": _inside(_MLPS, ("gate_up_proj",)),
     "mlp_down": (
-        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo")),
+        *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo", "lin2")),
         *("fc2", "output.dense"),
     ),
     # A norm between the activation function and the down projection.
@@ -120,11 +120,13 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
 # Arguments of a block that say which rows of a part's output are dropped -> that part.
 ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xattn"}
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
-QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm")
+QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm", "qk_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 # Inside attention: what multiplies a query by a number that grows with its position.
-QUERY_SCALES = ("softmax_scaling",)
-HEAD_GATES = ("g_proj",)
+QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
+# Arguments of attention that turn queries and keys by their position.
+ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci")
+HEAD_GATES = ("g_proj", "gate_proj")
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
@@ -138,7 +140,7 @@ FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "la
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")
 # What a configuration calls the number that logits are multiplied or divided by.
-LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling")
+LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling", "output_multiplier")
 # How many streams run side by side, in a configuration, and what makes one of them before the final norm.
 STREAM_COUNTS = ("hc_mult", "hc_count")
 COLLAPSE_NAMES = ("hc_head",)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from typing import Any
@@ -72,6 +73,7 @@ class AttentionEquations:
             source = self._mixed("attn_mix", "hook_resid_pre")
         if source is None:
             return
+        source = self._cut(source)
         for index, letter in enumerate("qkv"):
             value = self.get(f"{name}.hook_{letter}")
             # Keys and values of cross-attention come from elsewhere.
@@ -88,6 +90,37 @@ class AttentionEquations:
             # Windows are rearranged between the norm and the projection.
             if got.shape == expected.shape:
                 yield self._same("projection of the norm's output", f"{name}.hook_{letter}", got, expected)
+
+    def _cut(self, value: Tensor) -> Tensor:
+        """A square grid's values (n, p, d) as (windows, places, d), by the block's own method."""
+        if not (size := self.block.windows):
+            return value
+        side = math.isqrt(value.shape[1])
+        block = submodule(self.model, self.block.path)
+        windows: Tensor = block.window_partition(value.unflatten(1, (side, side)), size)[0]
+        return windows.flatten(1, 2)
+
+    def _joined(self, windows: Tensor, places: int) -> Tensor:
+        """(windows, places, d) as a square grid's values (n, p, d), without what filled the windows up."""
+        if not (size := self.block.windows):
+            return windows
+        side = math.isqrt(places)
+        full = -(-side // size) * size
+        block = submodule(self.model, self.block.path)
+        whole: Tensor = block.window_unpartition(windows.unflatten(1, (size, size)), size, (full, full), (side, side))
+        return whole.flatten(1, 2)
+
+    def output(self, name: str, prefix: str) -> Iterator[Check]:
+        """z gives what is added: for attention whose pattern can't be had, so that no more can be checked."""
+        z, result, added = (self.get(point) for point in (f"{name}.hook_z", f"{name}.hook_result", f"hook_{name}_out"))
+        if z is None:
+            return
+        if result is not None:
+            yield self._results(name, prefix, z, result)
+        if added is not None:
+            total = self._joined(self._module(f"{prefix}o")(z.flatten(-2)), added.shape[1])
+            what = "z through the output projection == what is added"
+            yield self._same(what, f"{name}.hook_z", added, self._after(name, total))
 
     def _projected(self, role: str, source: Tensor) -> Tensor:
         """Queries, keys or values (..., heads * d_head) of what attention stands on."""

@@ -29,10 +29,14 @@ from hooked_mm.structure import PREFIXES, scale_factor
 Mode = Literal["all", "attn", "mlp"]
 Tokens = int | str | Sequence[int] | Sequence[str] | Tensor
 
-# What a block adds to the stream: point -> which mode it belongs to. The first two lie before `hook_resid_mid`.
-_ADDED = {"hook_attn_out": "attn", "hook_xattn_out": "attn", "hook_mlp_out": "mlp", "hook_insert_out": "rest"}
+# What a block adds to the stream: point -> which mode it belongs to. The first three lie before `hook_resid_mid`.
+_ADDED = {
+    **dict.fromkeys(("hook_attn_out", "hook_mixer_out", "hook_xattn_out"), "attn"),
+    "hook_mlp_out": "mlp",
+    "hook_insert_out": "rest",
+}
 _STACKS = {prefix: stream for stream, prefix in PREFIXES.items()}
-_BEFORE_MID = ("hook_attn_out", "hook_xattn_out")
+_BEFORE_MID = ("hook_attn_out", "hook_mixer_out", "hook_xattn_out")
 
 
 class Weights(Protocol):
@@ -93,19 +97,26 @@ def component_names(
         stack: `""`, `"vision."`, `"encoder."`.
 
     Raises:
-        BadInputError: For an unknown mode.
+        BadInputError: For an unknown mode, or if no points tell what one of these blocks adds.
     """
     if mode not in ("all", "attn", "mlp"):
         raise BadInputError(f"mode={mode!r}{nearest(str(mode), ['all', 'attn', 'mlp'])}; it is 'all', 'attn' or 'mlp'")
     chosen = [("embed", f"{stack}hook_embed")] if incl_embeds else []
+    telling: set[int] = set()
     for name in names:
         match = re.fullmatch(rf"{re.escape(stack)}blocks\.(\d+)\.(hook_\w+)", name)
         if match is None or match[2] not in _ADDED:
             continue
         at, point = int(match[1]), match[2]
+        telling.add(at)
         reached = at < layer or (mlp_input and at == layer and point in _BEFORE_MID)
         if reached and mode in ("all", _ADDED[point]):
             chosen.append((f"{at}_{point.removeprefix('hook_')}", name))
+    if silent := [at for at in range(layer) if at not in telling]:
+        raise BadInputError(
+            f"what block {silent[0]} of this model adds to the stream is no sum of points (several streams side by "
+            "side, or a wiring of its own), so the stream can't be taken apart; the streams themselves can be read"
+        )
     return chosen
 
 

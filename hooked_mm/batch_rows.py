@@ -34,7 +34,7 @@ PER_SAMPLE = frozenset(
         "aspect_ratio_mask",
     }
 )
-PER_IMAGE = frozenset({"image_grid_thw", "image_sizes"})
+PER_IMAGE = frozenset({"image_grid_thw", "image_sizes", "target_sizes"})
 PIXELS = frozenset({"pixel_values", "pixel_attention_mask", "spatial_shapes"})
 OF_IMAGES = PER_IMAGE | PIXELS | {"batch_num_images", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"}
 """Tensors that a batch without images does not have."""
@@ -189,4 +189,19 @@ def take_inputs(inputs: Mapping[str, Tensor], layout: Layout, which: Taken) -> d
     """
     had = layout.kind != "none"
     kept = {name: value for name, value in inputs.items() if not had or len(which.images) or name not in OF_IMAGES}
-    return {name: value[which.rows(name, value, layout).to(value.device)] for name, value in kept.items()}
+    found = {}
+    for name, value in kept.items():
+        if in_a_row(name, value, layout):
+            # Patches side by side in one row of pixels, (1, 3, side, side * patches).
+            patches = value.unflatten(-1, (-1, value.shape[-2]))
+            found[name] = patches[..., which.tower.to(value.device), :].flatten(-2)
+        else:
+            found[name] = value[which.rows(name, value, layout).to(value.device)]
+    return found
+
+
+def in_a_row(name: str, value: Tensor, layout: Layout) -> bool:
+    """Whether all pictures of a packed tower are one row of pixels (MiniCPM-V)."""
+    if name != "pixel_values" or layout.kind != "packed" or layout.tower_image is None:
+        return False
+    return value.ndim == 4 and value.shape[0] == 1 and value.shape[-1] == value.shape[-2] * len(layout.tower_image)

@@ -16,10 +16,10 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, ROW_MASKS, SCALES
+from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, ROTARY_ARGUMENTS, ROW_MASKS, SCALES
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, looked_into
-from hooked_mm.structure import Block, Wiring, submodule
+from hooked_mm.structure import Block, Wiring, inner_linear, submodule
 
 _HEADS = ("num_heads", "num_attention_heads", "n_heads", "groups")
 
@@ -73,6 +73,7 @@ def unexplained(block: nn.Module, parts: Mapping[str, str]) -> list[str]:
 
 
 def _width(module: nn.Module, side: Literal["in_features", "out_features"]) -> int:
+    module = inner_linear(module)
     size = getattr(module, side, None)
     if size is None and getattr(module, "nf", None) is not None:
         # transformers' Conv1D keeps its weight the other way round.
@@ -161,6 +162,9 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         kind += f" ({type(submodule(block, parts['mixer'])).__name__})"
     if mixing is None or mlp_down is None:
         kind += f" ({', '.join(type(submodule(block, parts[r])).__name__ for r in ('attn', 'mlp') if r in parts)})"
+    # Segment Anything's blocks cut and join windows themselves, so attention's output lies in windows.
+    windows = int(getattr(block, "window_size", 0)) if hasattr(block, "window_unpartition") else 0
+    kind += f" (windows of {windows})" if windows else ""
     return Block(
         path=path,
         parts=MappingProxyType(parts),
@@ -173,12 +177,13 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         d_model=_width(out, "out_features") if out is not None else _norm_width(block, parts),
         # An MLP of no known parts (a mixture of experts) has no neurons of its own.
         d_mlp=0 if mlp_down is None else _width(mlp_down, "in_features"),
-        rotary="position_embeddings" in arguments
+        rotary=any(name in arguments for name in ROTARY_ARGUMENTS)
         or (module is not None and key is None and "qkv" not in parts)
         or hasattr(module, "rotary_emb")
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
         map="conv1" in parts,
+        windows=windows,
         patterns=module is not None and looked_into(module),
         gated_q="q" in parts
         and "q_a" not in parts

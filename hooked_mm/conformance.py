@@ -12,10 +12,14 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
+from torch import nn
+
 from hooked_mm.batch import Batch
+from hooked_mm.blocks import named_parts
 from hooked_mm.checks import Check
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.passes import Passes, reads_tower_end
+from hooked_mm.resolve import block_lists
 from hooked_mm.structure import Structure
 
 if TYPE_CHECKING:
@@ -136,7 +140,23 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append(f"several streams: {streams} run side by side, and parts see a mix of them")
     if any(block.inserted for block in structure.text.blocks):
         kinds.append("deepstack: image features are added behind early blocks, too")
+    if others := further_stacks(model.hf_model, structure):
+        kinds.append(f"further stacks: blocks without hook points in {', '.join(others)}")
     return tuple(kinds)
+
+
+def further_stacks(hf_model: nn.Module, structure: Structure) -> list[str]:
+    """Paths of lists of blocks with attention that no hook point lies in: second towers, resamplers, audio."""
+    ours = {id(hf_model.get_submodule(block.path)) for stack in structure.stacks.values() for block in stack.blocks}
+
+    def attends(block: nn.Module) -> bool:
+        return not {"attn", "xattn"}.isdisjoint(named_parts(block))
+
+    return [
+        path
+        for path, blocks in block_lists(hf_model).items()
+        if any(map(attends, blocks)) and not any(id(module) in ours for block in blocks for module in block.modules())
+    ]
 
 
 def check_conformance(model: HookedMM, batch: Batch, *, full: bool = False, copies: int = 1) -> ConformanceReport:

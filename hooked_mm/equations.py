@@ -29,8 +29,8 @@ class BlockEquations(AttentionEquations):
         yield from self._guarded("ln1.hook_out", self.norms())
         for name, prefix in (("attn", ""), ("xattn", "x")):
             yield from self._guarded(f"{name}.hook_q", self.projections(name, prefix))
-            if self.get(f"{name}.hook_pattern") is not None:
-                yield from self._guarded(f"{name}.hook_z", self.attention(name, prefix))
+            seen = self.get(f"{name}.hook_pattern") is not None
+            yield from self._guarded(f"{name}.hook_z", (self.attention if seen else self.output)(name, prefix))
         yield from self._guarded("mlp.hook_post", self.mlp())
 
     def _guarded(self, name: str, checks: Iterator[Check]) -> Iterator[Check]:

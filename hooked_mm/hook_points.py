@@ -29,6 +29,7 @@ from hooked_mm.access import (
     Map,
     ModuleValue,
     NormValue,
+    OnGrid,
     Plain,
     ScaledValue,
     Side,
@@ -236,13 +237,15 @@ class _Builder:
         role = row.part
         behind = self._path(block, block.behind(role))
         assert behind is not None
-        if role not in block.scales and role != block.row_mask:
+        joined = role == "attn" and block.windows
+        if role not in block.scales and role != block.row_mask and not joined:
             return ModuleValue(behind, "output", view), ()
         # In a block without a middle everything ends in what leaves it, so only the last part can be written there.
         last = role == "mlp" or block.mid is None
-        total = ModuleValue(block.path, "output") if last else ModuleValue(self._mid(block), "input", in_place=True)
+        where = (block.path, "output", view) if last else (self._mid(block), "input", view, True)
+        total = ModuleValue(*where)
         before = f"{prefix}hook_resid_mid" if role == "mlp" and block.mid else f"{prefix}hook_resid_pre"
-        if role == block.row_mask:
+        if role == block.row_mask or joined:
             return AddedValue(before, total), (before,)
         if role in block.scales:
             factor = partial(scale_factor, self.model.get_submodule(block.path), block.scales[role])
@@ -260,7 +263,7 @@ class _Builder:
             return self._tap(block, row)
         if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
             view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads)
-            return ModuleValue(fused, "output", view), ()
+            return ModuleValue(fused, "output", view if text else OnGrid(view)), ()
         if row.part in _PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
             return ModuleValue(fused, "output", Half(_PAIR.index(row.part))), ()
         if "o_norm" in block.parts and row.part == "o":
@@ -268,15 +271,16 @@ class _Builder:
             path = None if row.kind == "result" else self._path(block, "o_norm")
         if path is None:
             return None
-        plain: View = Plain(positions=text and row.part in ("ln2", "mid", "mlp", "mlp_gate", "mlp_down"))
+        flat = row.part in ("ln2", "mid", "mlp", "mlp_gate", "mlp_down")
+        plain: View = Plain(positions=flat) if text else OnGrid(PLAIN)
         if block.map and (row.part in ("block", "conv1", "conv2")):
             plain = Map()
         if row.kind == "added":
             return self._added(block, prefix, row, plain)
         if row.kind in ("heads", "kv_heads"):
             heads = block.n_heads if row.kind == "heads" else block.n_kv_heads
-            gated = row.part == "q" and block.gated_q
-            return ModuleValue(path, row.side, GatedHeads(heads) if gated else Heads(heads)), ()
+            each: View = GatedHeads(heads) if row.part == "q" and block.gated_q else Heads(heads)
+            return ModuleValue(path, row.side, each if text else OnGrid(each)), ()
         if row.kind == "result":
             return HeadResult(path, block.n_heads, partial(self.model.get_submodule, path)), ()
         if row.kind in ("scale", "normalized"):
@@ -336,7 +340,7 @@ class _Builder:
     def stack(self, prefix: str, stream: Stream, stack: Stack, after: str | None) -> Iterator[HookPoint]:
         once = stream != "text"
         enter = "embeddings with image features merged in" if stream != "vision" else "what enters tower block 0"
-        embed: View = Map() if stack.blocks[0].map else Plain()
+        embed: View = Map() if stack.blocks[0].map else OnGrid(PLAIN) if stream == "vision" else PLAIN
         if stack.streams > 1:
             embed = Streams(stack.streams)
         first = ModuleValue(stack.blocks[0].path, "input", embed)
@@ -364,7 +368,8 @@ class _Builder:
     def projector(self) -> Iterator[HookPoint]:
         """What goes into the projector, unless that runs image by image, and the image tokens."""
         structure, path = self.structure, self.structure.projector
-        view: View = Map() if structure.vision and structure.vision.blocks[-1].map else Plain()
+        maps = structure.vision is not None and structure.vision.blocks[-1].map
+        view: View = Map() if maps or (path and self._takes_a_map(path)) else OnGrid(PLAIN)
         if structure.cross_attention:
             view = Tiles()
         meanings = ("tower features that are projected (n, p, d)", "image tokens (n, p, d_model)")
@@ -372,11 +377,17 @@ class _Builder:
         if path:
             entering = ModuleValue(path, "input", view)
             yield HookPoint("projector.hook_in", "projector", None, meanings[0], entering, (), True, True)
-            leaving = ModuleValue(path, "output", view if structure.cross_attention else PLAIN)
+            leaving = ModuleValue(path, "output", view if structure.cross_attention else OnGrid(PLAIN))
         if structure.projector_out:
-            leaving = FieldValue(*structure.projector_out)
+            last, name = structure.projector_out
+            leaving = FieldValue(last, name) if name else ModuleValue(last, "output")
         if leaving is not None:
             yield HookPoint("projector.hook_out", "projector", None, meanings[1], leaving, (), True, True)
+
+    def _takes_a_map(self, path: str) -> bool:
+        """Whether a projector begins with a convolution, which takes (n, d, rows, cols)."""
+        modules = self.model.get_submodule(path).modules()
+        return isinstance(next((m for m in modules if any(True for _ in m.parameters(False))), None), nn.Conv2d)
 
     def points(self) -> Iterator[HookPoint]:
         structure = self.structure

@@ -15,6 +15,7 @@ import math
 
 import torch
 
+from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Plan, cells
 from hooked_mm.layout_source import Read, Source, runs_of
 
@@ -27,8 +28,17 @@ def has_views(source: Source) -> bool:
 
 
 def read_views(source: Source) -> Read:
-    """Where the views of each page lie; crops run through the tower on their own, so only the whole page has rows."""
+    """Where the views of each page lie; crops run through the tower on their own, so only the whole page has rows.
+
+    Raises:
+        BadInputError: If there are crops, and no tensor that says how many each page has.
+    """
     pages = source.inputs["pixel_values"]
+    if "pixel_values_local" in source.inputs and "num_local_patches" not in source.inputs:
+        raise BadInputError(
+            "the batch has crops of pages (pixel_values_local), but no tensor num_local_patches: a list of them can't "
+            "be cut and moved with the batch. Make the tensor, or the batch without crops (crop_to_patches=False)"
+        )
     crops = source.inputs.get("num_local_patches", torch.zeros(len(pages), dtype=torch.long)).tolist()
     grids = source.inputs.get("patches_grid", torch.zeros(len(pages), 2, dtype=torch.long)).tolist()
     small = source.inputs.get("pixel_values_local", pages).shape[-1] / pages.shape[-1]

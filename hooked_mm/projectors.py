@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 import textwrap
 from typing import Any
 
@@ -54,8 +55,27 @@ def find_projector(
     if name is not None:
         found: nn.Module = submodule(core, name)
         return found
-    rest = leftover(core, claimed)
+    rest = [module for module in leftover(core, claimed) if runs(module)]
+    if len(rest) > 1 and (steps := steps_behind(core, claimed)):
+        return steps[0]
     return rest[0] if len(rest) == 1 else None
+
+
+def runs(module: nn.Module) -> bool:
+    """Whether a module has a forward of its own: a tokenizer of pictures (VQ-VAE) is asked for something else."""
+    return type(module).forward is not nn.Module.forward
+
+
+def steps_behind(core: Any, claimed: list[nn.Module | None]) -> list[nn.Module]:
+    """The modules that a model calls one behind the other to make image tokens of a tower's features (Muse)."""
+    if not hasattr(core, "get_image_features"):
+        return []
+    source = inspect.getsource(type(core).get_image_features)
+    called = [getattr(core, name, None) for name in re.findall(r"self\.(\w+)\(", source)]
+    known = {id(module) for module in claimed if module is not None}
+    found = [module for module in called if isinstance(module, nn.Module)]
+    towers = [place for place, module in enumerate(found) if id(module) in known]
+    return found[towers[-1] + 1 :] if towers else []
 
 
 def image_tokens_field(
@@ -63,11 +83,14 @@ def image_tokens_field(
 ) -> tuple[nn.Module, str] | None:
     """Module and field that hold the image tokens in the picture's order, where that is not the projector's own.
 
-    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back.
+    A tower that sorts patches by window merges them in that order; its last step puts the merged tokens back. A
+    projector of several steps gives them in its last one's output, which is no field.
     """
     if exception.projector_out is not None:
         path, name = exception.projector_out
         return submodule(core, path), name
+    if (steps := steps_behind(core, [tower])) and steps[0] is projector and len(steps) > 1:
+        return steps[-1], ""
     if tower is not None and projector is not None and contains(tower, {id(projector)}):
         return (tower, "pooler_output") if hasattr(vision_config, "window_size") else None
     return None

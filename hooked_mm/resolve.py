@@ -279,6 +279,15 @@ def _inserted(config: Any, vision_config: Any, decoder: nn.Module) -> set[int]:
     return {layer - 1 for layer in entered if layer}
 
 
+def _has_blocks(tower: nn.Module, core: nn.Module, config: Any, exception: Oddity) -> bool:
+    """Whether a tower is a stack of blocks; one that is not (folds of pixels, Inkling) is a projector and no more."""
+    try:
+        find_lists(tower, core, config, exception.vision_blocks, "vision tower")
+    except UnsupportedModelError:
+        return False
+    return True
+
+
 def _looped(model: nn.Module, path: str) -> bool:
     owner, _, name = path.rpartition(".")
     return runs_in_a_loop(model.get_submodule(owner), name)
@@ -306,7 +315,13 @@ def resolve(model: Any) -> Structure:
     paths = {id(module): path for path, module in model.named_modules()}
     core = getattr(inner, "model", None) or getattr(inner, "base_model", inner)
     text_config, tower_config = config.get_text_config(), vision_config(config)
+    if getattr(text_config, "vocab_size", None) is None:
+        raise UnsupportedModelError(
+            f"{type(model).__name__} (model type {family!r}) names no vocabulary: what it gives are no logits over words"
+        )
     tower = _tower(inner, config, text_config.vocab_size)
+    bare = tower if tower is not None and not _has_blocks(tower, core, tower_config, exception) else None
+    tower = None if bare is not None else tower
     decoder = _decoder(inner, text_config, tower)
     encoder = text_encoder(inner, tower)
 
@@ -330,7 +345,7 @@ def resolve(model: Any) -> Structure:
         counts = (getattr(text_config, name, None) for name in STREAM_COUNTS)
         text = replace(text, streams=next((count for count in counts if count), 1))
     norm = _final_norm(decoder) or find_transform(model, paths[id(unembed)], decoder)
-    projector = find_projector(core, [decoder, tower, embed, unembed, norm, encoder], config, exception)
+    projector = find_projector(core, [decoder, tower, embed, unembed, norm, encoder], config, exception) or bare
     out = image_tokens_field(core, tower, projector, tower_config, exception)
     path = None if projector is None else paths[id(projector)]
     looped = path is not None and out is None and _looped(model, path)

@@ -60,6 +60,7 @@ class Block:
         row_mask: The role of a part of whose output some rows are dropped before the sum (text that sees no image), or
             nothing.
         map: The stream between blocks is a map (n, d, rows, cols).
+        windows: Side of the windows that the block cuts its grid (n, rows, cols, d) into for attention; 0 for none.
         patterns: Its attention can be looked into (it runs by transformers' attention interface).
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
         inserted: The model adds something to the stream behind this block.
@@ -78,6 +79,7 @@ class Block:
     rotary: bool
     row_mask: str
     map: bool
+    windows: int = 0
     patterns: bool = True
     gated_q: bool = False
     inserted: bool = False
@@ -144,7 +146,8 @@ class Structure:
         encoder: The text encoder's blocks of an encoder-decoder, which then hold the image positions.
         vision: The tower's blocks.
         projector: Path of the module from tower features to image tokens.
-        projector_out: Module and field that hold the image tokens in picture order, where not the projector's output.
+        projector_out: Module and field that hold the image tokens in picture order, where not the projector's output;
+            no field: the module's output.
         projector_each: Path of a projector that runs once per image: a pass has no one value of it, and it no points.
         final_norm: None where blocks normalise after the sum, or where there is none.
         embed: Token embedding.
@@ -210,6 +213,12 @@ def scale_factor(block: nn.Module, scale: tuple[str, str]) -> Tensor:
     attribute, function = scale
     value = torch.as_tensor(getattr(block, attribute))
     return torch.tanh(value) if function == "tanh" else value
+
+
+def inner_linear(module: Any) -> Any:
+    """The linear map that a module is, or that it wraps (to bound what goes in and comes out); else the module."""
+    inside = [child for child in module.children() if hasattr(child, "in_features")]
+    return inside[0] if not hasattr(module, "in_features") and len(inside) == 1 else module
 
 
 def submodule(module: Any, path: str) -> Any:

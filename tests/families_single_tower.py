@@ -147,7 +147,7 @@ _CLIP = ("model.vision_tower.encoder.layers", [_VIT] * 3)
 _PATCHES = ("model.vision_tower.transformer.layers", [_PIXTRAL] * 4)
 _LAYERS = "model.language_model.layers"
 _TEXT = (_LAYERS, [_LLAMA] * 4)
-_PARALLEL = Model((_LAYERS, [_COHERE] * 4), _CLIP)
+_PARALLEL = Model((_LAYERS, [_COHERE] * 4), _CLIP, leaving="grid")
 _GOT = Model(_TEXT, ("model.vision_tower.layers", [_SAM] * 4), entering="map")
 
 MODELS: dict[str, Model] = {
