@@ -11,11 +11,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import Fused, GatedHeads, linear_map
+from hooked_mm.access import linear_map
 from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES, QUERY_SCALES
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
+from hooked_mm.views import Fused, GatedHeads
 
 
 class AttentionEquations:
