@@ -317,7 +317,7 @@ def resolve(model: Any) -> Structure:
     text_config, tower_config = config.get_text_config(), vision_config(config)
     if getattr(text_config, "vocab_size", None) is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model type {family!r}) names no vocabulary: what it gives are no logits over words"
+            f"{type(model).__name__} (model type {family!r}) names no vocabulary: it gives no logits over words"
         )
     tower = _tower(inner, config, text_config.vocab_size)
     bare = tower if tower is not None and not _has_blocks(tower, core, tower_config, exception) else None
