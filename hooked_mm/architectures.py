@@ -126,6 +126,8 @@ NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
 # Arguments of attention that turn queries and keys by their position.
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci")
+# What adds a number per distance to queries * keys: an argument or an attribute of attention.
+SCORE_BIASES = ("position_bias", "rel_pos_h")
 HEAD_GATES = ("g_proj", "gate_proj")
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)

@@ -28,6 +28,7 @@ from hooked_mm.norms import NormFormula, find_norm_formula
 from hooked_mm.structure import Block, Stack, Structure, scale_factor
 from hooked_mm.views import (
     PLAIN,
+    ByHead,
     Fused,
     GatedHeads,
     Half,
@@ -168,10 +169,12 @@ class _Builder:
     def _tap(self, block: Block, row: Row) -> tuple[Access, tuple[str, ...]] | None:
         attention = self._path(block, row.part)
         name = row.name.split(".")[-1]
-        if attention is None or not block.patterns or (name != "hook_pattern" and not block.rotary):
+        if attention is None or not block.patterns:
+            return None
+        if name != "hook_pattern" and (not block.rotary or block.own_softmax):
             return None
         tap = TAP_SIDES[name]
-        view: View = Plain() if tap == "pattern" else Swapped()
+        view: View = ByHead(block.n_heads) if tap == "pattern" else Swapped()
         return ModuleValue(f"taps:{attention}:{tap}", "output", view), ()
 
     def block(self, prefix: str, stream: Stream, layer: int, block: Block) -> Iterator[HookPoint]:

@@ -377,4 +377,9 @@ def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, Attent
             for role in ("attn", "xattn"):
                 if role in block.parts and block.patterns:
                     path = f"{block.path}.{block.parts[role]}"
-                    yield path, AttentionSite(model.get_submodule(path), AttentionTaps(), configs, stack.packed)
+                    yield (
+                        path,
+                        AttentionSite(
+                            model.get_submodule(path), AttentionTaps(), configs, stack.packed, block.own_softmax
+                        ),
+                    )

@@ -175,6 +175,19 @@ class Streams:
 
 
 @dataclass(frozen=True)
+class ByHead:
+    """Patterns (b * heads, q, k) shown as (b, heads, q, k), as they are if they are that."""
+
+    heads: int
+
+    def show(self, whole: Tensor, run: Pass) -> Tensor:
+        return whole.unflatten(0, (-1, self.heads)) if whole.ndim == 3 else whole
+
+    def back(self, new: Tensor, whole: Tensor) -> Tensor:
+        return new.reshape(whole.shape)
+
+
+@dataclass(frozen=True)
 class Swapped:
     """(b, heads, p, d_head) shown as (b, p, heads, d_head)."""
 
