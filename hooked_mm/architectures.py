@@ -138,6 +138,8 @@ PROJECTOR_NAMES = (
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
     *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
 )
+# Towers that transformers' `get_encoder` does not know.
+TOWER_NAMES = ("image_encoder",)
 FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm"), "hyper_connection_mixer")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")
