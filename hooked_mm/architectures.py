@@ -126,6 +126,8 @@ NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
 # Arguments of attention that turn queries and keys by their position.
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci")
+# What adds a number per distance to queries * keys: an argument or an attribute of attention.
+SCORE_BIASES = ("position_bias", "rel_pos_h")
 HEAD_GATES = ("g_proj", "gate_proj")
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)
@@ -136,6 +138,8 @@ PROJECTOR_NAMES = (
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
     *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
 )
+# Towers that transformers' `get_encoder` does not know.
+TOWER_NAMES = ("image_encoder",)
 FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm"), "hyper_connection_mixer")
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")

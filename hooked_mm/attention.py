@@ -24,6 +24,8 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from hooked_mm.attention_own import watched
+
 TapName = Literal["q", "k", "pattern"]
 _PREFIX = "hooked_mm_"
 # transformers hands all images of a packed tower over in one call, with their bounds, to functions named so.
@@ -232,19 +234,23 @@ def _stand_in(original: str, patterns: bool, packed: bool) -> str:
 class AttentionSite:
     """One attention module of a model, with its taps.
 
-    `configs`: every configuration object that decides how this module attends and how its mask is made.
+    `configs`: every configuration object that decides how this module attends and how its mask is made; `own`: it
+    computes its pattern itself.
     """
 
     module: nn.Module
     taps: AttentionTaps
     configs: tuple[Any, ...]
     packed: bool
+    own: bool = False
 
 
 @contextmanager
 def tapped(wanted: Iterable[tuple[AttentionSite, frozenset[str]]]) -> Iterator[None]:
     """While open, these attention modules call their taps (`"q"`, `"k"`, `"pattern"`); undone at the end."""
-    rows = list(wanted)
+    every = list(wanted)
+    own = [(site.module, site.taps.pattern) for site, names in every if site.own and "pattern" in names]
+    rows = [(site, names) for site, names in every if not site.own]
     patterns: dict[int, bool] = {}
     configs: dict[int, tuple[Any, bool]] = {}
     for site, names in rows:
@@ -261,7 +267,8 @@ def tapped(wanted: Iterable[tuple[AttentionSite, frozenset[str]]]) -> Iterator[N
             config._attn_implementation_internal = _stand_in(original, patterns[key], packed)
         for site, names in rows:
             _ACTIVE[id(site.module)] = _Active(site.taps, names)
-        yield
+        with watched(own):
+            yield
     finally:
         for key, (config, _) in configs.items():
             config._attn_implementation_internal = originals[key]

@@ -11,11 +11,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import Fused, GatedHeads, linear_map
-from hooked_mm.architectures import HEAD_GATES, NORMS_BEHIND_ROTARY, QUERY_KEY_NORMS, QUERY_LATENT_SCALES, QUERY_SCALES
+from hooked_mm.access import linear_map
+from hooked_mm.architectures import (
+    HEAD_GATES,
+    NORMS_BEHIND_ROTARY,
+    QUERY_KEY_NORMS,
+    QUERY_LATENT_SCALES,
+    QUERY_SCALES,
+    SCORE_BIASES,
+)
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
 from hooked_mm.structure import Block, scale_factor, submodule
+from hooked_mm.views import Fused, GatedHeads
 
 
 class AttentionEquations:
@@ -67,8 +75,8 @@ class AttentionEquations:
         """Queries, keys and values are projected from what attention stands on."""
         bare = self.block.wiring in ("post", "after")
         source = self.get("hook_resid_pre" if bare else "ln1.hook_out")
-        if prefix and self.block.wiring == "post":
-            source = self.get("ln1.hook_out")
+        if prefix and (self.block.wiring == "post" or "lnx" in self.block.parts):
+            source = self.get("ln1.hook_out" if self.block.wiring == "post" else "lnx.hook_out")
         if source is None and self.block.wiring == "streams":
             source = self._mixed("attn_mix", "hook_resid_pre")
         if source is None:
@@ -247,7 +255,8 @@ class AttentionEquations:
         if getattr(module, "sinks", None) is not None:
             kind = "attention with sinks: part of every row goes to none of the positions"
             return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
-        if "position_bias" in inspect.signature(type(module).forward).parameters:
+        takes = inspect.signature(type(module).forward).parameters
+        if any(name in takes or getattr(module, name, None) is not None for name in SCORE_BIASES):
             kind = "attention with a bias for each distance, which is added to queries * keys"
             return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
         k = k.repeat_interleave(q.shape[-2] // k.shape[-2], dim=-2)

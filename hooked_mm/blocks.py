@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, ROTARY_ARGUMENTS, ROW_MASKS, SCALES
+from hooked_mm.attention_own import by_softmax
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, looked_into
 from hooked_mm.structure import Block, Wiring, inner_linear, submodule
@@ -184,7 +185,8 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
         map="conv1" in parts,
         windows=windows,
-        patterns=module is not None and looked_into(module),
+        patterns=module is not None and (looked_into(module) or by_softmax(module)),
+        own_softmax=module is not None and by_softmax(module),
         gated_q="q" in parts
         and "q_a" not in parts
         and _width(submodule(block, parts["q"]), "out_features") == 2 * width,

@@ -11,6 +11,8 @@ from typing import Any
 
 from torch import nn
 
+from hooked_mm.architectures import TOWER_NAMES
+
 
 def vision_config(config: Any) -> Any:
     """The tower's configuration: the model's or its encoder's part, or the encoder's own where that has no words."""
@@ -36,6 +38,11 @@ def _has_words(module: nn.Module, vocabulary: int) -> bool:
     return any(isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary for m in module.modules())
 
 
+def _is_encoder_decoder(model: Any) -> bool:
+    config = model.config
+    return any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config()))
+
+
 def vision_encoder(model: Any, vocabulary: int) -> nn.Module | None:
     """The tower by transformers' conventions; None if they name none.
 
@@ -43,10 +50,15 @@ def vision_encoder(model: Any, vocabulary: int) -> nn.Module | None:
         model: The transformers model.
         vocabulary: How many rows a token embedding has.
     """
+    for name in TOWER_NAMES:
+        if isinstance(own := getattr(model.base_model, name, None), nn.Module):
+            return own
     holder, seen = model, set()
     while id(holder) not in seen and hasattr(holder, "get_encoder"):
         seen.add(id(holder))
-        for found in (holder.get_encoder(modality="image"), holder.get_encoder()):
+        known = [holder.get_encoder(modality="image")]
+        known += [holder.get_encoder()] if _is_encoder_decoder(model) else []
+        for found in known:
             if found is holder or isinstance(found, type(model)):
                 continue
             if not _has_words(found, vocabulary) and not reads_text(found):
@@ -58,8 +70,7 @@ def vision_encoder(model: Any, vocabulary: int) -> nn.Module | None:
 
 def text_encoder(model: Any, tower: nn.Module | None) -> nn.Module | None:
     """The module that runs an encoder-decoder's text encoder; None for any other model."""
-    config = model.config
-    if not any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config())):
+    if not _is_encoder_decoder(model):
         return None
     found = model.get_encoder()
     if found is model or found is tower or not reads_text(found):

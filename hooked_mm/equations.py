@@ -135,6 +135,7 @@ class BlockEquations(AttentionEquations):
         act = self._activation()
         if pre is not None and post is not None and act is not None:
             neurons = self._bounded(act, pre) if up is None else self._bounded(act, pre, up)
+            neurons = self._module("mlp_norm")(neurons) if "mlp_norm" in self.block.parts else neurons
             yield self._same("act(pre) == post", "mlp.hook_post", post, neurons)
         source = self.get("hook_resid_mid" if self.block.wiring in ("post", "after") else "ln2.hook_out")
         if source is None and self.block.wiring in ("parallel", "single"):

@@ -15,7 +15,6 @@ first position changed, and what it gives elsewhere changes or stays. A norm is 
 from __future__ import annotations
 
 import copy
-import inspect
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -25,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.attention_own import by_interface
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Wiring
 
@@ -306,11 +306,9 @@ def _linear(call: Call) -> bool:
 
 
 def looked_into(attention: nn.Module) -> bool:
-    """Whether an attention module runs by transformers' interface, so that its pattern can be tapped."""
+    """Whether an attention module runs by transformers' attention interface, so that its pattern can be tapped."""
     source = sys.modules[type(attention).__module__]
-    if not hasattr(source, "ALL_ATTENTION_FUNCTIONS"):
-        return False
-    return "ALL_ATTENTION_FUNCTIONS" in inspect.getsource(type(attention).forward)
+    return hasattr(source, "ALL_ATTENTION_FUNCTIONS") and by_interface(attention)
 
 
 def _patterned(source: Call, names: Mapping[str, str]) -> bool:

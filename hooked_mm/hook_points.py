@@ -1,14 +1,12 @@
 """The list of hook points, as data: what each is called, on which side of which module it lies, what it means.
 
-To add a point, add a row. `part` names a module of the block (or of the model) by the role that `structure` resolved
-it to; the value is what goes into it or what comes out of it, unless `kind` says how else it is reached (`access`).
-A point whose part a model lacks is absent from its list.
+Rows (`hook_rows`) become points here. A point whose part a model lacks is absent from its list.
 """
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any, Literal
@@ -16,33 +14,35 @@ from typing import Any, Literal
 from torch import nn
 
 from hooked_mm.access import (
-    PLAIN,
     Access,
     AddedValue,
     Detached,
     FieldValue,
+    HeadResult,
+    ModuleValue,
+    NormValue,
+    ScaledValue,
+)
+from hooked_mm.hook_rows import BLOCK_ROWS, PAIR, Row, as_run, norm_rows
+from hooked_mm.norms import NormFormula, find_norm_formula
+from hooked_mm.structure import Block, Stack, Structure, scale_factor
+from hooked_mm.views import (
+    PLAIN,
+    ByHead,
     Fused,
     GatedHeads,
     Half,
-    HeadResult,
     Heads,
     Map,
-    ModuleValue,
-    NormValue,
     OnGrid,
     Plain,
-    ScaledValue,
-    Side,
     Streams,
     Swapped,
     Tiles,
     View,
 )
-from hooked_mm.norms import NormFormula, find_norm_formula
-from hooked_mm.structure import Block, Stack, Structure, scale_factor
 
 Stream = Literal["text", "encoder", "vision", "projector"]
-Kind = Literal["value", "in_place", "heads", "kv_heads", "scale", "normalized", "result", "tap", "added"]
 TAP_SIDES: dict[str, str] = {"hook_rot_q": "q", "hook_rot_k": "k", "hook_pattern": "pattern"}
 
 
@@ -82,130 +82,6 @@ class HookPoint:
         return self.access.module
 
 
-@dataclass(frozen=True)
-class _Row:
-    name: str
-    part: str
-    side: Side
-    meaning: str
-    kind: Kind = "value"
-
-
-def _norm(name: str, part: str, what: str) -> tuple[_Row, ...]:
-    return (
-        _Row(f"{name}.hook_scale", part, "output", f"{what}: its divisor (b, p, 1)", "scale"),
-        _Row(
-            f"{name}.hook_normalized", part, "output", f"{what}: the quotient before the gain (b, p, d)", "normalized"
-        ),
-        _Row(f"{name}.hook_out", part, "output", f"{what}, after its gain (b, p, d)"),
-    )
-
-
-def _attention(name: str, prefix: str, whose: str) -> tuple[_Row, ...]:
-    return (
-        _Row(f"{name}.hook_q", f"{prefix}q", "output", "queries as projected (b, p, heads, d_head)", "heads"),
-        _Row(
-            f"{name}.hook_k", f"{prefix}k", "output", f"keys as projected, {whose} (b, p, kv_heads, d_head)", "kv_heads"
-        ),
-        _Row(f"{name}.hook_v", f"{prefix}v", "output", f"values, {whose} (b, p, kv_heads, d_head)", "kv_heads"),
-        _Row(f"{name}.hook_rot_q", name, "input", "queries after norm and rotary (b, p, heads, d_head)", "tap"),
-        _Row(f"{name}.hook_rot_k", name, "input", "keys after norm and rotary, all (b, k, kv_heads, d_head)", "tap"),
-        _Row(f"{name}.hook_pattern", name, "input", "attention pattern (b, heads, q, k)", "tap"),
-        _Row(
-            f"{name}.hook_z",
-            f"{prefix}o",
-            "input",
-            "per-head mix of values, gated if the attention has a gate (b, p, heads, d_head)",
-            "heads",
-        ),
-        _Row(f"{name}.hook_result", f"{prefix}o", "output", "per-head output (b, p, heads, d)", "result"),
-    )
-
-
-_START = (
-    _Row("hook_resid_pre", "block", "input", "residual stream before the block (b, p, d)"),
-    _Row("hook_conv1_out", "conv1", "output", "what a convolution adds before attention (b, p, d)"),
-)
-_SELF = (
-    *_attention("attn", "", "its own"),
-    _Row("hook_attn_out", "attn", "output", "what attention adds to the stream (b, p, d)", "added"),
-)
-_MIXER = (
-    _Row(
-        "hook_mixer_out",
-        "mixer",
-        "output",
-        "what a layer without attention patterns (linear attention, convolution, state space) adds (b, p, d)",
-        "added",
-    ),
-)
-_CROSS = (
-    *_attention("xattn", "x", "the image's or encoder's"),
-    _Row("hook_xattn_out", "xattn", "output", "what cross-attention adds to the stream (b, p, d)", "added"),
-)
-_MLP = (
-    _Row("mlp.hook_pre", "mlp_gate", "output", "what the activation function sees (b, p, d_mlp)"),
-    _Row("mlp.hook_pre_linear", "mlp_up", "output", "up projection of a gated MLP (b, p, d_mlp)"),
-    _Row("mlp.hook_post", "mlp_down", "input", "the neurons (b, p, d_mlp)"),
-    _Row("hook_mlp_out", "mlp", "output", "what the MLP adds to the stream (b, p, d)", "added"),
-)
-_END = (_Row("hook_resid_post", "block", "output", "residual stream after the block (b, p, d)"),)
-_LN1, _LNX, _LN2 = (
-    _norm(name, part, f"{which} norm")
-    for name, part, which in (("ln1", "ln1", "first"), ("lnx", "lnx", "cross-attention's"), ("ln2", "ln2", "second"))
-)
-
-
-def _inner(rows: tuple[_Row, ...]) -> tuple[_Row, ...]:
-    return tuple(row for row in rows if row.kind != "added")
-
-
-_PAIR = ("mlp_gate", "mlp_up")
-_MID = "residual stream after attention (b, p, d)"
-
-# In execution order. Shapes are (batch, pos, ...) in the text, (image, patch, ...) in a tower, (patches, ...) in a
-# packed tower.
-BLOCK_ROWS: dict[str, tuple[_Row, ...]] = {
-    "pre": (
-        *(*_START, *_LN1, *_SELF, *_MIXER, *_LNX, *_CROSS, _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
-        *(
-            _Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"),
-            *_LN2,
-            *_MLP,
-            *_END,
-        ),
-    ),
-    "post": (
-        *(*_START, *_SELF, *_LN1, *_CROSS, *_LNX, _Row("hook_resid_mid", "mid_norm", "output", _MID)),
-        *(*_MLP, *_LN2, *_END),
-    ),
-    "parallel": (*_START, *_LN1, *_SELF, *_MIXER, *_LN2, *_MLP, *_END),
-    "after": (
-        *(*_START, *_SELF, *_MIXER, _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
-        *(*_MLP, *_END),
-    ),
-    "single": (*_START, *_LN1, *_SELF, *_MIXER, *_MLP, *_END),
-    "streams": (
-        *(*_START, *_LN1, *_inner(_SELF), _Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
-        *(*_LN2, *_inner(_MLP), *_END),
-    ),
-    # What is added is not known, so no point says so.
-    "opaque": (*_START, *_inner(_LN1), *_inner(_SELF), *_inner(_LN2), *_inner(_MLP), *_END),
-}
-
-
-def _as_run(rows: tuple[_Row, ...], called: Mapping[str, int]) -> list[_Row]:
-    """Rows with queries, keys and values as they are called."""
-    found = list(rows)
-    for places in (
-        [i for i, row in enumerate(rows) if row.part in roles and row.side == "output" and row.part in called]
-        for roles in (("q", "k", "v"), ("xq", "xk", "xv"))
-    ):
-        for place, row in zip(places, sorted((rows[i] for i in places), key=lambda row: called[row.part]), strict=True):
-            found[place] = row
-    return found
-
-
 class _Builder:
     """Turns rows into points for one model."""
 
@@ -232,7 +108,7 @@ class _Builder:
         inside = block.parts.get(role)
         return None if inside is None else f"{block.path}.{inside}"
 
-    def _added(self, block: Block, prefix: str, row: _Row, view: View) -> tuple[Access, tuple[str, ...]]:
+    def _added(self, block: Block, prefix: str, row: Row, view: View) -> tuple[Access, tuple[str, ...]]:
         """What is added to the stream: the module's output, or what a norm, factor or mask makes of it."""
         role = row.part
         behind = self._path(block, block.behind(role))
@@ -257,15 +133,15 @@ class _Builder:
         assert path is not None
         return path
 
-    def _access(self, block: Block, prefix: str, row: _Row, text: bool) -> tuple[Access, tuple[str, ...]] | None:
+    def _access(self, block: Block, prefix: str, row: Row, text: bool) -> tuple[Access, tuple[str, ...]] | None:
         path = self._path(block, row.part)
         if row.kind == "tap":
             return self._tap(block, row)
         if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
             view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads)
             return ModuleValue(fused, "output", view if text else OnGrid(view)), ()
-        if row.part in _PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
-            return ModuleValue(fused, "output", Half(_PAIR.index(row.part))), ()
+        if row.part in PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
+            return ModuleValue(fused, "output", Half(PAIR.index(row.part))), ()
         if "o_norm" in block.parts and row.part == "o":
             # Heads are heads before the norm; behind it no head has a result of its own.
             path = None if row.kind == "result" else self._path(block, "o_norm")
@@ -290,19 +166,21 @@ class _Builder:
             return ModuleValue(path, row.side, Map() if block.map else plain, in_place=True), ()
         return ModuleValue(path, row.side, plain), ()
 
-    def _tap(self, block: Block, row: _Row) -> tuple[Access, tuple[str, ...]] | None:
+    def _tap(self, block: Block, row: Row) -> tuple[Access, tuple[str, ...]] | None:
         attention = self._path(block, row.part)
         name = row.name.split(".")[-1]
-        if attention is None or not block.patterns or (name != "hook_pattern" and not block.rotary):
+        if attention is None or not block.patterns:
+            return None
+        if name != "hook_pattern" and (not block.rotary or block.own_softmax):
             return None
         tap = TAP_SIDES[name]
-        view: View = Plain() if tap == "pattern" else Swapped()
+        view: View = ByHead(block.n_heads) if tap == "pattern" else Swapped()
         return ModuleValue(f"taps:{attention}:{tap}", "output", view), ()
 
     def block(self, prefix: str, stream: Stream, layer: int, block: Block) -> Iterator[HookPoint]:
         first = f"{prefix}blocks.{layer}."
         once = stream != "text"
-        for row in _as_run(BLOCK_ROWS[block.wiring], self._projection_order(block)):
+        for row in as_run(BLOCK_ROWS[block.wiring], self._projection_order(block)):
             made = self._access(block, first, row, stream != "vision")
             if made is None:
                 continue
@@ -359,7 +237,7 @@ class _Builder:
 
     def norm_points(self, name: str, path: str, stream: Stream, what: str) -> Iterator[HookPoint]:
         """The points of a norm outside blocks."""
-        for row in _norm(name, "", what):
+        for row in norm_rows(name, "", what):
             derived = row.kind in ("scale", "normalized")
             access = self.norm_value(path, row.kind) if derived else ModuleValue(path, "output")
             if access is not None:
@@ -403,7 +281,7 @@ class _Builder:
         yield HookPoint("hook_logits", "text", None, "logits, after scale and soft-cap (b, p, vocab)", logits)
 
 
-def _form(row: _Row) -> Literal["vector", "heads", "pattern"]:
+def _form(row: Row) -> Literal["vector", "heads", "pattern"]:
     if row.name.endswith("hook_pattern"):
         return "pattern"
     return "heads" if row.kind in ("heads", "kv_heads", "result", "tap") else "vector"

@@ -118,13 +118,20 @@ class ImageChecks:
 
         moved = (merged(other) - merged(values))[slots]
         features = (other["projector.hook_out"] - values["projector.hook_out"]).flatten(0, -2)
-        if features.shape != moved.shape:
-            return direct
         if self.embed_norm[0] in self.probe.points:
             features = features - features.mean(dim=-1, keepdim=True)
+        if features.shape != moved.shape:
+            if not bool(self.merged(slots).any()):
+                return direct
+            # The others are added to tokens.
+            features = features[torch.cdist(moved.float(), features.float()).argmin(dim=1)]
         slack = 8 * torch.finfo(features.dtype).eps * merged(values)[slots].abs().max().item()
-        found = compare(direct.what, direct.point, moved, features, dtype=features.dtype, slack=slack)
-        return replace(found, detail="up to learned positions, which are added") if found.verdict == "holds" else direct
+        ratio = ((moved.float() * features.float()).sum() / features.float().square().sum()).to(features.dtype)
+        for factor, how in ((torch.ones_like(ratio), ""), (ratio, f"times {ratio.item():.4g}, ")):
+            found = compare(direct.what, direct.point, moved, features * factor, dtype=features.dtype, slack=slack)
+            if found.verdict == "holds":
+                return replace(found, detail=f"{how}up to learned positions, which are added")
+        return direct
 
     def _features(self, slots: Tensor, features: Tensor) -> Check:
         """Each image position holds one of the projector's outputs, in order up to whole crops that are rearranged."""

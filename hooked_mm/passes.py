@@ -8,7 +8,6 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import Pass, Streams
 from hooked_mm.batch import Batch
 from hooked_mm.checks import Check, compare
 from hooked_mm.equations import BlockEquations
@@ -19,6 +18,7 @@ from hooked_mm.norms import norm_scale
 from hooked_mm.probe import tested_layers
 from hooked_mm.projectors import layered
 from hooked_mm.structure import PREFIXES, Stack
+from hooked_mm.views import Pass, Streams
 from hooked_mm.vocabulary import one_stream
 from hooked_mm.writes import WriteChecks
 

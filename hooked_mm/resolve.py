@@ -14,7 +14,7 @@ from dataclasses import replace
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from hooked_mm.architectures import (
     COLLAPSE_NAMES,
@@ -23,6 +23,7 @@ from hooked_mm.architectures import (
     FINAL_NORM_NAMES,
     IMAGE_TOKEN_NAMES,
     LAYER_LIST_NAMES,
+    PART_NAMES,
     STREAM_COUNTS,
     Oddity,
 )
@@ -191,11 +192,18 @@ def _run_text(decoder: nn.Module, embed: nn.Module, vocabulary: int) -> Callable
 
     def run() -> Any:
         value = embed(torch.arange(vocabulary - _PROBE, vocabulary, device=next(embed.parameters()).device)[None])
-        more = {"encoder_hidden_states": value} if "encoder_hidden_states" in arguments else {}
+        more = {"encoder_hidden_states": _states(decoder, value)} if "encoder_hidden_states" in arguments else {}
         quiet = {"use_cache": False} if "use_cache" in arguments or "kwargs" in arguments else {}
         return decoder(inputs_embeds=value, **more, **quiet)
 
     return run
+
+
+def _states(decoder: nn.Module, value: Tensor) -> Tensor:
+    """States of an encoder, as wide as cross-attention's keys are projected from."""
+    keys = [submodule(module, name) for module in decoder.modules() if (name := first(module, PART_NAMES["xk"]))]
+    width = next((key.in_features for key in keys if isinstance(key, nn.Linear)), value.shape[-1])
+    return value.repeat(1, 1, -(-width // value.shape[-1]))[..., :width]
 
 
 def _run_whole(inner: nn.Module, vocabulary: int) -> Callable[[], Any]:
@@ -317,7 +325,7 @@ def resolve(model: Any) -> Structure:
     text_config, tower_config = config.get_text_config(), vision_config(config)
     if getattr(text_config, "vocab_size", None) is None:
         raise UnsupportedModelError(
-            f"{type(model).__name__} (model type {family!r}) names no vocabulary: what it gives are no logits over words"
+            f"{type(model).__name__} (model type {family!r}) names no vocabulary: it gives no logits over words"
         )
     tower = _tower(inner, config, text_config.vocab_size)
     bare = tower if tower is not None and not _has_blocks(tower, core, tower_config, exception) else None

@@ -18,13 +18,13 @@ import nnsight
 import torch
 from torch import Tensor, nn
 
-from hooked_mm.access import Pass
 from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, tapped
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.repeats import run_once
 from hooked_mm.structure import Structure
+from hooked_mm.views import Pass
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -377,4 +377,9 @@ def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, Attent
             for role in ("attn", "xattn"):
                 if role in block.parts and block.patterns:
                     path = f"{block.path}.{block.parts[role]}"
-                    yield path, AttentionSite(model.get_submodule(path), AttentionTaps(), configs, stack.packed)
+                    yield (
+                        path,
+                        AttentionSite(
+                            model.get_submodule(path), AttentionTaps(), configs, stack.packed, block.own_softmax
+                        ),
+                    )

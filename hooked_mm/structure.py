@@ -61,7 +61,8 @@ class Block:
             nothing.
         map: The stream between blocks is a map (n, d, rows, cols).
         windows: Side of the windows that the block cuts its grid (n, rows, cols, d) into for attention; 0 for none.
-        patterns: Its attention can be looked into (it runs by transformers' attention interface).
+        patterns: Its attention can be looked into.
+        own_softmax: It computes its pattern itself, and not by transformers' attention interface.
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
         inserted: The model adds something to the stream behind this block.
     """
@@ -81,6 +82,7 @@ class Block:
     map: bool
     windows: int = 0
     patterns: bool = True
+    own_softmax: bool = False
     gated_q: bool = False
     inserted: bool = False
 
@@ -123,11 +125,13 @@ class Stack(StackConfig):
         packed: All images' patches lie in one sequence (patches, d), each image attending to itself.
         streams: How many streams run side by side, (b, p, streams, d) or (b, p, streams * d); all begin alike.
         embed_norm: Path of a norm between the embedding and the first block, or None.
+        final_norm: Path of the norm behind the last block of an encoder, whose output is what is read, or None.
     """
 
     owner: str
     blocks: tuple[Block, ...] = field(repr=False)
     embed_norm: str | None
+    final_norm: str | None = None
     packed: bool = False
     streams: int = 1
 

@@ -18,7 +18,7 @@ def _added(attn: str, mlp: str, by: str = "") -> Rows:
 
 def _stream(mid: str = "", first: str = "") -> Rows:
     found = {"hook_resid_pre": Place("", "input"), "hook_resid_post": Place("")}
-    found |= {"hook_resid_mid": Place(mid, "input"), "ln2.hook_out": Place(mid)} if mid else {}
+    found |= {"hook_resid_mid": Place(mid, "input", in_place=True), "ln2.hook_out": Place(mid)} if mid else {}
     return found | ({"ln1.hook_out": Place(first)} if first else {})
 
 
@@ -119,6 +119,18 @@ class Model:
     entering: str = ""
     leaving: str = ""
     norm: str = "model.language_model.norm"
+
+    def representatives(self) -> dict[str, Place]:
+        """Those in the first block of each plan, and those outside blocks."""
+        starts = []
+        for prefix, (_, blocks) in (("vision.", self.tower), ("", self.text)):
+            firsts = [layer for layer, rows in enumerate(blocks) if rows not in blocks[:layer]]
+            starts += [f"{prefix}blocks.{layer}." for layer in firsts]
+        return {
+            name: place
+            for name, place in self.places().items()
+            if "blocks." not in name or name.startswith(tuple(starts))
+        }
 
     def places(self) -> dict[str, Place]:
         """Hook name -> place."""

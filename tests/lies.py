@@ -11,13 +11,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_mm.access import Access, Pass
+from hooked_mm.access import Access
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.conformance import ConformanceReport, check_conformance
 from hooked_mm.hooked import HookedMM
 from hooked_mm.resolve import resolve
 from hooked_mm.structure import Block, Structure
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
+from hooked_mm.views import Pass
 
 COPIES = 8
 Change = Callable[[Structure], Structure]

@@ -9,7 +9,7 @@ import pytest
 from hooked_mm import models
 from hooked_mm.architectures import EXCEPTIONS, FAMILIES, PART_NAMES, SCALES, Oddity
 from hooked_mm.errors import UnsupportedModelError
-from hooked_mm.hook_points import BLOCK_ROWS
+from hooked_mm.hook_rows import BLOCK_ROWS
 from hooked_mm.resolve import resolve
 from hooked_mm.structure import Structure, submodule
 from hooked_mm.testing.miniatures import RECIPES, miniature

@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-from hooked_mm.access import Fused, ModuleValue
+from hooked_mm.access import ModuleValue
+from hooked_mm.views import Fused
 from tests.lies import (
     Change,
     Distorted,

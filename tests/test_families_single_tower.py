@@ -7,7 +7,7 @@ import torch
 
 from hooked_mm.hooked import HookedMM
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
-from tests.families import close, raw_values
+from tests.families import close, raw_hook, raw_values, shift
 from tests.families_single_tower import MODELS
 
 
@@ -24,3 +24,23 @@ def test_values_are_those_of_raw_hooks(family: str) -> None:
     for name, value in expected.items():
         factor = table[name].factor
         assert close(cache[name], value) < 1e-6 if factor else torch.equal(cache[name], value), name
+
+
+QUICK = ("aya_vision", "got_ocr2", "granite4_vision", "lfm3_vl", "mistral_large4")
+WRITTEN = [family if family in QUICK else pytest.param(family, marks=pytest.mark.slow) for family in MODELS]
+
+
+@pytest.mark.parametrize("family", WRITTEN)
+def test_writes_are_those_of_raw_hooks(family: str) -> None:
+    """In the first block of each plan, and outside blocks: another value gives the logits that a raw hook gives."""
+    raw = miniature(family)
+    inputs = miniature_inputs(raw, family=family)
+    model = HookedMM(raw, check=False)
+    with torch.no_grad():
+        before = raw(**inputs).logits
+    for name, place in MODELS[family].representatives().items():
+        with torch.no_grad(), raw_hook(raw, place, shift):
+            expected = raw(**inputs).logits
+        logits = model.run_with_hooks(inputs, fwd_hooks=[(name, lambda value, hook: shift(value))])
+        assert close(logits, expected) < 1e-5, name
+        assert close(logits, before) > 1e-5, name

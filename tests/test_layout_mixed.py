@@ -1,0 +1,140 @@
+"""Layouts of mixed architectures: a patch of the picture reaches the position that the grid says, and no other."""
+
+from __future__ import annotations
+
+import functools
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from hooked_mm.batch import Batch, batch_from_inputs
+from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
+
+GRIDS = {
+    **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), [(4, 4)] * 3),
+    **dict.fromkeys(("ovis2", "qianfan_ocr"), [(2, 2)] * 3),
+    **dict.fromkeys(("dots3_note", "minimax_m3_vl", "hyperclovax_vision_v2"), [(2, 3), (3, 2), (2, 2)]),
+    "minicpm_ocr": [(2, 4), (4, 2), (2, 2)],
+    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), [(1, 2), (2, 1), (1, 1)]),
+}
+"""Positions (rows, cols) of the three pictures of a miniature's batch."""
+
+
+@functools.cache
+def still(family: str) -> HookedMM:
+    """A model whose tower's attention adds nothing, so that patches meet only where they are merged."""
+    model = miniature(family)
+    hooked = HookedMM(model, check=False)
+    outs = [f"{block.path}.{block.parts['o']}" for block in hooked.structure.vision.blocks]
+    outs += [name for name, _ in model.named_modules() if name.endswith("vit_merger.self_attn.out_proj")]
+    for path in outs:
+        module = model.get_submodule(path)
+        module.weight.zero_()
+        if module.bias is not None:
+            module.bias.zero_()
+    return hooked
+
+
+def batched(model: HookedMM, inputs: dict[str, Tensor]) -> Batch:
+    """These tensors as a batch of the model."""
+    return batch_from_inputs(inputs, model.structure, model.hf_model.config)
+
+
+def bright(batch: Batch, cell: Tensor) -> Tensor:
+    """`pixel_values` with one patch (row of the tower, patch) changed."""
+    pixels = batch.inputs["pixel_values"].clone()
+    row, patch = cell.tolist()
+    if batch.layout.kind == "packed" and pixels.ndim == 2:
+        pixels[batch.layout.tower_order[patch]] += 3
+    elif batch.layout.kind == "packed":
+        pixels[..., 8 * patch : 8 * patch + 8] += 3
+    else:
+        y, x = divmod(patch, pixels.shape[-1] // 8)
+        pixels[row, :, 8 * y : 8 * y + 8, 8 * x : 8 * x + 8] += 3
+    return pixels
+
+
+@pytest.mark.parametrize("family", GRIDS)
+def test_a_patch_reaches_the_position_the_grid_says(family: str) -> None:
+    model = still(family)
+    batch = batched(model, miniature_inputs(model.hf_model, family=family))
+    _, before = model.run_with_cache(batch, "hook_embed")
+    for image, shape in enumerate(GRIDS[family]):
+        lies = batch.layout.images[image]
+        assert lies.grid.shape == shape
+        ratio = lies.patches.shape[0] // shape[0]
+        for row, col in {(0, 0), (lies.patches.shape[0] - 1, 1), (1, lies.patches.shape[1] - 1)}:
+            pixels = bright(batch, lies.patches[row, col])
+            _, after = model.run_with_cache(batch.with_inputs({**batch.inputs, "pixel_values": pixels}), "hook_embed")
+            moved = (before["hook_embed"] - after["hook_embed"]).abs().amax(dim=-1) > 1e-6
+            expected = torch.zeros_like(moved)
+            expected[image, lies.grid[row // ratio, col // ratio]] = True
+            assert torch.equal(moved, expected)
+
+
+@pytest.mark.parametrize("family", ["minicpm_ocr", "minicpmv4_6", "dots3_note"])
+def test_samples_of_a_batch_are_those_of_a_batch_of_their_own(family: str) -> None:
+    """Pictures in one row of pixels are taken apart, too."""
+    model = HookedMM(miniature(family), check=False)
+    batch = batched(model, miniature_inputs(model.hf_model, family=family))
+    logits = model.run_with_hooks(batch)
+    part = batch.take([2, 0])
+    got = model.run_with_hooks(part)
+    keep = part.inputs["attention_mask"].bool()
+    torch.testing.assert_close(got[keep], logits[[2, 0]][keep], rtol=0, atol=1e-4)
+    assert [image.grid.shape for image in part.layout.images] == [GRIDS[family][2], GRIDS[family][0]]
+
+
+def pages(local: int, tokens: tuple[int, int], grids: list[list[int]] | None = None) -> dict[str, Any]:
+    """Two pages, in two crops and in one; so many positions each."""
+    generator = torch.Generator().manual_seed(0)
+    rows = [[1, 5, *[150] * count, 7, 8] for count in tokens]
+    ids = torch.tensor([[0] * (max(map(len, rows)) - len(row)) + row for row in rows])
+    inputs = {
+        "input_ids": ids,
+        "attention_mask": (ids > 0).long(),
+        "pixel_values": torch.randn(2, 3, 64, 64, generator=generator),
+        "pixel_values_local": torch.randn(3, 3, local, local, generator=generator),
+        "num_local_patches": torch.tensor([2, 1]),
+    }
+    return inputs if grids is None else {**inputs, "patches_grid": torch.tensor(grids)}
+
+
+def test_pages_of_learned_queries() -> None:
+    """DeepSeek-OCR 2: 144 latents per view and a mark; the tower runs twice, so its points are refused by name."""
+    model = HookedMM(miniature("deepseek_ocr2"), check=False)
+    inputs = pages(64, (3 * 144 + 1, 2 * 144 + 1))
+    logits, _ = model.run_with_cache(inputs, "blocks.*.hook_resid_post")
+    torch.testing.assert_close(logits, model.hf_model(**inputs).logits, rtol=0, atol=0)
+    batch = batched(model, inputs)
+    assert batch.layout.kind == "resampled"
+    assert batch.layout.separator.sum(dim=1).tolist() == [1, 1]
+    assert (batch.layout.separator.nonzero()[:, 1] == inputs["input_ids"].shape[1] - 3).all()
+    for name in ("vision.blocks.1.hook_resid_post", "projector.hook_out", "vision.blocks.0.attn.hook_pattern"):
+        with pytest.raises(BadInputError, match=f"{name}' lies in a module that runs 2 times on this batch"):
+            model.run_with_cache(inputs, name)
+    with pytest.raises(BadInputError, match="no tensor num_local_patches"):
+        batched(model, {name: value for name, value in inputs.items() if name != "num_local_patches"})
+
+
+def test_pages_with_newlines() -> None:
+    """Unlimited-OCR: lines of tokens with a newline behind each, crops first; every position has its place."""
+    model = HookedMM(miniature("unlimited_ocr"), check=False)
+    whole = batched(model, miniature_inputs(model.hf_model))
+    assert whole.layout.kind == "crops"
+    for image, sample in zip(whole.layout.images, range(3), strict=True):
+        first = int((whole.inputs["input_ids"][sample] == 150).nonzero()[0])
+        assert (image.grid - first).tolist() == [[0, 1], [3, 4]]
+        assert (whole.layout.separator[sample].nonzero()[:, 0] - first).tolist() == [2, 5, 6]
+    # One token per crop, two to a row; one token; four on each page.
+    batch = batched(model, pages(32, (3 + 7, 2 + 7), [[2, 1], [1, 1]]))
+    one, other = batch.layout.images
+    start = [int((row == 150).nonzero()[0]) for row in batch.inputs["input_ids"]]
+    assert (one.grid - start[0]).tolist() == [[0, 1]]
+    assert (one.overview - start[0]).tolist() == [[3, 4], [6, 7]]
+    assert (other.grid - start[1]).tolist() == [[0]]
+    assert (other.overview - start[1]).tolist() == [[2, 3], [5, 6]]
