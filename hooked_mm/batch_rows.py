@@ -61,7 +61,7 @@ class Taken:
             fitting = ["sample"]
         elif name in PER_IMAGE:
             fitting = ["image"]
-        elif name in PIXELS:
+        elif name in PIXELS and layout.tower_image is not None:
             fitting = [_counts(name, value, layout)]
         else:
             fitting = list(kinds)
@@ -80,8 +80,9 @@ class Taken:
 def _counts(name: str, value: Tensor, layout: Layout) -> str:
     """What the rows of pixels, or of their mask, are."""
     if layout.kind == "packed":
-        # Whole pictures, which the tower cuts itself (Pixtral), or patches.
-        return "image" if value.ndim == 4 else "tower"
+        # Whole pictures, which the tower cuts itself (Pixtral), or patches, some as little pictures.
+        whole = value.ndim == 4 and layout.tower_image is not None and len(value) != len(layout.tower_image)
+        return "image" if whole else "tower"
     if name == "spatial_shapes":
         return "tower"
     rows = value.ndim in (3, 4) if name == "pixel_values" else value.ndim == 2 and value.shape[1] == layout.patches
@@ -118,13 +119,22 @@ def take_layout(layout: Layout, which: Taken) -> Layout:
     """The layout of the chosen samples; their images are numbered anew, in batch order."""
     device = layout.image_sample.device
     index, separator = layout.image_index[which.samples], layout.separator[which.samples]
-    if not len(which.images) or layout.tower_image is None:
+    if not len(which.images):
         return Layout("none", layout.image_sample.new_zeros(0), torch.full_like(index, -1), separator)
     counts = torch.stack([(layout.image_sample == row).sum() for row in which.samples])
     first = counts.cumsum(dim=0) - counts
     # An image's old number less that of its sample's first image, which every position's number has in common.
     before = torch.stack([(layout.image_sample < row).sum() for row in which.samples])
     index = torch.where(index >= 0, index - before[:, None] + first[:, None], -1)
+    moved = replace(
+        layout,
+        image_sample=torch.arange(len(which.samples), device=device).repeat_interleave(counts),
+        image_index=index,
+        separator=separator,
+    )
+    if layout.tower_image is None:
+        # Nothing is known of the tower's rows.
+        return replace(moved, images=tuple(layout.images[image] for image in which.images.tolist()))
     owner = layout.tower_image[which.tower]
     sizes = torch.bincount(layout.tower_image[layout.tower_image >= 0], minlength=len(layout.image_sample))
     if layout.kind == "cross":
@@ -134,10 +144,7 @@ def take_layout(layout: Layout, which: Taken) -> Layout:
     else:
         owner = torch.arange(len(which.images), device=device).repeat_interleave(sizes[which.images])
     return replace(
-        layout,
-        image_sample=torch.arange(len(which.samples), device=device).repeat_interleave(counts),
-        image_index=index,
-        separator=separator,
+        moved,
         images=_images(layout, which, owner),
         tower_image=owner,
         tower_order=_order(layout, which, sizes),

@@ -17,9 +17,9 @@ from hooked_mm.testing.miniatures import miniature, miniature_inputs
 GRIDS = {
     **dict.fromkeys(("deepseek_vl", "deepseek_vl_hybrid"), [(4, 4)] * 3),
     **dict.fromkeys(("ovis2", "qianfan_ocr"), [(2, 2)] * 3),
-    **dict.fromkeys(("dots3_note", "minimax_m3_vl", "hyperclovax_vision_v2"), [(2, 3), (3, 2), (2, 2)]),
+    **{key: [(2, 3), (3, 2), (2, 2)] for key in ("dots3_note", "minimax_m3_vl", "hyperclovax_vision_v2")},
     "minicpm_ocr": [(2, 4), (4, 2), (2, 2)],
-    **dict.fromkeys(("minicpmv4_6", "minicpmv4_7"), [(1, 2), (2, 1), (1, 1)]),
+    **{key: [(1, 2), (2, 1), (1, 1)] for key in ("minicpmv4_6", "minicpmv4_7")},
 }
 """Positions (rows, cols) of the three pictures of a miniature's batch."""
 
