@@ -109,11 +109,20 @@ RENAMED = (
 )
 # What multiplies a module's output before it is added: (attribute, function). The first that exists.
 SCALES: dict[str, tuple[tuple[str, str], ...]] = {
-    "attn": (("lambda_1", "identity"), ("gate_attn", "tanh"), ("residual_multiplier", "identity")),
+    "attn": (
+        *(("lambda_1", "identity"), ("gamma_1", "identity"), ("gate_attn", "tanh")),
+        ("residual_multiplier", "identity"),
+    ),
     "mixer": (("residual_multiplier", "identity"),),
     "xattn": (("cross_attn_attn_gate", "tanh"), ("alpha_cross_attn", "tanh")),
     "mlp": (
-        *(("lambda_2", "identity"), ("gate_ffn", "tanh"), ("cross_attn_mlp_gate", "tanh"), ("alpha_dense", "tanh")),
+        *(
+            ("lambda_2", "identity"),
+            ("gamma_2", "identity"),
+            ("gate_ffn", "tanh"),
+            ("cross_attn_mlp_gate", "tanh"),
+            ("alpha_dense", "tanh"),
+        ),
         ("residual_multiplier", "identity"),
     ),
 }
@@ -125,7 +134,7 @@ NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 # Inside attention: what multiplies a query by a number that grows with its position.
 QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
 # Arguments of attention that turn queries and keys by their position.
-ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci")
+ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci", "rope")
 # What adds a number per distance to queries * keys: an argument or an attribute of attention.
 SCORE_BIASES = ("position_bias", "rel_pos_h")
 HEAD_GATES = ("g_proj", "gate_proj")

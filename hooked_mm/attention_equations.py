@@ -187,7 +187,8 @@ class AttentionEquations:
             return
         bias = getattr(self._module(f"{prefix}o"), "bias", None)
         total = result.sum(dim=-2)
-        total = self._after(name, total if bias is None else total + bias)
+        total = self._joined(total if bias is None else total + bias, added.shape[1])
+        total = self._after(name, total)
         if total.shape != added.shape:
             kind = "attention in windows: heads' results lie in window order, what is added in the picture's"
             yield Check("sum of heads", f"{self.prefix}{name}.hook_result", "not applicable", None, kind)

@@ -48,9 +48,14 @@ class _Watch(TorchFunctionMode):
 
 @contextmanager
 def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
-    """While open, the softmax of each attention module goes through its tap; pairs (attention, tap)."""
+    """While open, the softmax of each attention module goes through its tap; pairs (attention, tap).
+
+    timm's attention has a switch between a fused kernel and a softmax of its own; it is set to the latter.
+    """
+    taps = list(taps)
     open_now: list[_Watch] = []
     handles = []
+    fused = [attention for attention, _ in taps if getattr(attention, "fused_attn", False)]
 
     def enter(tap: nn.Module) -> Callable[..., None]:
         def begin(*_: Any) -> None:
@@ -64,6 +69,8 @@ def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
         open_now.pop().__exit__(None, None, None)
 
     try:
+        for attention in fused:
+            attention.fused_attn = False
         for attention, tap in taps:
             handles.append(attention.register_forward_pre_hook(enter(tap)))
             handles.append(attention.register_forward_hook(leave, always_call=True))
@@ -71,3 +78,5 @@ def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
     finally:
         for handle in handles:
             handle.remove()
+        for attention in fused:
+            attention.fused_attn = True

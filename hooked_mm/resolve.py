@@ -288,12 +288,12 @@ def _inserted(config: Any, vision_config: Any, decoder: nn.Module) -> set[int]:
 
 
 def _has_blocks(tower: nn.Module, core: nn.Module, config: Any, exception: Oddity) -> bool:
-    """Whether a tower is a stack of blocks; one that is not (folds of pixels, Inkling) is a projector and no more."""
+    """Whether a tower is a stack of blocks, and not folds of pixels (Inkling) or stages of convolutions (FastViT)."""
     try:
-        find_lists(tower, core, config, exception.vision_blocks, "vision tower")
+        lists = find_lists(tower, core, config, exception.vision_blocks, "vision tower")
     except UnsupportedModelError:
         return False
-    return True
+    return not any(first(item, LAYER_LIST_NAMES) for items in lists for item in items) or bool(exception.block_children)
 
 
 def _looped(model: nn.Module, path: str) -> bool:

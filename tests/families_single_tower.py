@@ -91,6 +91,14 @@ _QWEN = {
     **_fused("attn", "proj"),
     **_neurons("mlp.linear_fc1", "mlp.linear_fc2"),
 }
+# timm's EVA, which Perception LM's tower is.
+_EVA = {
+    **_stream("norm2", "norm1"),
+    "hook_attn_out": Place("attn", factor="gamma_1"),
+    "hook_mlp_out": Place("mlp", factor="gamma_2"),
+    **_fused("attn", "proj"),
+    **_neurons("mlp.fc1", "mlp.fc2"),
+}
 
 
 def _on_grid(rows: Rows) -> Rows:
@@ -142,7 +150,8 @@ class Model:
                     factor = row.factor and f"{inside}.{row.factor}"
                     whole = f"{inside}.{row.path}" if row.path else inside
                     found[f"{prefix}blocks.{layer}.{name}"] = replace(row, path=whole, factor=factor)
-            found[f"{prefix}hook_embed"] = found[f"{prefix}blocks.0.hook_resid_pre"]
+            if blocks:
+                found[f"{prefix}hook_embed"] = found[f"{prefix}blocks.0.hook_resid_pre"]
         between = {
             "projector.hook_in": Place(self.projector, "input", self.entering),
             "projector.hook_out": Place(self.projector, view=self.leaving),
@@ -168,6 +177,9 @@ MODELS: dict[str, Model] = {
     "cohere_compass": Model(
         (_LAYERS, [_COHERE] * 4), ("model.visual.blocks", [_QWEN] * 3), projector="model.visual.merger"
     ),
+    # Stages of convolutions, without blocks that have a stream.
+    "fast_vlm": Model(_TEXT, ("", [])),
+    "perception_lm": Model(_TEXT, ("model.vision_tower.timm_model.blocks", [_EVA] * 3)),
     "got_ocr2": _GOT,
     "pp_chart2table": _GOT,
     "llava_next_video": Model(_TEXT, _CLIP),

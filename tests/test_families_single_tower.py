@@ -2,19 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
 from hooked_mm.hooked import HookedMM
-from hooked_mm.testing.miniatures import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import RECIPES, miniature, miniature_inputs
 from tests.families import close, raw_hook, raw_values, shift
 from tests.families_single_tower import MODELS
+
+
+def built(family: str) -> Any:
+    """The miniature; the test is skipped where a package that it needs is not installed."""
+    for package in RECIPES[family].needs:
+        pytest.importorskip(package)
+    return miniature(family)
 
 
 @pytest.mark.parametrize("family", MODELS)
 def test_values_are_those_of_raw_hooks(family: str) -> None:
     """Bit for bit, but for products with a factor."""
-    raw = miniature(family)
+    raw = built(family)
     inputs = miniature_inputs(raw, family=family)
     table = MODELS[family].places()
     expected = raw_values(raw, inputs, table)
@@ -33,7 +42,7 @@ WRITTEN = [family if family in QUICK else pytest.param(family, marks=pytest.mark
 @pytest.mark.parametrize("family", WRITTEN)
 def test_writes_are_those_of_raw_hooks(family: str) -> None:
     """In the first block of each plan, and outside blocks: another value gives the logits that a raw hook gives."""
-    raw = miniature(family)
+    raw = built(family)
     inputs = miniature_inputs(raw, family=family)
     model = HookedMM(raw, check=False)
     with torch.no_grad():
