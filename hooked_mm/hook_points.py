@@ -235,13 +235,17 @@ class _Builder:
                 name, meaning = f"{prefix}blocks.{layer}.hook_insert_out", "what is added behind the block (b, p, d)"
                 yield HookPoint(name, stream, layer, meaning, access, (post,), True, once)
 
+        if stack.final_norm:
+            yield from self.norm_points(f"{prefix}ln_final", stack.final_norm, stream, "final norm")
+
     def norm_points(self, name: str, path: str, stream: Stream, what: str) -> Iterator[HookPoint]:
         """The points of a norm outside blocks."""
         for row in norm_rows(name, "", what):
             derived = row.kind in ("scale", "normalized")
             access = self.norm_value(path, row.kind) if derived else ModuleValue(path, "output")
             if access is not None:
-                yield HookPoint(row.name, stream, None, row.meaning, access, once=stream != "text")
+                once, needs_image = stream != "text", stream == "vision"
+                yield HookPoint(row.name, stream, None, row.meaning, access, (), needs_image, once)
 
     def projector(self) -> Iterator[HookPoint]:
         """What goes into the projector, unless that runs image by image, and the image tokens."""

@@ -128,7 +128,7 @@ class Passes:
                 for layer in self.layers[stream]
             ]
             sections += [self.start(stream, values) for stream in self.layers]
-            sections += [self.logits(values), ImageChecks(self).all(values), self.crossed(values)]
+            sections += [self.ends(values), self.logits(values), ImageChecks(self).all(values), self.crossed(values)]
             sections.append(WriteChecks(self, values).all())
             for section in sections:
                 try:
@@ -218,24 +218,35 @@ class Passes:
             kind = "blocks normalise after the sum, so there is no final norm"
             yield Check("the final norm's output", "ln_final.hook_out", "not applicable", None, kind)
             return
-        norm = self.model.hf_model.get_submodule(self.structure.final_norm)
-        out = values["ln_final.hook_out"]
-        yield compare("the final norm's output", "ln_final.hook_out", out, norm(stream), keep)
-        if (quotient := values.get("ln_final.hook_normalized")) is not None:
-            access: Any = self.points["ln_final.hook_normalized"].access
-            expected = access.formula.output(norm, quotient)
-            yield compare("quotient * gain", "ln_final.hook_normalized", out, expected, keep)
-            scale = values["ln_final.hook_scale"]
-            yield compare(
-                "the stream's divisor", "ln_final.hook_scale", scale, norm_scale(stream, access.formula), keep
-            )
+        yield from self.final_norm("text", self.structure.final_norm, stream, values)
+
+    def final_norm(self, of: str, path: str, stream: Tensor, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """Divisor, quotient and output of the norm behind a stack's last block."""
+        name, keep = f"{PREFIXES[of]}ln_final.hook_", self.keep(of)
+        norm, out = self.model.hf_model.get_submodule(path), values[f"{name}out"]
+        yield compare("the final norm's output", f"{name}out", out, norm(stream), keep)
+        if (quotient := values.get(f"{name}normalized")) is not None:
+            access: Any = self.points[f"{name}normalized"].access
+            yield compare("quotient * gain", f"{name}normalized", out, access.formula.output(norm, quotient), keep)
+            divisor = norm_scale(stream, access.formula)
+            yield compare("the stream's divisor", f"{name}scale", values[f"{name}scale"], divisor, keep)
+
+    def ends(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
+        """The norms behind encoders and towers that are read by cross-attention."""
+        for of, stack in self.structure.stacks.items():
+            if stack.final_norm:
+                last = values[f"{PREFIXES[of]}blocks.{len(stack.blocks) - 1}.hook_resid_post"]
+                yield from self.final_norm(of, stack.final_norm, last, values)
 
     def crossed(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """Keys of cross-attention are projected from the image's features, or from the encoder's last stream."""
-        encoder = self.structure.encoder
+        encoder, tower = self.structure.encoder, self.structure.vision
         source = "projector.hook_out"
         if encoder:
             source = f"encoder.blocks.{len(encoder.blocks) - 1}.hook_resid_post"
+        for name, stack in (("encoder", encoder), ("vision", tower)):
+            if stack and stack.final_norm:
+                source = f"{name}.ln_final.hook_out"
         for layer in self.layers["text"]:
             block, name = self.structure.text.blocks[layer], f"blocks.{layer}.xattn.hook_k"
             if name in values and source in values:
@@ -260,6 +271,8 @@ class Passes:
         if stream == "vision":
             if name == "vision.hook_embed":
                 return "vision.blocks.0.hook_resid_post"
+            if name.startswith("vision.ln_final."):
+                return "hook_logits"
             following = f"vision.blocks.{(point.layer or 0) + 1}.hook_resid_pre"
             if following in self.points:
                 return following if following in names else "projector.hook_in"

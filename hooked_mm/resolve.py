@@ -342,6 +342,10 @@ def resolve(model: Any) -> Structure:
         found = list(_blocks(paths, lists, odd.block_children, what, settings, _flow(*runs), told))
         return _stack(paths, owner, found)
 
+    def ended(made: Stack, owner: nn.Module) -> Stack:
+        found = _final_norm(owner)
+        return made if found is None else replace(made, final_norm=paths[id(found)])
+
     embed, unembed = (find(inner, text_config.vocab_size) for find in (find_embedding, find_unembedding))
     runs = (_run_text(decoder, embed, text_config.vocab_size), _run_whole(inner, text_config.vocab_size))
     text = stack(decoder, "decoder", text_config, *runs)
@@ -360,14 +364,20 @@ def resolve(model: Any) -> Structure:
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
     tokens = (getattr(config, name, None) for name in (exception.image_token, *IMAGE_TOKEN_NAMES) if name)
+    attended = any(block.cross_only or (not encoder and "xattn" in block.parts) for block in text.blocks)
+    words = seen = None
+    if encoder is not None:
+        run = _run_text(encoder, embed, text_config.vocab_size)
+        words = ended(stack(encoder, "text encoder", encoder_config(config), run), encoder)
+    if tower is not None:
+        seen = stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config))
+        seen = ended(seen, tower) if attended and projector is None else seen
     return Structure(
         collapse=None if collapse is None else f"{paths[id(decoder)]}.{collapse}",
         family=family,
         text=text,
-        encoder=None
-        if encoder is None
-        else stack(encoder, "text encoder", encoder_config(config), _run_text(encoder, embed, text_config.vocab_size)),
-        vision=None if tower is None else stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config)),
+        encoder=words,
+        vision=seen,
         projector=None if looped else path,
         projector_out=(paths[id(out[0])], out[1]) if out else None,
         projector_each=path if looped else None,
@@ -378,6 +388,6 @@ def resolve(model: Any) -> Structure:
         logit_scale=logit_scale(inner, text_config),
         logit_cap=logit_cap(inner, text_config),
         image_token_id=next((token for token in tokens if token is not None), None),
-        cross_attention=any(block.cross_only or (not encoder and "xattn" in block.parts) for block in text.blocks),
+        cross_attention=attended,
         plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,
     )

@@ -125,7 +125,8 @@ class Stack(StackConfig):
         packed: All images' patches lie in one sequence (patches, d), each image attending to itself.
         streams: How many streams run side by side, (b, p, streams, d) or (b, p, streams * d); all begin alike.
         embed_norm: Path of a norm between the embedding and the first block, or None.
-        final_norm: Path of the norm behind the last block of an encoder, whose output is what is read, or None.
+        final_norm: Path of the norm behind the last block, where cross-attention reads its output; the text's own is
+            the structure's.
     """
 
     owner: str
