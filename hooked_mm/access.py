@@ -143,6 +143,24 @@ class ScaledValue:
 
 
 @dataclass(frozen=True)
+class RescaleValue:
+    """What a factor s on the whole stream changes at a block's end: y - y / s, where y is what leaves the block."""
+
+    module: str
+    factor: Callable[[], Tensor] = field(repr=False)
+    side: ClassVar[Side] = "output"
+
+    def read(self, run: Pass) -> Tensor:
+        whole = _whole(run.get(self.module), "output")
+        return whole - whole / self.factor().to(whole.device, whole.dtype)
+
+    def write(self, run: Pass, new: Tensor) -> None:
+        envoy = run.get(self.module)
+        whole = _whole(envoy, "output")
+        _put(envoy, "output", whole / self.factor().to(whole.device, whole.dtype) + new)
+
+
+@dataclass(frozen=True)
 class AddedValue:
     """What is added to the stream between two points, as their difference: exact where it is zero.
 

@@ -101,6 +101,8 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
         "ls2",
         "mlp_sconv",
     ),
+    # A third part, whose output is added behind the MLP (Gemma's embeddings of each layer).
+    "extra": ("post_per_layer_input_norm",),
 }
 # Names that stand for another role where a block has both: (role it goes by alone, its role then, the other).
 RENAMED = (
@@ -126,6 +128,8 @@ SCALES: dict[str, tuple[tuple[str, str], ...]] = {
         ("residual_multiplier", "identity"),
     ),
 }
+# What multiplies the whole stream at the end of a block.
+STREAM_SCALES = ("layer_scalar",)
 # Arguments of a block that say which rows of a part's output are dropped -> that part.
 ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xattn"}
 # Norms of queries and keys, and gates of heads, inside attention; `{}` stands for `q` or `k`.
@@ -137,6 +141,9 @@ QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci", "rope")
 # What adds a number per distance to queries * keys: an argument or an attribute of attention.
 SCORE_BIASES = ("position_bias", "rel_pos_h")
+# Inside attention: norms of values, and of what each head gives.
+VALUE_NORMS = ("v_norm",)
+HEAD_NORMS = ("o_norm",)
 HEAD_GATES = ("g_proj", "gate_proj")
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)

@@ -14,11 +14,13 @@ from torch import Tensor, nn
 from hooked_mm.access import linear_map
 from hooked_mm.architectures import (
     HEAD_GATES,
+    HEAD_NORMS,
     NORMS_BEHIND_ROTARY,
     QUERY_KEY_NORMS,
     QUERY_LATENT_SCALES,
     QUERY_SCALES,
     SCORE_BIASES,
+    VALUE_NORMS,
 )
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import norm_gain, norm_of, norm_scale
@@ -159,7 +161,8 @@ class AttentionEquations:
             kind = "merged attention: one pattern over a decoder's own positions and the encoder's"
             yield Check("pattern * values == z", f"{self.prefix}{name}.hook_z", "not applicable", None, kind)
         elif v is not None:
-            mixed = _mix_channels(pattern, v) if channels else _mix(pattern, v)
+            v = self._normed(VALUE_NORMS, name, v)
+            mixed = self._normed(HEAD_NORMS, name, _mix_channels(pattern, v) if channels else _mix(pattern, v))
             gate = self._head_gate(name)
             mixed = mixed if gate is None else mixed * gate
             found = self._same(
@@ -207,6 +210,12 @@ class AttentionEquations:
         """Whether a decoder's attention has one pattern over its own positions and an encoder's (T5Gemma)."""
         takes = inspect.signature(type(self._module(name)).forward).parameters
         return name == "attn" and pattern.shape[-1] > v.shape[1] and "encoder_hidden_states" in takes
+
+    def _normed(self, names: tuple[str, ...], name: str, value: Tensor) -> Tensor:
+        """Values, or what heads give, behind the norm that attention has for them, if it has one."""
+        norms = (getattr(self._module(name), norm, None) for norm in names)
+        norm = next((found for found in norms if found is not None), None)
+        return value if norm is None else norm(value)
 
     def _head_gate(self, name: str) -> Tensor | None:
         """The sigmoid of a projection that multiplies what each head gives: by one number (LFM3), or by components."""

@@ -33,7 +33,7 @@ Tokens = int | str | Sequence[int] | Sequence[str] | Tensor
 _ADDED = {
     **dict.fromkeys(("hook_attn_out", "hook_mixer_out", "hook_xattn_out"), "attn"),
     "hook_mlp_out": "mlp",
-    "hook_insert_out": "rest",
+    **dict.fromkeys(("hook_extra_out", "hook_rescale_out", "hook_insert_out"), "rest"),
 }
 _STACKS = {prefix: stream for stream, prefix in PREFIXES.items()}
 _BEFORE_MID = ("hook_attn_out", "hook_mixer_out", "hook_xattn_out")

@@ -16,7 +16,15 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from hooked_mm.architectures import PART_NAMES, QUERY_KEY_NORMS, RENAMED, ROTARY_ARGUMENTS, ROW_MASKS, SCALES
+from hooked_mm.architectures import (
+    PART_NAMES,
+    QUERY_KEY_NORMS,
+    RENAMED,
+    ROTARY_ARGUMENTS,
+    ROW_MASKS,
+    SCALES,
+    STREAM_SCALES,
+)
 from hooked_mm.attention_own import by_softmax
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, looked_into
@@ -146,6 +154,9 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
     d_head = width // heads if heads else 0
     key = parts.get("k", parts.get("xk"))
     kv_heads = _width(submodule(block, key), "out_features") // d_head if key and d_head else heads
+    if not key and "qkv" not in parts:
+        # Keys of an earlier block.
+        kv_heads = heads // (getattr(module, "num_key_value_groups", None) or 1)
     if "qkv" in parts and d_head:
         kv_heads = (_width(submodule(block, parts["qkv"]), "out_features") - width) // (2 * d_head)
     scales = {
@@ -183,6 +194,7 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         or hasattr(module, "rotary_emb")
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
+        rescaled=next((name for name in STREAM_SCALES if hasattr(block, name)), ""),
         map="conv1" in parts,
         windows=windows,
         patterns=module is not None and (looked_into(module) or by_softmax(module)),

@@ -69,9 +69,7 @@ class BlockEquations(AttentionEquations):
             return
         first, names = self._sum(pre, "conv1", "attn", "mixer", "xattn")
         yield from self._total("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first, names)
-        conv = self.get("hook_conv2_out")
-        second = mid + mlp if conv is None else mid + conv + mlp
-        names = ["hook_mlp_out"] if conv is None else ["hook_conv2_out", "hook_mlp_out"]
+        second, names = self._sum(mid, "conv2", "mlp", "extra", "rescale")
         yield from self._total("resid_mid + MLP == resid_post", "hook_resid_post", post, second, names)
 
     def _sum(self, start: Tensor, *parts: str) -> tuple[Tensor, list[str]]:

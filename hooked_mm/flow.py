@@ -24,6 +24,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.architectures import STREAM_SCALES
 from hooked_mm.attention_own import by_interface
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Wiring
@@ -172,14 +173,20 @@ def wire(run: Run, names: Mapping[str, str]) -> Wired | None:
     if stream is None or stream[0].shape != stream[1].shape or stream[0].ndim != 3:
         return None
     x, y = (value.double() for value in stream)
+    factor = next((getattr(run.block, name) for name in STREAM_SCALES if hasattr(run.block, name)), None)
+    y = y if factor is None else y / factor.double()
     if _behind(run.calls, names, y):
         return Wired(dict(names), "post")
-    found = _addends(run.calls, x, y - x)
+    third = next((call for call in run.calls if call.path == names.get("extra")), None)
+    summed = [call for call in run.calls if call is not third]
+    found = _addends(summed, x, y - x if third is None else y - x - _flat(third.after, x))
     if found is None:
         return None
-    parts: dict[str, str] = {"block": ""}
+    parts: dict[str, str] = {"block": ""} if third is None else {"block": "", "extra": third.path}
     calls = [call for call in run.calls if call.path]
-    mixers = [call for call, _ in found if _mixes(_source(call, calls))]
+    # Attention to keys that an earlier block made mixes nothing of this block's own input.
+    sources = [(call, _source(call, calls)) for call, _ in found]
+    mixers = [call for call, source in sources if _mixes(source) or source.path == names.get("attn")]
     first = found[0][0]
     mid = _reader(calls, x + found[0][1] * _flat(first.after, x)) if len(found) == 2 else None
     if len(found) == 2 and (len(mixers) != 1 or mixers[0] is not first) and mid is not None:

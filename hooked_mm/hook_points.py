@@ -21,6 +21,7 @@ from hooked_mm.access import (
     HeadResult,
     ModuleValue,
     NormValue,
+    RescaleValue,
     ScaledValue,
 )
 from hooked_mm.hook_rows import BLOCK_ROWS, PAIR, Row, as_run, norm_rows
@@ -151,6 +152,8 @@ class _Builder:
         plain: View = Plain(positions=flat) if text else OnGrid(PLAIN)
         if block.map and (row.part in ("block", "conv1", "conv2")):
             plain = Map()
+        if row.kind == "rescale":
+            return self._rescale(block)
         if row.kind == "added":
             return self._added(block, prefix, row, plain)
         if row.kind in ("heads", "kv_heads"):
@@ -165,6 +168,12 @@ class _Builder:
         if row.kind == "in_place":
             return ModuleValue(path, row.side, Map() if block.map else plain, in_place=True), ()
         return ModuleValue(path, row.side, plain), ()
+
+    def _rescale(self, block: Block) -> tuple[Access, tuple[str, ...]] | None:
+        if not block.rescaled:
+            return None
+        factor = partial(scale_factor, self.model.get_submodule(block.path), (block.rescaled, "identity"))
+        return RescaleValue(block.path, factor), ()
 
     def _tap(self, block: Block, row: Row) -> tuple[Access, tuple[str, ...]] | None:
         attention = self._path(block, row.part)

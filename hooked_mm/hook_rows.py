@@ -12,7 +12,7 @@ from typing import Literal
 
 from hooked_mm.access import Side
 
-Kind = Literal["value", "in_place", "heads", "kv_heads", "scale", "normalized", "result", "tap", "added"]
+Kind = Literal["value", "in_place", "heads", "kv_heads", "scale", "normalized", "result", "tap", "added", "rescale"]
 
 
 @dataclass(frozen=True)
@@ -80,6 +80,16 @@ _MLP = (
     Row("mlp.hook_post", "mlp_down", "input", "the neurons (b, p, d_mlp)"),
     Row("hook_mlp_out", "mlp", "output", "what the MLP adds to the stream (b, p, d)", "added"),
 )
+_MORE = (
+    Row("hook_extra_out", "extra", "output", "what a third part adds behind the MLP (b, p, d)"),
+    Row(
+        "hook_rescale_out",
+        "block",
+        "output",
+        "what the factor on the whole stream changes at the block's end (b, p, d)",
+        "rescale",
+    ),
+)
 _END = (Row("hook_resid_post", "block", "output", "residual stream after the block (b, p, d)"),)
 _LN1, _LNX, _LN2 = (
     norm_rows(name, part, f"{which} norm")
@@ -103,6 +113,7 @@ BLOCK_ROWS: dict[str, tuple[Row, ...]] = {
             Row("hook_conv2_out", "conv2", "output", "what a convolution adds before the MLP (b, p, d)"),
             *_LN2,
             *_MLP,
+            *_MORE,
             *_END,
         ),
     ),

@@ -65,6 +65,7 @@ class Block:
         own_softmax: It computes its pattern itself, and not by transformers' attention interface.
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
         inserted: The model adds something to the stream behind this block.
+        rescaled: The attribute of the block that multiplies the whole stream at its end, or nothing.
     """
 
     path: str
@@ -85,6 +86,7 @@ class Block:
     own_softmax: bool = False
     gated_q: bool = False
     inserted: bool = False
+    rescaled: str = ""
 
     @property
     def mixing(self) -> str | None:

@@ -23,7 +23,7 @@ from hooked_mm.structure import PREFIXES, Structure
 
 _STREAM = (
     *("resid_pre", "conv1_out", "attn_out", "mixer_out", "xattn_out"),
-    *("resid_mid", "conv2_out", "mlp_out", "resid_post"),
+    *("resid_mid", "conv2_out", "mlp_out", "extra_out", "rescale_out", "resid_post"),
 )
 GROUP = 8
 """So many times as many points as there are rows are written back at once."""

@@ -68,8 +68,14 @@ def modalities(config: Any, inputs: Inputs) -> Inputs:
 
 
 def with_scaled_stream(family: str, settings: Mapping[str, Any]) -> Any:
-    """Factors that are buffers, as in trained models: transformers starts them at one, or not at all."""
+    """Factors that are buffers, as in trained models: transformers starts them at one, or not at all.
+
+    Scores are not divided by the square root of d_head here, so gains of queries are small.
+    """
     model = build_from_config(family, settings)
+    for name, gain in model.named_parameters():
+        if name.endswith("q_norm.weight"):
+            gain.data.fill_(0.3)
     for name, buffer in model.named_buffers():
         if name.endswith(("layer_scalar", "std_scale")):
             buffer.uniform_(0.5, 0.9)
