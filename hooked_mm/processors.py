@@ -89,6 +89,11 @@ def _processor_class(name: str, options: dict[str, Any]) -> type[ProcessorMixin]
     return PROCESSOR_MAPPING.get(type(AutoConfig.from_pretrained(name, **options)), None)
 
 
+def image_processor_class(kind: str) -> Any:
+    """The image processor of a kind ("Llava") that works with PIL: in transformers 5.0 the one without suffix."""
+    return getattr(transformers, f"{kind}ImageProcessorPil", None) or getattr(transformers, f"{kind}ImageProcessor")
+
+
 class _NoVideo:
     """In the place of a video processor: its settings are None, and videos are refused."""
 

@@ -59,6 +59,7 @@ class Habit:
         inserts: It writes the image tokens itself: prompts have none, and no chat template.
         needs_image: It, or its model, takes no prompt without an image.
         begins: It writes the beginning-of-text token itself, so the tokenizer must not.
+        token: The image token of prompts.
         count: How many image positions each image takes, where the processor does not say it with the text.
         rewrite: (processor, prompt, images of the whole batch) -> the text as it is tokenized, followed by role.
     """
@@ -66,6 +67,7 @@ class Habit:
     inserts: bool = False
     needs_image: bool = False
     begins: bool = False
+    token: Callable[[Any], str] = lambda processor: processor.image_token
     count: Callable[[Any], int | None] = lambda processor: None
     rewrite: Callable[[Any, Prompt, int], Prompt] = lambda processor, prompt, images: prompt
 
@@ -106,6 +108,8 @@ HABITS = {
         count=lambda processor: processor.image_seq_len * (5 if processor.image_processor.do_image_splitting else 1),
         rewrite=_idefics2,
     ),
+    # Older versions call the token of the tower's features its image token.
+    "Gemma3Processor": Habit(token=lambda processor: processor.boi_token),
     "MllamaProcessor": Habit(begins=True, rewrite=_mllama),
     "Blip2Processor": Habit(inserts=True, needs_image=True, count=lambda processor: processor.num_query_tokens),
     "Florence2Processor": Habit(inserts=True, begins=True, rewrite=_florence2),
@@ -120,7 +124,7 @@ def habit(processor: Any) -> Habit:
 
 def image_token(processor: Any) -> str:
     """The image token of prompts, as text."""
-    return str(processor.image_token)
+    return str(habit(processor).token(processor))
 
 
 def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
@@ -303,9 +307,9 @@ def _listening(processor: Any, said: list[list[str]]) -> Any:
     Not all of them hand this out when asked (`return_text_replacement_offsets`), and older ones do it all in one piece:
     there, marks around the image tokens go with the text up to the tokenizer, and no further.
     """
-    heard = copy.copy(processor)
+    heard, special = copy.copy(processor), habit(processor)
     if not hasattr(processor, "get_text_with_replacements"):
-        if type(processor).__name__ in HABITS:
+        if special.inserts or special.rewrite is not Habit.rewrite:
             return processor
         heard.tokenizer = _Unmarking(processor.tokenizer, said)
         return _Marking(heard)

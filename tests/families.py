@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.architectures import FAMILIES
+from tests.versions import IN_CLIP
 
 Function = Callable[[Tensor], Tensor | None]
 # Families whose blocks are, class for class, those of another one.
@@ -210,7 +211,7 @@ def _many(path: str, count: int, rows: dict[str, Place]) -> Blocks:
 _TEXT = _many("model.language_model.layers", 4, _LLAMA)
 _TEXT_MODEL = _many("model.text_model.layers", 4, _LLAMA)
 _IDEFICS = _many("model.vision_model.encoder.layers", 3, _VIT)
-_CLIP = _many("model.vision_tower.encoder.layers", 3, _VIT)
+_CLIP = _many(f"model.vision_tower.{IN_CLIP}encoder.layers", 3, _VIT)
 _STAGES = [("0.0", 2), ("1.0", 4), ("1.1", 4)]
 _MLLAMA_TEXT = [(f"model.language_model.layers.{i}", _MLLAMA_CROSS if i in (1, 3) else _LLAMA) for i in range(5)]
 TEXT: dict[str, Blocks] = {

@@ -15,7 +15,7 @@ from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, 
 from tokenizers.processors import TemplateProcessing
 from transformers import PreTrainedTokenizerFast
 
-from hooked_mm.processors import load_processor
+from hooked_mm.processors import image_processor_class, load_processor
 
 CORPUS = [
     "what is the colour of the triangle in the snow, and where is it?\n\n",
@@ -91,7 +91,7 @@ def _square(side: int) -> dict[str, int]:
 
 def _llava() -> Any:
     return transformers.LlavaProcessor(
-        image_processor=transformers.CLIPImageProcessorPil(size={"shortest_edge": 24}, crop_size=_square(24), **_HALF),
+        image_processor=image_processor_class("CLIP")(size={"shortest_edge": 24}, crop_size=_square(24), **_HALF),
         tokenizer=_tokenizer(["<image>"], "<pad>", "<s>", "</s>"),
         patch_size=8,
         vision_feature_select_strategy="default",
@@ -105,7 +105,7 @@ PINPOINTS = [[16, 32], [32, 16], [32, 32], [16, 48], [48, 16]]
 
 def _llava_next() -> Any:
     return transformers.LlavaNextProcessor(
-        image_processor=transformers.LlavaNextImageProcessorPil(
+        image_processor=image_processor_class("LlavaNext")(
             size={"shortest_edge": 16}, crop_size=_square(16), image_grid_pinpoints=PINPOINTS, **_HALF
         ),
         tokenizer=_tokenizer(["<image>"], "<pad>", "<s>", "</s>"),
@@ -118,7 +118,7 @@ def _llava_next() -> Any:
 
 def _onevision() -> dict[str, Any]:
     return {
-        "image_processor": transformers.LlavaOnevisionImageProcessorPil(
+        "image_processor": image_processor_class("LlavaOnevision")(
             size=_square(16), image_grid_pinpoints=PINPOINTS, **_HALF
         ),
         "tokenizer": _tokenizer(["<image>", "<video>", "<|im_start|>"], "<pad>", None, "<|im_end|>"),
@@ -132,7 +132,7 @@ def _onevision() -> dict[str, Any]:
 def idefics2(split: bool = False) -> Any:
     """Idefics2's processor, with or without image splitting."""
     return transformers.Idefics2Processor(
-        image_processor=transformers.Idefics2ImageProcessorPil(
+        image_processor=image_processor_class("Idefics2")(
             do_image_splitting=split, size={"longest_edge": 48, "shortest_edge": 24}, **_HALF
         ),
         tokenizer=_tokenizer(["<fake_token_around_image>", "<image>", "<end_of_utterance>"], "<pad>", "<s>", "</s>"),
@@ -143,7 +143,7 @@ def idefics2(split: bool = False) -> Any:
 
 def _idefics3_parts(kind: str) -> dict[str, Any]:
     return {
-        "image_processor": getattr(transformers, f"{kind}ImageProcessorPil")(
+        "image_processor": image_processor_class(kind)(
             size={"longest_edge": 48}, max_image_size={"longest_edge": 16}, **_HALF
         ),
         "tokenizer": _tokenizer(
@@ -159,7 +159,7 @@ def _idefics3_parts(kind: str) -> dict[str, Any]:
 
 def _qwen(patch: int = 4, temporal: int = 2) -> dict[str, Any]:
     return {
-        "image_processor": transformers.Qwen2VLImageProcessorPil(
+        "image_processor": image_processor_class("Qwen2VL")(
             size={"shortest_edge": 16 * 16, "longest_edge": 64 * 64},
             patch_size=patch,
             temporal_patch_size=temporal,
@@ -180,7 +180,7 @@ def _gemma3() -> Any:
     marks = {"image_token": "<image_soft_token>", "boi_token": "<start_of_image>", "eoi_token": "<end_of_image>"}
     tokenizer = _tokenizer(["<start_of_turn>", "<end_of_turn>", *marks.values()], "<pad>", "<bos>", "<eos>", marks)
     return transformers.Gemma3Processor(
-        image_processor=transformers.Gemma3ImageProcessorPil(size=_square(16), **_HALF),
+        image_processor=image_processor_class("Gemma3")(size=_square(16), **_HALF),
         tokenizer=tokenizer,
         image_seq_length=4,
         chat_template=_GEMMA,
@@ -195,7 +195,7 @@ def _internvl() -> dict[str, Any]:
         "video_token": "<video>",
     }
     return {
-        "image_processor": transformers.GotOcr2ImageProcessorPil(
+        "image_processor": image_processor_class("GotOcr2")(
             size=_square(16), crop_to_patches=True, min_patches=1, max_patches=6, **_HALF
         ),
         "tokenizer": _tokenizer(["<|im_start|>", *marks.values()], "<|endoftext|>", None, "<|im_end|>", marks),
@@ -206,7 +206,7 @@ def _internvl() -> dict[str, Any]:
 
 def _mllama() -> Any:
     return transformers.MllamaProcessor(
-        image_processor=transformers.MllamaImageProcessorPil(size=_square(16), max_image_tiles=4, **_HALF),
+        image_processor=image_processor_class("Mllama")(size=_square(16), max_image_tiles=4, **_HALF),
         tokenizer=_tokenizer(
             ["<|image|>", "<|start_header_id|>", "<|end_header_id|>", "<|python_tag|>"],
             "<|finetune_right_pad_id|>",
@@ -219,14 +219,14 @@ def _mllama() -> Any:
 
 def _blip2() -> Any:
     return transformers.Blip2Processor(
-        image_processor=transformers.BlipImageProcessorPil(size=_square(16), **_HALF),
+        image_processor=image_processor_class("Blip")(size=_square(16), **_HALF),
         tokenizer=_tokenizer(["<image>"], "<pad>", "</s>", "</s>"),
         num_query_tokens=5,
     )
 
 
 def _florence2() -> Any:
-    image_processor = transformers.CLIPImageProcessorPil(
+    image_processor = image_processor_class("CLIP")(
         size=_square(32), crop_size=_square(32), do_center_crop=False, **_HALF
     )
     image_processor.image_seq_length = 5
@@ -248,7 +248,7 @@ WHOLE = {
 }
 """Families whose processor transformers makes without torchvision."""
 
-WITH_VIDEO = {
+_WITH_VIDEO = {
     "llava_onevision": ("LlavaOnevisionProcessor", _onevision),
     "qwen2_vl": ("Qwen2VLProcessor", _qwen),
     "qwen2_5_vl": ("Qwen2_5_VLProcessor", _qwen),
@@ -256,6 +256,17 @@ WITH_VIDEO = {
     "internvl": ("InternVLProcessor", _internvl),
     "smolvlm": ("SmolVLMProcessor", lambda: _idefics3_parts("SmolVLM")),
 }
+
+
+def _importable(name: str) -> bool:
+    """Not so SmolVLM's processor in transformers 5.0 without torchvision: its file imports that of videos."""
+    try:
+        return hasattr(transformers, name)
+    except ModuleNotFoundError:
+        return False
+
+
+WITH_VIDEO = {family: row for family, row in _WITH_VIDEO.items() if _importable(row[0])}
 """Families whose processor has a video part: class name and its parts."""
 
 FAMILIES = (*WHOLE, *WITH_VIDEO)

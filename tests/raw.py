@@ -9,9 +9,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from tests.versions import IN_CLIP
+
 # name -> (module path with {l}, side, number of heads or None), by hand from transformers' LLaVA, Llama and CLIP.
 TEXT = "model.language_model.layers.{l}"
-VISION = "model.vision_tower.encoder.layers.{l}"
+VISION = f"model.vision_tower.{IN_CLIP}encoder.layers.{{l}}"
 TABLE: dict[str, tuple[str, str, int | None]] = {
     "vision.hook_embed": (VISION.format(l=0), "input", None),
     "projector.hook_in": ("model.multi_modal_projector", "input", None),

@@ -21,6 +21,7 @@ from hooked_mm.cache import ActivationCache
 from hooked_mm.errors import BadInputError, UnknownHookError
 from hooked_mm.hooked import HookedMM
 from tests.decoders import INPUTS, close, miniature, run
+from tests.versions import IN_CLIP
 
 QUESTIONS = ["what", "what place is this ?", "is there a red square ?"]
 DECODERS = {"stablelm": StableLmConfig, "starcoder2": Starcoder2Config, "gemma": GemmaConfig}
@@ -147,7 +148,7 @@ def test_normalised_components_of_the_tower_by_hand(cache: ActivationCache, weig
     expected = (parts - parts.mean(-1, keepdim=True)) / (whole.var(-1, unbiased=False, keepdim=True) + 1e-5).sqrt()
     ours = cache.decompose_resid(2, stack="vision.", apply_ln=True)
     assert close(ours, expected)
-    path = "model.vision_tower.encoder.layers.2.layer_norm1."
+    path = f"model.vision_tower.{IN_CLIP}encoder.layers.2.layer_norm1."
     assert close(ours.sum(0) * weights[path + "weight"] + weights[path + "bias"], cache["vision.blocks.2.ln1.hook_out"])
     own = cache.decompose_resid(2, stack="vision.", apply_ln=True, sample=1)
     assert torch.equal(own, ours[:, 1:].flatten(1, 2))
@@ -199,7 +200,7 @@ def test_heads_by_hand(cache: ActivationCache, weights: dict[str, Tensor]) -> No
 def test_heads_of_the_tower_leave_the_bias_as_the_remainder(cache: ActivationCache, weights: dict[str, Tensor]) -> None:
     """CLIP's output projection has a bias, which no head has."""
     heads = cache.stack_head_results(1, stack="vision.")
-    bias = weights["model.vision_tower.encoder.layers.0.self_attn.out_proj.bias"]
+    bias = weights[f"model.vision_tower.{IN_CLIP}encoder.layers.0.self_attn.out_proj.bias"]
     assert close(heads.sum(0) + bias, cache["vision.blocks.0.hook_attn_out"])
     rest = cache.stack_head_results(1, stack="vision.", incl_remainder=True)[-1]
     by_hand = bias + cache["vision.hook_embed"] + cache["vision.blocks.0.hook_mlp_out"]

@@ -22,6 +22,7 @@ from hooked_mm.resolve import resolve
 from hooked_mm.structure import Structure
 from hooked_mm.testing.miniatures import miniature
 from tests.processors import PINPOINTS, processor
+from tests.versions import IN_CLIP
 
 _STACK = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 4}
 _HEADS = {**_STACK, "num_key_value_heads": 4}
@@ -241,7 +242,7 @@ _PROJECTORS = {
 
 def points(family: str) -> dict[str, HookPoint]:
     """Where the test looks: what enters the first blocks of tower and text, and what the projector makes."""
-    tower = _TOWERS.get(family, "model.vision_tower.encoder.layers.0")
+    tower = _TOWERS.get(family, f"model.vision_tower.{IN_CLIP}encoder.layers.0")
     text = _TEXTS.get(family, "model.language_model.layers.0")
     projector = _PROJECTORS.get(family, "model.multi_modal_projector")
     out: Access = ModuleValue(projector, "output")

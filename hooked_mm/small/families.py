@@ -25,7 +25,7 @@ import transformers
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from hooked_mm.processors import without_video
+from hooked_mm.processors import image_processor_class, without_video
 from hooked_mm.small.tokenizer import build_tokenizer, chat_template
 
 Pixels = Mapping[str, Tensor]
@@ -125,7 +125,7 @@ class Llava(Family):
     def build(self) -> tuple[Any, Any]:
         tokenizer = build_tokenizer(["<image>"])
         processor = transformers.LlavaProcessor(
-            image_processor=transformers.LlavaImageProcessorPil(
+            image_processor=image_processor_class("Llava")(
                 size={"shortest_edge": self.side}, crop_size=_square(self.side), do_pad=True, **_HALF
             ),
             tokenizer=tokenizer,
@@ -179,7 +179,7 @@ class Idefics2(Family):
         specials = ["<fake_token_around_image>", "<image>", "<end_of_utterance>"]
         tokenizer = build_tokenizer(specials)
         processor = transformers.Idefics2Processor(
-            image_processor=transformers.Idefics2ImageProcessorPil(
+            image_processor=image_processor_class("Idefics2")(
                 do_image_splitting=False, size={"longest_edge": self.side, "shortest_edge": 48}, **_HALF
             ),
             tokenizer=tokenizer,
@@ -236,7 +236,7 @@ class Qwen2VL(Family):
         tokenizer = build_tokenizer([*image.values(), *ends.values()], **image)
         template = chat_template("<|vision_start|><|image_pad|><|vision_end|>")
         processor = without_video(transformers.Qwen2VLProcessor)(
-            transformers.Qwen2VLImageProcessorPil(
+            image_processor_class("Qwen2VL")(
                 patch_size=self.patch,
                 merge_size=self.merge,
                 size={"shortest_edge": 40 * 40, "longest_edge": 64 * 64},
