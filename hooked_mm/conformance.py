@@ -130,6 +130,10 @@ def describe_kinds(model: HookedMM) -> tuple[str, ...]:
         kinds.append("no final norm: blocks normalise after the sum")
     if structure.projector_each or (structure.projector_out and structure.projector is None):
         kinds.append("the projector runs image by image: there is no one value that goes into it")
+    if structure.vision is None and structure.projector:
+        kinds.append("no tower: image tokens are made of pixels by the projector alone")
+    if structure.vision is None and hasattr(model.hf_model.config, "vq_config"):
+        kinds.append("pictures as words: a model of its own turns them into tokens of the vocabulary")
     if structure.vision and structure.vision.packed:
         kinds.append("packed tower: the patches of all images are one sequence")
     if structure.vision and structure.vision.blocks[0].map:

@@ -54,6 +54,9 @@ class ImageChecks:
         )
         slots = image & ~self.probe.batch.separator
         still = int((slots & ~changed).sum())
+        if self._are_words(embed[slots]) and self._are_words(other[self.embedded][slots]):
+            yield from self._words(changed & slots, still)
+            return
         verdict = "holds" if still == 0 and bool(slots.any()) else "fails"
         yield Check(
             "another picture changes every image position",
@@ -73,6 +76,25 @@ class ImageChecks:
         slots = slots & ~self.shrunk()
         direct = self._features(embed[slots], out.flatten(0, -2))
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    def _are_words(self, values: Tensor) -> bool:
+        """Whether each of these is the embedding of some token, but not of the one that keeps a picture's place."""
+        table: Any = self.probe.model.hf_model.get_submodule(self.probe.structure.embed)
+        if self.probe.structure.projector is not None or not len(values):
+            return False
+        rows = table(torch.arange(table.num_embeddings, device=values.device)).to(values.device)
+        nearest = torch.cdist(values.float(), rows.float()).argmin(dim=1)
+        return bool((rows[nearest] == values).all() and (nearest != self.probe.structure.image_token_id).all())
+
+    def _words(self, changed: Tensor, still: int) -> Iterator[Check]:
+        """A picture that becomes words of the vocabulary: another becomes others, some of which may be the same."""
+        found = self.probe.batch.layout.image_index
+        every = all(bool(changed[found == image].any()) for image in found[found >= 0].unique())
+        kind = f"a picture becomes words of the vocabulary; {still} positions get the same word of another picture"
+        what, verdict = "another picture changes positions of every image", "holds" if every else "fails"
+        yield Check(what, self.embedded, verdict, None, kind)
+        what = "each image position holds the embedding of a word"
+        yield Check(what, self.embedded, "holds")
 
     def _gathered(self, path: str) -> Tensor:
         """What a projector gives in all its runs, one behind the other, (positions, d)."""

@@ -326,7 +326,12 @@ def _has_vision(source: Source, name: str) -> bool:
 def _is_of_crops(source: Source) -> bool:
     """Crops of one size, each a picture of its own, and a tower of square patches."""
     pixels = source.inputs.get("pixel_values")
-    return pixels is not None and pixels.ndim in (4, 5) and _has_vision(source, "patch_size")
+    return (
+        pixels is not None
+        and pixels.ndim in (4, 5)
+        and pixels.shape[-3] in (1, 3)
+        and _has_vision(source, "patch_size")
+    )
 
 
 def _runs(source: Source) -> Read:

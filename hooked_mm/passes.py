@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -19,7 +20,7 @@ from hooked_mm.probe import tested_layers
 from hooked_mm.projectors import layered
 from hooked_mm.structure import PREFIXES, Stack
 from hooked_mm.views import Pass, Streams
-from hooked_mm.vocabulary import one_stream
+from hooked_mm.vocabulary import never_said, one_stream
 from hooked_mm.writes import WriteChecks
 
 if TYPE_CHECKING:
@@ -212,7 +213,12 @@ class Passes:
         inserted = values.get(last.replace("resid_post", "insert_out"))
         stream = stream if inserted is None else stream + inserted
         lens = self.model.to_logits(stream)
-        yield compare("unembed(norm(last resid_post)) == logits", "hook_logits", values["hook_logits"], lens, keep)
+        logits, said = values["hook_logits"], ~never_said(values["hook_logits"])
+        found = compare(
+            "unembed(norm(last resid_post)) == logits", "hook_logits", logits[..., said], lens[..., said], keep
+        )
+        silent = int((~said).sum())
+        yield replace(found, detail=f"but for {silent} words that the model never says") if silent else found
         stream = one_stream(self.model.hf_model, self.structure, stream)
         if self.structure.final_norm is None:
             kind = "blocks normalise after the sum, so there is no final norm"

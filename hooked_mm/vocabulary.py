@@ -7,7 +7,7 @@ import re
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
 from hooked_mm.architectures import LOGIT_SCALE_NAMES
@@ -59,6 +59,11 @@ def find_transform(model: nn.Module, unembed: str, decoder: nn.Module) -> nn.Mod
     last = model.get_submodule(unembed)
     others = [child for child in owner.children() if child is not last and any(True for _ in child.parameters())]
     return others[0] if len(others) == 1 and not contains(owner, {id(decoder)}) else None
+
+
+def never_said(logits: Float[Tensor, "... vocab"]) -> Bool[Tensor, " vocab"]:
+    """Words whose logits a model sets to the least number there is, everywhere (Chameleon's image tokens)."""
+    return (logits == torch.finfo(logits.dtype).min).flatten(0, -2).all(dim=0)
 
 
 def logit_scale(inner: Any, config: Any) -> float:
