@@ -223,11 +223,11 @@ class AttentionEquations:
         if source is None and self.block.wiring == "streams":
             source = self._mixed("attn_mix", "hook_resid_pre")
         gate = next((getattr(module, n) for n in HEAD_GATES if getattr(module, n, None) is not None), None)
-        if source is None or not (gate or self.block.gated_q):
+        if source is None:
             return None
         if self.block.gated_q:
             return GatedHeads(self.block.n_heads).halves(self._module("q")(source))[1].sigmoid()
-        return torch.sigmoid(gate(source)).unflatten(-1, (self.block.n_heads, -1))
+        return None if gate is None else torch.sigmoid(gate(source)).unflatten(-1, (self.block.n_heads, -1))
 
     def _results(self, name: str, prefix: str, z: Tensor, result: Tensor) -> Check:
         """Each head's result is its z through its columns of the output projection."""

@@ -90,8 +90,8 @@ def _merges(source: Source) -> list[int] | None:
     if (each := source.inputs.get("image_merge_sizes")) is not None:
         return [int(merge) for merge in each]
     kernel = getattr(vision, "merge_kernel_size", None)
-    merge = getattr(vision, "spatial_merge_size", kernel[0] if kernel else None)
-    return None if merge is None else [int(merge)] * images
+    each_side: Any = getattr(vision, "spatial_merge_size", kernel[0] if kernel else None)
+    return None if each_side is None else [int(each_side)] * images
 
 
 def _are_framed(source: Source, sizes: Int[Tensor, "images 3"], merges: list[int]) -> bool:
