@@ -260,15 +260,14 @@ class _Builder:
         """What goes into the projector, unless that runs image by image, and the image tokens."""
         structure, path = self.structure, self.structure.projector
         maps = structure.vision is not None and structure.vision.blocks[-1].map
-        view: View = Map() if maps or (path and self._takes_a_map(path)) else OnGrid(PLAIN)
-        if structure.cross_attention:
-            view = Tiles()
+        plain: View = Tiles() if structure.cross_attention else OnGrid(PLAIN)
+        view = Map() if maps or (path and self._takes_a_map(path)) else plain
         meanings = ("tower features that are projected (n, p, d)", "image tokens (n, p, d_model)")
         leaving: Access | None = None
         if path:
             entering = ModuleValue(path, "input", view)
             yield HookPoint("projector.hook_in", "projector", None, meanings[0], entering, (), True, True)
-            leaving = ModuleValue(path, "output", view if structure.cross_attention else OnGrid(PLAIN))
+            leaving = ModuleValue(path, "output", plain)
         if structure.projector_out:
             last, name = structure.projector_out
             leaving = FieldValue(last, name) if name else ModuleValue(last, "output")

@@ -356,7 +356,7 @@ def raw_hooks(model: nn.Module, pairs: Iterable[tuple[Place, Function]]) -> Iter
 def raw_values(model: nn.Module, inputs: Mapping[str, Tensor], table: Mapping[str, Place]) -> dict[str, Tensor]:
     """The value at every place, read in one pass."""
     found: dict[str, Tensor] = {}
-    batch = len(inputs["input_ids"])
+    batch = len(next(iter(inputs.values())))
 
     def keep(name: str) -> Function:
         def function(value: Tensor) -> None:

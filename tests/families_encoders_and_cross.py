@@ -120,11 +120,16 @@ _IDEFICS_CROSS = {
     **_LLAMA_MLP,
     "hook_mlp_out": Place("mlp", factor="tanh alpha_dense"),
 }
+# OPT's MLP sees all positions of all samples in one row.
 _OPT = {
     **_stream("final_layer_norm", "self_attn_layer_norm"),
     **_added("self_attn", "fc2"),
     **_proj("self_attn", "out_proj"),
     **_FC,
+}
+_OPT |= {
+    name: replace(_OPT[name], view="rows")
+    for name in ("hook_resid_mid", "ln2.hook_out", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out")
 }
 _KOSMOS = {
     **_stream("final_layer_norm", "self_attn_layer_norm"),
