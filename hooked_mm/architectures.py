@@ -136,12 +136,13 @@ ROW_MASKS = {"full_text_row_masked_out_mask": "mlp", "cross_attention_gate": "xa
 QUERY_KEY_NORMS = ("{}_norm", "{}_layernorm", "{}_layer_norm", "qk_norm")
 NORMS_BEHIND_ROTARY = {"q": "query_layernorm", "k": "key_layernorm"}
 # Inside attention: what multiplies a query by a number that grows with its position.
-QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning")
+QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning", "log_scaling_n_floor")
 # Arguments of attention that turn queries and keys by their position.
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci", "rope")
 # What adds a number per distance to queries * keys: an argument or an attribute of attention.
-SCORE_BIASES = ("position_bias", "rel_pos_h")
-# Inside attention: norms of values, and of what each head gives.
+SCORE_BIASES = ("position_bias", "rel_pos_h", "rel_logits_proj")
+# Inside attention: convolutions of projected keys and values, norms of values, and of what each head gives.
+CONVOLUTIONS = ("{}_sconv",)
 VALUE_NORMS = ("v_norm",)
 HEAD_NORMS = ("o_norm",)
 HEAD_GATES = ("g_proj", "gate_proj")
@@ -160,7 +161,9 @@ FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "la
 EMBED_NORM_NAMES = ("layernorm_embedding",)
 LAYER_LIST_NAMES = ("layers", "encoder.layers", "encoder.layer", "blocks", "layer", "block", "h")
 # What a configuration calls the number that logits are multiplied or divided by.
-LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling", "output_multiplier")
+LOGIT_SCALE_NAMES = ("logit_scale", "logits_scaling", "output_multiplier", "logits_mup_width_multiplier")
+# What it calls the number of words, where the unembedding is padded to more.
+WORD_COUNT_NAMES = ("unpadded_vocab_size",)
 # How many streams run side by side, in a configuration, and what makes one of them before the final norm.
 STREAM_COUNTS = ("hc_mult", "hc_count")
 COLLAPSE_NAMES = ("hc_head",)

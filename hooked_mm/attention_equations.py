@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hooked_mm.access import linear_map
 from hooked_mm.architectures import (
+    CONVOLUTIONS,
     HEAD_GATES,
     HEAD_NORMS,
     NORMS_BEHIND_ROTARY,
@@ -68,10 +69,22 @@ class AttentionEquations:
     def _after(self, role: str, value: Tensor) -> Tensor:
         """What a norm, factor or gate behind a module makes of its output."""
         if f"{role}_after" in self.block.parts:
-            value = self._module(f"{role}_after")(value)
+            value = self._run(self._module(f"{role}_after"), value)
         if role in self.block.scales:
             return value * scale_factor(submodule(self.model, self.block.path), self.block.scales[role])
         return value
+
+    def _run(self, module: Any, value: Tensor) -> Tensor:
+        """A module's output; convolutions over positions are told which are padding."""
+        masked = "conv_mask" in inspect.signature(type(module).forward).parameters
+        result: Tensor = module(value, conv_mask=self.keep) if masked else module(value)
+        return result
+
+    def _convolved(self, name: str, letter: str, value: Tensor) -> Tensor:
+        """Projected keys or values (..., heads, d_head) behind a convolution over positions, if attention has one."""
+        found = (getattr(self._module(name), other.format(letter), None) for other in CONVOLUTIONS)
+        convolution = next((module for module in found if module is not None), None)
+        return value if convolution is None else self._run(convolution, value.flatten(-2)).reshape(value.shape)
 
     def projections(self, name: str, prefix: str) -> Iterator[Check]:
         """Queries, keys and values are projected from what attention stands on."""
@@ -161,7 +174,7 @@ class AttentionEquations:
             kind = "merged attention: one pattern over a decoder's own positions and the encoder's"
             yield Check("pattern * values == z", f"{self.prefix}{name}.hook_z", "not applicable", None, kind)
         elif v is not None:
-            v = self._normed(VALUE_NORMS, name, v)
+            v = self._normed(VALUE_NORMS, name, self._convolved(name, "v", v))
             mixed = self._normed(HEAD_NORMS, name, _mix_channels(pattern, v) if channels else _mix(pattern, v))
             gate = self._head_gate(name)
             mixed = mixed if gate is None else mixed * gate
@@ -240,9 +253,11 @@ class AttentionEquations:
         """Rotation keeps lengths, up to one factor; a query-key norm is applied first, or behind it (HunYuan)."""
         module = self._module("xattn" if prefix else "attn")
         what = f"rotation keeps the length of {'queries' if letter == 'q' else 'keys'}"
-        if letter == "q" and any(hasattr(module, scale) for scale in QUERY_SCALES):
+        told = (module, getattr(module, "config", None))
+        if letter == "q" and any(getattr(owner, scale, None) for owner in told for scale in QUERY_SCALES):
             kind = "queries are scaled by their position, behind the rotary embedding"
             return Check(what, f"{self.prefix}{name}.hook_q", "not applicable", None, kind)
+        value = self._convolved("xattn" if prefix else "attn", letter, value)
         norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
         if norm is not None and not isinstance(norm, nn.Identity):
             whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]

@@ -73,7 +73,7 @@ class HookedMM:
         self._runner = Runner(hf_model, structure, self._points)
         self._active: list[HookSpec] = []
         self._active_backward: list[HookSpec] = []
-        self.cfg = describe(structure, vocabulary(hf_model.get_submodule(structure.unembed)))
+        self.cfg = describe(structure, structure.words or vocabulary(hf_model.get_submodule(structure.unembed)))
         self.conformance: ConformanceReport | None = None
         self._check, self._strict = check, strict
         if check and processor is not None:

@@ -42,6 +42,7 @@ from hooked_mm.vocabulary import (
     find_unembedding,
     logit_cap,
     logit_scale,
+    word_count,
 )
 
 _LENGTHS = ("num_hidden_layers", "depth", "num_layers", "n_layers", "encoder_layers", "decoder_layers")
@@ -387,6 +388,7 @@ def resolve(model: Any) -> Structure:
         head=find_head(model, paths[id(unembed)], decoder),
         logit_scale=logit_scale(inner, text_config),
         logit_cap=logit_cap(inner, text_config),
+        words=word_count(inner, text_config),
         image_token_id=next((token for token in tokens if token is not None), None),
         cross_attention=attended,
         plain_positions="rope_theta" in str(rope) and "mrope_section" not in str(rope) and "position_ids" in arguments,

@@ -162,6 +162,7 @@ class Structure:
         head: Path of the module that calls the unembedding and returns the logits.
         logit_scale: What the unembedding's output is multiplied by.
         logit_cap: Logits become cap * tanh(logits / cap); None for no soft-cap.
+        words: How many of the unembedding's outputs are words; None for all.
         image_token_id: None when the configuration names none.
         cross_attention: Image features are attended to and never stand in the text's sequence.
         plain_positions: Position ids are one number per token (not the three of Qwen-VL's rotary embedding), taken by
@@ -185,6 +186,7 @@ class Structure:
     cross_attention: bool
     plain_positions: bool
     projector_each: str | None = None
+    words: int | None = None
     collapse: str | None = None
 
     @property

@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor, nn
 
-from hooked_mm.architectures import LOGIT_SCALE_NAMES
+from hooked_mm.architectures import LOGIT_SCALE_NAMES, WORD_COUNT_NAMES
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.structure import Structure
 
@@ -83,6 +83,12 @@ def logit_cap(inner: Any, config: Any) -> float | None:
     return _applied(inner, config, "final_logit_softcapping")
 
 
+def word_count(inner: Any, config: Any) -> int | None:
+    """How many of the unembedding's outputs are words, where it has more; None if all are."""
+    found = (_applied(inner, config, name) for name in WORD_COUNT_NAMES)
+    return next((int(count) for count in found if count is not None), None)
+
+
 def _applied(model: Any, config: Any, name: str) -> float | None:
     """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
     value = getattr(config, name, None)
@@ -98,7 +104,7 @@ def logits_of(
         value = one_stream(model, structure, resid.to(unembed.get_parameter("weight")))
         if structure.final_norm:
             value = model.get_submodule(structure.final_norm)(value)
-        logits: Tensor = unembed(value) * structure.logit_scale
+        logits: Tensor = unembed(value)[..., : structure.words] * structure.logit_scale
         return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
 
 
