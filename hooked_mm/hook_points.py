@@ -9,6 +9,7 @@ import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from importlib.util import find_spec
 from typing import Any, Literal
 
 from torch import nn
@@ -45,6 +46,9 @@ from hooked_mm.views import (
 
 Stream = Literal["text", "encoder", "vision", "projector"]
 TAP_SIDES: dict[str, str] = {"hook_rot_q": "q", "hook_rot_k": "k", "hook_pattern": "pattern"}
+# transformers 5.0 and 5.1 record hidden states, which towers' features are taken from, before hooks see them: there
+# only what is written into the tensor itself reaches the record.
+_RECORDED_INSIDE = find_spec("transformers.utils.output_capturing") is None
 
 
 @dataclass(frozen=True)
@@ -167,7 +171,8 @@ class _Builder:
             return None if value is None else (value, ())
         if row.kind == "in_place":
             return ModuleValue(path, row.side, Map() if block.map else plain, in_place=True), ()
-        return ModuleValue(path, row.side, plain), ()
+        recorded = _RECORDED_INSIDE and not text and row.name == "hook_resid_post"
+        return ModuleValue(path, row.side, plain, in_place=recorded), ()
 
     def _rescale(self, block: Block) -> tuple[Access, tuple[str, ...]] | None:
         if not block.rescaled:

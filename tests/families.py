@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.architectures import FAMILIES
-from tests.versions import IN_CLIP
+from tests.versions import IN_CLIP, RECORDED_INSIDE
 
 Function = Callable[[Tensor], Tensor | None]
 # Families whose blocks are, class for class, those of another one.
@@ -110,7 +110,7 @@ def _out(attn: str, mlp: str = "mlp", view: str = "") -> dict[str, Place]:
     return {"hook_attn_out": Place(attn), "hook_mlp_out": Place(mlp, view=view)}
 
 
-_STREAM = {"hook_resid_pre": Place("", "input"), "hook_resid_post": Place("")}
+_STREAM = {"hook_resid_pre": Place("", "input"), "hook_resid_post": Place("", in_place=RECORDED_INSIDE)}
 _GATED = _mlp("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
 _FC = _mlp("mlp.fc1", "mlp.fc2")
 _LLAMA = {

@@ -41,7 +41,11 @@ def block(**more: nn.Module) -> nn.Module:
 
 
 LLAMA = {
-    "block": "", "ln1": "input_layernorm", "attn": "self_attn", "ln2": "post_attention_layernorm", "mlp": "mlp",
+    "block": "",
+    "ln1": "input_layernorm",
+    "attn": "self_attn",
+    "ln2": "post_attention_layernorm",
+    "mlp": "mlp",
     **{role: f"self_attn.{role}_proj" for role in "qkvo"},
     **{f"mlp_{role}": f"mlp.{role}_proj" for role in ("gate", "up", "down")},
 }
