@@ -148,6 +148,8 @@ HEAD_NORMS = ("o_norm",)
 HEAD_GATES = ("g_proj", "gate_proj")
 # Attributes of attention that multiply the normed latent which queries are projected from.
 QUERY_LATENT_SCALES = ("q_lora_scale",)
+# Attributes of an MLP that multiply what its down projection gives.
+MLP_SCALES = ("global_scale",)
 # Attributes of a gated MLP that bound |up|, and the gate from above: before its activation function, or after it.
 CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (
@@ -208,4 +210,9 @@ EXCEPTIONS: dict[str, Oddity] = {
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
     # The merger runs once per image; the tower's result holds the tokens of all.
     "hunyuan_vl": Oddity(projector_out=("vision_tower", "pooler_output")),
+    # Attention over depth (Inkling 2): the stream begins anew every few blocks.
+    "inkling2": Oddity(
+        refused="every block reads a mixture of what groups of earlier blocks have summed up, chosen by attention over "
+        "depth, so it has no residual stream"
+    ),
 }

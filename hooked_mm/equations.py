@@ -13,7 +13,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from hooked_mm.architectures import CLAMPS
+from hooked_mm.architectures import CLAMPS, MLP_SCALES
 from hooked_mm.attention_equations import AttentionEquations
 from hooked_mm.checks import Check, compare
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
@@ -148,7 +148,9 @@ class BlockEquations(AttentionEquations):
                     expected = expected.chunk(2, dim=-1)[index] if fused else expected
                     yield self._same("projection of the norm's output", name, value, expected)
         if post is not None and added is not None:
-            total = self._after("mlp", self._module("mlp_down")(post))
+            scales = (getattr(self._module("mlp"), name, None) for name in MLP_SCALES)
+            factor = next((scale for scale in scales if scale is not None), 1.0)
+            total = self._after("mlp", self._module("mlp_down")(post) * factor)
             if self.block.row_mask == "mlp":
                 kept = added.abs().amax(dim=-1, keepdim=True) > 0
                 total = torch.where(kept, total, torch.zeros_like(total))

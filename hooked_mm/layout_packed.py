@@ -22,7 +22,10 @@ from hooked_mm.windows import window_order
 
 def is_packed(source: Source) -> bool:
     """Whether the tensors tell the grid of every image, and the configuration how patches are merged."""
-    return _sizes(source) is not None and _merges(source) is not None
+    if (sizes := _sizes(source)) is None or (merges := _merges(source)) is None:
+        return False
+    # Grids that count tokens (Inkling 2) belong to towers with a class token per image, for which there is no reader.
+    return not (min(merges) > 1 and int(source.image.sum()) == int(sizes.prod(dim=1).sum()))
 
 
 def _sizes(source: Source) -> Int[Tensor, "images 3"] | None:
