@@ -35,7 +35,7 @@ from hooked_mm.layout_attended import read_attended
 from hooked_mm.layout_packed import is_packed, read_packed
 from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
 from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
-from hooked_mm.layout_views import has_views, read_views
+from hooked_mm.layout_views import has_marked_crops, has_views, read_marked_crops, read_views
 
 
 def read_layout(source: Source) -> Layout:
@@ -361,6 +361,7 @@ READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] =
     (lambda source: "image_sizes" in source.inputs and _has_vision(source, "patch_size"), packed_by_size),
     (lambda source: "spatial_shapes" in source.inputs, rows_by_shape),
     (has_views, read_views),
+    (has_marked_crops, read_marked_crops),
     (lambda source: _is_of_crops(source), _crops),
     (lambda source: True, _runs),
 )

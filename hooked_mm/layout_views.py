@@ -7,6 +7,8 @@ and a newline behind every row of its views. The positions of an image, one run,
     newlines     rows l (cols l + 1) + g (g + 1) + 1
 
 with g (l) tokens in a row of the whole page (of a crop); crops lie in rows x cols.
+
+Step marks each crop and the whole picture behind them: an image is as many runs as it has crops, and one more.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ import torch
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Plan, cells
-from hooked_mm.layout_source import Read, Source, runs_of
+from hooked_mm.layout_source import Read, Source, nothing, runs_of
 
 
 def has_views(source: Source) -> bool:
@@ -57,6 +59,31 @@ def read_views(source: Source) -> Read:
         return Read("crops", plans, owner)
     why = "this model's image positions are latent queries, which belong to no place in the image"
     return Read("resampled", plans, owner, {"why": why})
+
+
+def has_marked_crops(source: Source) -> bool:
+    """Whether every crop and every whole picture is a run of image positions of its own."""
+    crops = source.inputs.get("num_local_patches")
+    if crops is None or "pixel_values_local" not in source.inputs:
+        return False
+    return sum(len(runs_of(row)) for row in source.image) == int(crops.sum()) + len(crops)
+
+
+def read_marked_crops(source: Source) -> Read:
+    """The crops of each picture, then the whole; how the crops are arranged is not in the tensors."""
+    crops = source.inputs["num_local_patches"].tolist()
+    plans: list[Plan] = []
+    for sample, row in enumerate(source.image):
+        runs = [stop - start for start, stop in runs_of(row)]
+        while runs:
+            number = len(plans)
+            own, runs = runs[: crops[number] + 1], runs[crops[number] + 1 :]
+            side = math.isqrt(own[-1])
+            whole = sum(own[:-1]) + torch.arange(side * side).view(side, side) if side * side == own[-1] else None
+            layout = ImageLayout(overview=whole) if crops[number] else ImageLayout(grid=whole)
+            plans.append(Plan(layout, sum(own), nothing(), sample))
+    why = "the crops of a picture run through the tower on their own, and how they are arranged is not in the tensors"
+    return Read("crops", plans, torch.zeros(0, dtype=torch.long), {"why": why})
 
 
 def _with_newlines(number: int, count: int, grid: list[int], small: float) -> ImageLayout | None:

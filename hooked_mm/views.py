@@ -171,7 +171,7 @@ class Streams:
 
     def back(self, new: Tensor, whole: Tensor) -> Tensor:
         spread = new.unsqueeze(-2).expand(*new.shape[:-1], self.count, new.shape[-1])
-        return spread.reshape(whole.shape)
+        return spread.reshape(whole.shape).contiguous()
 
 
 @dataclass(frozen=True)

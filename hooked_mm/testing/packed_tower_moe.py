@@ -102,6 +102,7 @@ RECIPES: dict[str, Recipe] = {
                 "linear_head_dim": 8,
                 "linear_num_heads": 4,
                 "hc_mult": 3,
+                "hc_sinkhorn_iters": 4,
                 "swiglu_limit": 1.0,
             },
             "vision_config": {**GLM_TOWER, "projection_intermediate_size": 48, "swiglu_limit": 1.0},
