@@ -85,6 +85,9 @@ def survey_one(family: str, *, full: bool = False) -> Surveyed:
         return Surveyed(family, "refused", str(error))
     except BadInputError as error:
         return Surveyed(family, "not built", error.reason)
+    except Exception as error:
+        # Whatever an architecture does that nobody thought of: the others are surveyed all the same.
+        return Surveyed(family, "refused", f"it fails with {type(error).__name__}: {str(error).splitlines()[0]}")
     verdicts = Counter(check.verdict for check in report.checks)
     kinds = ", ".join(kind.split(":")[0] for kind in describe_kinds(model))
     lost = sorted({_bare(name) for name in report.failed_points()})

@@ -69,6 +69,18 @@ def test_one_that_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "not a vision-language model" in row.note
 
 
+def test_one_that_fails_in_a_way_that_nobody_thought_of(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is told, and the others are surveyed all the same."""
+
+    def broken(family: str) -> nn.Module:
+        raise ZeroDivisionError("nobody thought of this\nor that")
+
+    monkeypatch.setattr("hooked_mm.survey.miniature", broken)
+    rows = list(survey(["a", "b"]))
+    assert [row.status for row in rows] == ["refused"] * 2
+    assert rows[0].note == "it fails with ZeroDivisionError: nobody thought of this"
+
+
 def test_summary_and_page() -> None:
     """Counts by status; a table row per architecture that no character of a note breaks."""
     rows = [Surveyed("a", "conforms", "cross-attention", 3, 2, 1, 9), Surveyed("b", "refused", "x | y\nz")]
