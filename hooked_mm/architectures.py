@@ -155,7 +155,7 @@ CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
-    *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
+    *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches", "encoder.embed_vision"),
 )
 # Towers that transformers' `get_encoder` does not know.
 TOWER_NAMES = ("image_encoder",)

@@ -39,7 +39,10 @@ def _has_words(module: nn.Module, vocabulary: int) -> bool:
 
 
 def _is_encoder_decoder(model: Any) -> bool:
+    """By configuration, or because its forward takes ids for a decoder besides (DiffusionGemma's canvas)."""
     config = model.config
+    if "decoder_input_ids" in inspect.signature(type(model).forward).parameters and hasattr(model, "get_encoder"):
+        return True
     return any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config()))
 
 
