@@ -141,6 +141,8 @@ QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning", "log_scaling_n_flo
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci", "rope")
 # What adds a number per distance to queries * keys: an argument or an attribute of attention.
 SCORE_BIASES = ("position_bias", "rel_pos_h", "rel_logits_proj")
+# Attributes of a decoder's attention that puts its keys behind those of the encoder.
+APPENDED_KEYS = ("append_to_cache",)
 # Inside attention: convolutions of projected keys and values, norms of values, and of what each head gives.
 CONVOLUTIONS = ("{}_sconv",)
 VALUE_NORMS = ("v_norm",)
