@@ -68,6 +68,8 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     # Where several streams run side by side, these mix them to what attention and MLP see.
     "attn_mix": ("attn_hc", "attn_hyper_connection"),
     "mlp_mix": ("ffn_hc", "mlp_hyper_connection"),
+    # What adds embeddings of its own to them before attention.
+    "embed_add": ("ple",),
     "lnx": (
         *("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
         "encoder_decoder_attention.layer_norm",
