@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from hooked_mm.architectures import TOWER_NAMES
+from hooked_mm.errors import UnsupportedModelError
 
 
 def vision_config(config: Any) -> Any:
@@ -32,6 +33,20 @@ def encoder_config(config: Any) -> Any:
 def reads_text(module: nn.Module) -> bool:
     """Whether a module's forward takes token ids."""
     return "input_ids" in inspect.signature(type(module).forward).parameters
+
+
+def require_pictures(model: nn.Module, tower: nn.Module | None) -> None:
+    """Refuse a model without a tower whose forward takes nothing that could be a picture.
+
+    Raises:
+        UnsupportedModelError: For such a model (Evolla, which reads proteins; language models without images).
+    """
+    takes = [name for name in inspect.signature(type(model).forward).parameters if name not in ("self", "kwargs")]
+    if tower is None and not any(word in name for name in takes for word in ("pixel", "patch", "image")):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no pictures: it has no vision tower, and its forward takes "
+            f"{', '.join(takes)}"
+        )
 
 
 def _has_words(module: nn.Module, vocabulary: int) -> bool:
