@@ -44,7 +44,8 @@ def read_views(source: Source) -> Read:
     crops = source.inputs.get("num_local_patches", torch.zeros(len(pages), dtype=torch.long)).tolist()
     grids = source.inputs.get("patches_grid", torch.zeros(len(pages), 2, dtype=torch.long)).tolist()
     small = source.inputs.get("pixel_values_local", pages).shape[-1] / pages.shape[-1]
-    plans, lines = [], False
+    plans: list[Plan] = []
+    lines = False
     for sample, row in enumerate(source.image):
         for start, stop in runs_of(row):
             number, count = len(plans), stop - start
