@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from hooked_mm.batch import Batch, batch_from_inputs
+from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
@@ -85,3 +86,14 @@ def test_samples_of_a_batch_are_those_of_a_batch_of_their_own(family: str) -> No
     keep = part.inputs["attention_mask"].bool()
     torch.testing.assert_close(got[keep], logits[[2, 0]][keep], rtol=0, atol=1e-4)
     assert [image.grid.shape for image in part.layout.images] == [GRIDS[family][2], GRIDS[family][0]]
+
+
+def test_patches_that_are_merged_inside_the_tower_have_no_grid_behind_that() -> None:
+    """MiniCPM-V merges 2 x 2 patches behind its second block: cells of the first image would lie in another's."""
+    model = HookedMM(miniature("minicpmv4_6"), check=False)
+    batch = batched(model, miniature_inputs(model.hf_model))
+    _, cache = model.run_with_cache(batch, ["vision.blocks.*.hook_resid_post"])
+    (grid,) = cache.grid("vision.blocks.1.hook_resid_post", 2)
+    torch.testing.assert_close(grid, cache["vision.blocks.1.hook_resid_post"][0, 64:].view(4, 4, -1))
+    with pytest.raises(BadInputError, match="80 patches that enter this tower are merged on the way, and 20 places"):
+        cache.grid("vision.blocks.2.hook_resid_post", 2)

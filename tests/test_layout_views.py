@@ -54,6 +54,11 @@ def test_pages_with_newlines() -> None:
         first = int((whole.inputs["input_ids"][sample] == 150).nonzero()[0])
         assert (image.grid - first).tolist() == [[0, 1], [3, 4]]
         assert (whole.layout.separator[sample].nonzero()[:, 0] - first).tolist() == [2, 5, 6]
+    _, cache = model.run_with_cache(whole, ["vision.blocks.2.hook_resid_post", "projector.hook_out", "hook_embed"])
+    # A class token stands before the patches in the tower, and is gone behind it.
+    tower = cache["vision.blocks.2.hook_resid_post"][1, 1:].view(2, 2, -1)
+    torch.testing.assert_close(cache.grid("vision.blocks.2.hook_resid_post", 1)[0], tower)
+    torch.testing.assert_close(cache.grid("projector.hook_out", 1), cache.grid("hook_embed", 1), rtol=0, atol=1e-6)
     # One token per crop, two to a row; one token; four on each page.
     batch = batched(model, pages(32, (3 + 7, 2 + 7), [[2, 1], [1, 1]]))
     one, other = batch.layout.images
