@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
+OLDEST := .venv-oldest
 # The small model of `make demo`.
 MODEL ?= llava
 # Tests run in one process per core; threads of their own would only get in each other's way.
@@ -9,14 +10,18 @@ export OMP_NUM_THREADS ?= 1
 export TOKENIZERS_PARALLELISM ?= false
 export HF_HUB_OFFLINE ?= 1
 
-.PHONY: help demo test test-slow check format pictures clean
+# Where an environment keeps its packages.
+PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
+
+.PHONY: help demo test test-slow test-oldest check format pictures clean
 
 help:
-	@echo "make demo       concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2 or qwen2_vl)"
-	@echo "make test       lint, types and the test suite"
-	@echo "make test-slow  the rest of the suite: wheel in an empty environment, training, big sweeps"
-	@echo "make format     rewrite the code in the house's format"
-	@echo "make pictures   the README's pictures (needs /usr/bin/chromium)"
+	@echo "make demo         concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2 or qwen2_vl)"
+	@echo "make test         lint, types and the test suite"
+	@echo "make test-slow    the rest of the suite: wheel in an empty environment, training, big sweeps"
+	@echo "make test-oldest  the core of the suite with the oldest transformers that is supported"
+	@echo "make format       rewrite the code in the house's format"
+	@echo "make pictures     the README's pictures (needs /usr/bin/chromium)"
 
 $(VENV)/.installed: setup.cfg pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(VENV)
@@ -44,6 +49,16 @@ test: check
 test-slow: $(VENV)/.installed-tests
 	$(BIN)/pytest -n auto --dist worksteal -m slow
 
+# All else is that of the first environment, whose folder comes behind its own.
+$(OLDEST)/.installed: $(VENV)/.installed-tests constraints-oldest.txt
+	$(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/python -m pip install --quiet --no-deps --requirement constraints-oldest.txt
+	$(BIN)/python $(PACKAGES) > "$$($(OLDEST)/bin/python $(PACKAGES))/others.pth"
+	@touch $@
+
+test-oldest: $(OLDEST)/.installed
+	$(OLDEST)/bin/python -m pytest -n auto --dist worksteal -m "oldest and not slow"
+
 format: $(VENV)/.installed-tests
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
@@ -54,4 +69,4 @@ pictures: $(VENV)/.installed-tests
 	$(BIN)/python docs/learning_curves.py
 
 clean:
-	rm -rf $(VENV) runs build dist *.egg-info
+	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info

@@ -68,6 +68,8 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     # Where several streams run side by side, these mix them to what attention and MLP see.
     "attn_mix": ("attn_hc", "attn_hyper_connection"),
     "mlp_mix": ("ffn_hc", "mlp_hyper_connection"),
+    # What adds embeddings of its own to them before attention.
+    "embed_add": ("ple",),
     "lnx": (
         *("encoder_attn_layer_norm", "cross_attn_norm", "crossattention.output.LayerNorm"),
         "encoder_decoder_attention.layer_norm",
@@ -141,6 +143,8 @@ QUERY_SCALES = ("softmax_scaling", "attn_temperature_tuning", "log_scaling_n_flo
 ROTARY_ARGUMENTS = ("position_embeddings", "freqs_ci", "rope")
 # What adds a number per distance to queries * keys: an argument or an attribute of attention.
 SCORE_BIASES = ("position_bias", "rel_pos_h", "rel_logits_proj")
+# Attributes of a decoder's attention that puts its keys behind those of the encoder.
+APPENDED_KEYS = ("append_to_cache",)
 # Inside attention: convolutions of projected keys and values, norms of values, and of what each head gives.
 CONVOLUTIONS = ("{}_sconv",)
 VALUE_NORMS = ("v_norm",)
@@ -155,7 +159,7 @@ CLAMPS = (("swiglu_limit", "before"), ("limit", "after"))
 PROJECTOR_NAMES = (
     *("multi_modal_projector", "connector", "visual.merger", "language_projection", "mm_projector", "aligner"),
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
-    *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches"),
+    *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches", "encoder.embed_vision"),
 )
 # Towers that transformers' `get_encoder` does not know.
 TOWER_NAMES = ("image_encoder",)

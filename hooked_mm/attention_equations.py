@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hooked_mm.access import linear_map
 from hooked_mm.architectures import (
+    APPENDED_KEYS,
     CONVOLUTIONS,
     HEAD_GATES,
     HEAD_NORMS,
@@ -169,7 +170,8 @@ class AttentionEquations:
         each = None if result is None else self._results(name, prefix, z, result)
         if each is not None:
             yield each
-        merged = v is not None and self._merged(name, pattern, v)
+        own_values = k if v is None else v
+        merged = own_values is not None and self._merged(name, pattern, own_values)
         if merged:
             kind = "merged attention: one pattern over a decoder's own positions and the encoder's"
             yield Check("pattern * values == z", f"{self.prefix}{name}.hook_z", "not applicable", None, kind)
@@ -188,7 +190,9 @@ class AttentionEquations:
         for letter, value in (("q", q), ("k", k)):
             rotated = self.get(f"{name}.hook_rot_{letter}")
             if value is not None and rotated is not None:
-                own = rotated[:, : value.shape[1]] if merged else rotated
+                length = value.shape[1]
+                behind = merged and self._appends(self._module(name))
+                own = rotated[:, -length:] if behind else rotated[:, :length] if merged else rotated
                 yield self._lengths(name, prefix, letter, value, own)
         points = ("rot_q", "rot_k") if self.block.rotary else ("q", "k")
         q, k = (self.get(f"{name}.hook_{point}") for point in points)
@@ -221,8 +225,13 @@ class AttentionEquations:
 
     def _merged(self, name: str, pattern: Tensor, v: Tensor) -> bool:
         """Whether a decoder's attention has one pattern over its own positions and an encoder's (T5Gemma)."""
-        takes = inspect.signature(type(self._module(name)).forward).parameters
-        return name == "attn" and pattern.shape[-1] > v.shape[1] and "encoder_hidden_states" in takes
+        module = self._module(name)
+        takes = "encoder_hidden_states" in inspect.signature(type(module).forward).parameters
+        return name == "attn" and pattern.shape[-1] > v.shape[1] and (takes or self._appends(module))
+
+    def _appends(self, module: Any) -> bool:
+        """Whether the keys of a decoder's own positions stand behind the encoder's (DiffusionGemma)."""
+        return any(hasattr(module, name) for name in APPENDED_KEYS)
 
     def _normed(self, names: tuple[str, ...], name: str, value: Tensor) -> Tensor:
         """Values, or what heads give, behind the norm that attention has for them, if it has one."""

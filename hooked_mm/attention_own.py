@@ -55,7 +55,7 @@ def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
     taps = list(taps)
     open_now: list[_Watch] = []
     handles = []
-    fused = [attention for attention, _ in taps if getattr(attention, "fused_attn", False)]
+    fused: list[Any] = [attention for attention, _ in taps if getattr(attention, "fused_attn", False)]
 
     def enter(tap: nn.Module) -> Callable[..., None]:
         def begin(*_: Any) -> None:

@@ -279,6 +279,8 @@ def batch_from_inputs(
     if "decoder_input_ids" in tensors and not prefix:
         ids = tensors["decoder_input_ids"]
         mask = tensors.setdefault("decoder_attention_mask", torch.ones_like(ids))
+        # Some masks say of the encoder's positions, too, which the decoder may see.
+        mask = mask[:, -ids.shape[1] :]
         decoder = decoder_batch(ids, mask, torch.where(mask == 0, int(Role.NONE), int(Role.UNKNOWN)), [])
     return Batch(tensors, modality, role, read_layout(source), [], decoder)
 

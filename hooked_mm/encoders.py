@@ -12,6 +12,7 @@ from typing import Any
 from torch import nn
 
 from hooked_mm.architectures import TOWER_NAMES
+from hooked_mm.errors import UnsupportedModelError
 
 
 def vision_config(config: Any) -> Any:
@@ -34,12 +35,29 @@ def reads_text(module: nn.Module) -> bool:
     return "input_ids" in inspect.signature(type(module).forward).parameters
 
 
+def require_pictures(model: nn.Module, tower: nn.Module | None) -> None:
+    """Refuse a model without a tower whose forward takes nothing that could be a picture.
+
+    Raises:
+        UnsupportedModelError: For such a model (Evolla, which reads proteins; language models without images).
+    """
+    takes = [name for name in inspect.signature(type(model).forward).parameters if name not in ("self", "kwargs")]
+    if tower is None and not any(word in name for name in takes for word in ("pixel", "patch", "image")):
+        raise UnsupportedModelError(
+            f"{type(model).__name__} takes no pictures: it has no vision tower, and its forward takes "
+            f"{', '.join(takes)}"
+        )
+
+
 def _has_words(module: nn.Module, vocabulary: int) -> bool:
     return any(isinstance(m, nn.Embedding) and m.num_embeddings == vocabulary for m in module.modules())
 
 
 def _is_encoder_decoder(model: Any) -> bool:
+    """By configuration, or because its forward takes ids for a decoder besides (DiffusionGemma's canvas)."""
     config = model.config
+    if "decoder_input_ids" in inspect.signature(type(model).forward).parameters and hasattr(model, "get_encoder"):
+        return True
     return any(getattr(part, "is_encoder_decoder", False) for part in (config, config.get_text_config()))
 
 

@@ -50,10 +50,7 @@ class BlockEquations(AttentionEquations):
             yield Check("the block's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
             return
         if self.block.wiring == "streams":
-            kind = (
-                "several streams side by side: what a part gives is spread over them, so no sum of points is the stream"
-            )
-            yield Check("the block's sum", f"{self.prefix}hook_resid_post", "not applicable", None, kind)
+            yield from self._streams()
             return
         if self.block.wiring in ("parallel", "single") and pre is not None and post is not None:
             total, names = self._sum(pre, "attn", "mixer", "mlp")
@@ -71,6 +68,34 @@ class BlockEquations(AttentionEquations):
         yield from self._total("resid_pre + attention == resid_mid", "hook_resid_mid", mid, first, names)
         second, names = self._sum(mid, "conv2", "mlp", "extra", "rescale")
         yield from self._total("resid_mid + MLP == resid_post", "hook_resid_post", post, second, names)
+
+    def _streams(self) -> Iterator[Check]:
+        """What is left of the streams behind a part, beside what was kept of them, is one vector in their shares."""
+        for what, role, before, after in (
+            ("attention", "attn_mix", "hook_resid_pre", "hook_resid_mid"),
+            ("the MLP", "mlp_mix", "hook_resid_mid", "hook_resid_post"),
+        ):
+            value, behind = self.get(before), self.get(after)
+            if value is None or behind is None:
+                continue
+            told = f"{what} adds one vector to all streams, by the shares of its mix"
+            if role == "attn_mix" and "embed_add" in self.block.parts:
+                kind = "embeddings of their own are added to the streams before attention"
+                yield Check(told, self.prefix + after, "not applicable", None, kind)
+                continue
+            yield self._same(told, after, behind, self._spread(role, value, behind))
+
+    def _spread(self, role: str, value: Tensor, behind: Tensor) -> Tensor:
+        """The streams that come closest: kept @ value + shares * (the vector that explains most of `behind`)."""
+        wide = value if value.ndim > 3 else value.unflatten(-1, (-1, self.block.d_model))
+        given = [one for one in self._module(role)(value) if isinstance(one, Tensor)]
+        count = wide.shape[-2]
+        shares = next(one for one in given if one.shape == wide.shape[:-1])
+        kept = next((one for one in given if one.shape == (*wide.shape[:-1], count)), None)
+        rest = wide if kept is None else torch.matmul(kept.transpose(-1, -2), wide)
+        left = behind.reshape(wide.shape) - rest
+        vector = torch.einsum("...s,...sd->...d", shares, left) / shares.square().sum(dim=-1, keepdim=True)
+        return (rest + shares.unsqueeze(-1) * vector.unsqueeze(-2)).reshape(behind.shape)
 
     def _sum(self, start: Tensor, *parts: str) -> tuple[Tensor, list[str]]:
         """A stream with what these parts add, and the names of those that there are."""

@@ -213,6 +213,12 @@ class Layout:
     def _columns(self, cell: Tensor, width: int, where: Where) -> Tensor:
         """The places of cells in rows of `width`."""
         if self.kind == "packed":
+            patches = 0 if self.tower_image is None else len(self.tower_image)
+            if where == "patches" and width != patches:
+                raise BadInputError(
+                    f"the {patches} patches that enter this tower are merged on the way, and {width} places are left: "
+                    "there is no grid of them here"
+                )
             return cell
         places = self.places(width, self.patches if where == "patches" else self.tokens)
         if places is None:

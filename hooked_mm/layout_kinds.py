@@ -161,7 +161,8 @@ def _rows_with_newlines(
 
 def _crops(source: Source) -> Read:
     """Crop by crop, each with as many positions as any other."""
-    pixels, config = source.inputs["pixel_values"], source.config
+    pixels, config = _pixels(source), source.config
+    assert pixels is not None
     sample = torch.full((len(pixels),), -1)
     if pixels.ndim == 5:
         sample = _real_crops(pixels).nonzero()[:, 0]
@@ -323,9 +324,15 @@ def _has_vision(source: Source, name: str) -> bool:
     return hasattr(getattr(source.config, "vision_config", None), name)
 
 
+def _pixels(source: Source) -> Tensor | None:
+    """The pictures: by their usual name, or the only tensor that holds some (Video-LLaVA's has a name of its own)."""
+    found = pictures(source.inputs)
+    return found.get("pixel_values", next(iter(found.values())) if len(found) == 1 else None)
+
+
 def _is_of_crops(source: Source) -> bool:
     """Crops of one size, each a picture of its own, and a tower of square patches."""
-    pixels = source.inputs.get("pixel_values")
+    pixels = _pixels(source)
     return (
         pixels is not None
         and pixels.ndim in (4, 5)

@@ -44,19 +44,22 @@ def read_views(source: Source) -> Read:
     crops = source.inputs.get("num_local_patches", torch.zeros(len(pages), dtype=torch.long)).tolist()
     grids = source.inputs.get("patches_grid", torch.zeros(len(pages), 2, dtype=torch.long)).tolist()
     small = source.inputs.get("pixel_values_local", pages).shape[-1] / pages.shape[-1]
-    plans, lines = [], False
+    plans: list[Plan] = []
+    sides, lines = [0], False
     for sample, row in enumerate(source.image):
         for start, stop in runs_of(row):
             number, count = len(plans), stop - start
             layout = None
             if not crops[number] or any(grids[number]):
                 layout = _with_newlines(number, count, grids[number], small)
+            if layout is not None and layout.patches is not None:
+                sides.append(len(layout.patches))
             lines = lines or layout is not None
             separators = _separators(layout, count)
             plans.append(Plan(layout or ImageLayout(), count, separators, sample))
     owner = torch.arange(len(pages))
     if lines:
-        return Read("crops", plans, owner)
+        return Read("crops", plans, owner, {"patches": sides[-1] ** 2, "tokens": sides[-1] ** 2})
     why = "this model's image positions are latent queries, which belong to no place in the image"
     return Read("resampled", plans, owner, {"why": why})
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
@@ -265,6 +266,11 @@ class Passes:
         """The point that holds image features."""
         return "encoder.hook_embed" if self.structure.encoder else "hook_embed"
 
+    def _reads_encoder_end(self) -> bool:
+        """Whether the decoder takes the encoder's last stream, rather than keys and values of its blocks."""
+        decoder = self.model.hf_model.get_submodule(self.structure.text.owner)
+        return "encoder_hidden_states" in inspect.signature(type(decoder).forward).parameters
+
     def follower(self, name: str) -> str | None:
         """The point at which a write must be seen."""
         point = self.points[name]
@@ -284,6 +290,10 @@ class Passes:
                 return following if following in names else "projector.hook_in"
             end = reads_tower_end(self.model.hf_model.config, len(self.structure.stacks["vision"].blocks))
             return "projector.hook_in" if end else None
+        if stream == "encoder" and not self._reads_encoder_end():
+            last = f"encoder.blocks.{len(self.structure.stacks['encoder'].blocks) - 1}.hook_resid_post"
+            if name.startswith("encoder.ln_final.") or name == last:
+                return None
         if name == "projector.hook_in":
             return "projector.hook_out"
         if name == "projector.hook_out" and not self.structure.cross_attention:

@@ -14,6 +14,7 @@ import transformers
 from transformers import AutoConfig, AutoProcessor
 from transformers.models.auto.processing_auto import PROCESSOR_MAPPING
 from transformers.processing_utils import ProcessorMixin
+from transformers.utils import is_torchvision_available
 
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.layout import Tiles
@@ -34,6 +35,8 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
     | llava_onevision, qwen2_vl, qwen2_5_vl, qwen3_vl, internvl | refuses: no video processor | without video |
     | smolvlm | refuses: no video processor, no num2words (spells the numbers of a video's prompt) | without video |
 
+    In 5.0 it is the same, but SmolVLM needs torchvision here too.
+
     Args:
         model_id: Hub id or folder.
         options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
@@ -46,7 +49,7 @@ def load_processor(model_id: str | os.PathLike, **options: Any) -> Any:
         return AutoProcessor.from_pretrained(name, **options)
     except (ImportError, ValueError, OSError, TypeError) as error:
         # Refusals come as any of these; a folder written without a video part lacks its file. All else is not ours.
-        if not _missing(error) and not _of_video(error):
+        if not _missing(error) and not _of_video(error) and not _hidden(error):
             raise
         refused = error
     try:
@@ -72,6 +75,11 @@ def _missing(error: BaseException | None) -> list[str]:
 def _of_video(error: Exception) -> bool:
     """Whether it was the loading of a video part that failed, for whatever reason (5.0 looks into a list it lacks)."""
     return any(Path(frame.filename).stem == "video_processing_auto" for frame in extract_tb(error.__traceback__))
+
+
+def _hidden(error: Exception) -> bool:
+    """Whether it may be for torchvision that an image processor is not known; older versions do not say so."""
+    return "Unrecognized image processor" in str(error) and not is_torchvision_available()
 
 
 def _remedy(name: str, error: Exception) -> str:

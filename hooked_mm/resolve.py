@@ -28,7 +28,7 @@ from hooked_mm.architectures import (
     Oddity,
 )
 from hooked_mm.blocks import Flow, find_block, first, with_cross_blocks
-from hooked_mm.encoders import encoder_config, text_encoder, vision_config, vision_encoder
+from hooked_mm.encoders import encoder_config, require_pictures, text_encoder, vision_config, vision_encoder
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.flow import Wired, captured, wire
 from hooked_mm.norms import find_norm_formula
@@ -329,6 +329,7 @@ def resolve(model: Any) -> Structure:
             f"{type(model).__name__} (model type {family!r}) names no vocabulary: it gives no logits over words"
         )
     tower = _tower(inner, config, text_config.vocab_size)
+    require_pictures(inner, tower)
     bare = tower if tower is not None and not _has_blocks(tower, core, tower_config, exception) else None
     tower = None if bare is not None else tower
     decoder = _decoder(inner, text_config, tower)

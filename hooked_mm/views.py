@@ -140,13 +140,18 @@ class OnGrid:
 
     view: View
 
-    def show(self, whole: Tensor, run: Pass) -> Tensor:
-        return self.view.show(whole.flatten(1, 2) if whole.ndim == 4 else whole, run)
+    def show(self, whole: Any, run: Pass) -> Tensor:
+        return self.view.show(whole.flatten(1, 2) if _in_a_grid(whole) else whole, run)
 
-    def back(self, new: Tensor, whole: Tensor) -> Tensor:
-        if whole.ndim != 4:
+    def back(self, new: Tensor, whole: Any) -> Any:
+        if not _in_a_grid(whole):
             return self.view.back(new, whole)
         return self.view.back(new, whole.flatten(1, 2)).reshape(whole.shape)
+
+
+def _in_a_grid(whole: Any) -> bool:
+    """Whether a value is (n, rows, cols, ...), and no list with a tensor per image."""
+    return isinstance(whole, Tensor) and whole.ndim == 4
 
 
 @dataclass(frozen=True)

@@ -111,3 +111,12 @@ def test_pages_of_a_sample_are_told_apart(order: list[str]) -> None:
     assert [None if grid is None else tuple(grid.shape) for grid in grids] == [
         {"one": (2, 2), "two": (2, 4)}[name] for name in order
     ]
+
+
+def test_pictures_by_another_name() -> None:
+    """Video-LLaVA calls its pictures otherwise; they are crops like any other: 4 x 4 patches, a position each."""
+    model, inputs, batch = made("video_llava")
+    assert "pixel_values" not in inputs
+    assert [tuple(image.grid.shape) for image in batch.layout.images if image.grid is not None] == [(4, 4)] * 3
+    _, cache = model.run_with_cache(inputs, "projector.hook_out")
+    assert tuple(cache.select("projector.hook_out", modality="image").values.shape) == (48, 64)

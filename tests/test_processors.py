@@ -18,6 +18,7 @@ from transformers.utils import is_torchvision_available
 
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.processors import arrangement, load_processor
+from hooked_mm.prompts import image_token
 from tests.processors import WHOLE, WITH_VIDEO, processor, write_parts
 from tests.tiny import picture
 
@@ -29,7 +30,8 @@ without_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="tor
 def test_processors_with_a_video_part_load_without_it(family: str, tmp_path: Path) -> None:
     """Transformers refuses for torchvision; here the same class processes pictures as its parts do, refuses videos."""
     write_parts(family, tmp_path)
-    with pytest.raises((ImportError, ValueError), match=r"(?i)torchvision"):
+    # In 5.0 what is missing is looked for in a list that is None.
+    with pytest.raises((ImportError, ValueError, TypeError), match=r"(?i)torchvision|'NoneType' is not iterable"):
         AutoProcessor.from_pretrained(tmp_path)
     name, parts = WITH_VIDEO[family]
     module = sys.modules[getattr(transformers, name).__module__]
@@ -39,7 +41,7 @@ def test_processors_with_a_video_part_load_without_it(family: str, tmp_path: Pat
     assert type(made).__name__ == name
     shown = [[picture(40, 20)]]
     alone = parts()["image_processor"](shown, return_tensors="pt")
-    together = made(images=shown, text=[f"{made.image_token} what?"], return_tensors="pt")
+    together = made(images=shown, text=[f"{image_token(made)} what?"], return_tensors="pt")
     assert torch.equal(together["pixel_values"], torch.as_tensor(alone["pixel_values"]))
     assert made.chat_template == parts()["chat_template"]
     with pytest.raises(BadInputError, match="loaded without its video part; pip install torchvision"):
@@ -53,7 +55,7 @@ def test_what_is_saved_loads_again(family: str, tmp_path: Path) -> None:
     processor(family).save_pretrained(tmp_path)
     again = load_processor(tmp_path)
     assert type(again).__name__ == type(processor(family)).__name__
-    text = "what?" if family in ("blip-2", "florence2") else f"{again.image_token} what?"
+    text = "what?" if family in ("blip-2", "florence2") else f"{image_token(again)} what?"
     if family == "florence2":
         # Its image processor's length is part of no file here.
         again.num_image_tokens = 5
