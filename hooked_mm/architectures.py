@@ -24,6 +24,8 @@ _CROSS = (
     *("cross_attn", "encoder_attn", "crossattention.self", "encoder_decoder_attention.attention"),
     "layer.1.EncDecAttention",
 )
+# Fused projections that hold each head's query, key and value behind each other.
+FUSED_BY_HEAD = ("query_key_value",)
 _OUT = ("o_proj", "out_proj", "proj", "projection", "projection_layer", "dense", "wo", "attn_out", "output", "o")
 _MLPS = (*("mlp.DenseReluDense", "layer.2.DenseReluDense", "layer.1.DenseReluDense", "mlp", "ffn", "feed_forward"),)
 
@@ -49,7 +51,7 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq", "q_b_proj")),
     "k": _inside(_ATTENTIONS, ("k_proj", "k", "key", "wk")),
     "v": _inside(_ATTENTIONS, ("v_proj", "v", "value", "wv")),
-    "qkv": _inside(_ATTENTIONS, ("qkv",)),
+    "qkv": _inside(_ATTENTIONS, ("qkv", *FUSED_BY_HEAD)),
     # Latent attention: queries are projected from a normed, smaller projection.
     "q_a": _inside(_ATTENTIONS, ("q_a_proj",)),
     "q_a_norm": _inside(_ATTENTIONS, ("q_a_layernorm",)),

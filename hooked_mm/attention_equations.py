@@ -106,7 +106,7 @@ class AttentionEquations:
             if f"{prefix}{letter}" in self.block.parts:
                 expected = self._projected(f"{prefix}{letter}", source)
             elif "qkv" in self.block.parts:
-                fused = Fused(index, self.block.n_heads, self.block.n_kv_heads)
+                fused = Fused(index, self.block.n_heads, self.block.n_kv_heads, self.block.fused_by_head)
                 expected = fused.parts(self._module("qkv")(source))[index].flatten(-2)
             else:
                 continue

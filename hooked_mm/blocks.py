@@ -17,6 +17,7 @@ from typing import Any, Literal
 from torch import Tensor, nn
 
 from hooked_mm.architectures import (
+    FUSED_BY_HEAD,
     PART_NAMES,
     QUERY_KEY_NORMS,
     RENAMED,
@@ -194,6 +195,7 @@ def _described(block: nn.Module, path: str, what: str, config: Any, parts: dict[
         or hasattr(module, "rotary_emb")
         or any(norm is not None and not isinstance(norm, nn.Identity) for norm in normed),
         row_mask=next((role for name, role in ROW_MASKS.items() if name in masks and "xattn" in parts), ""),
+        fused_by_head=parts.get("qkv", "").endswith(FUSED_BY_HEAD),
         rescaled=next((name for name in STREAM_SCALES if hasattr(block, name)), ""),
         map="conv1" in parts,
         windows=windows,

@@ -143,7 +143,7 @@ class _Builder:
         if row.kind == "tap":
             return self._tap(block, row)
         if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
-            view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads)
+            view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads, block.fused_by_head)
             return ModuleValue(fused, "output", view if text else OnGrid(view)), ()
         if row.part in PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
             return ModuleValue(fused, "output", Half(PAIR.index(row.part))), ()

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hooked_mm.checks import Check, compare, tolerance
+from hooked_mm.checks import Check, Verdict, compare, tolerance
 from hooked_mm.found_positions import other_pictures
 from hooked_mm.writes import Probe
 
@@ -84,14 +84,17 @@ class ImageChecks:
             return False
         rows = table(torch.arange(table.num_embeddings, device=values.device)).to(values.device)
         nearest = torch.cdist(values.float(), rows.float()).argmin(dim=1)
-        return bool((rows[nearest] == values).all() and (nearest != self.probe.structure.image_token_id).all())
+        placeholder = self.probe.structure.image_token_id
+        kept = nearest == (-1 if placeholder is None else placeholder)
+        return bool((rows[nearest] == values).all()) and not bool(kept.any())
 
     def _words(self, changed: Tensor, still: int) -> Iterator[Check]:
         """A picture that becomes words of the vocabulary: another becomes others, some of which may be the same."""
         found = self.probe.batch.layout.image_index
         every = all(bool(changed[found == image].any()) for image in found[found >= 0].unique())
         kind = f"a picture becomes words of the vocabulary; {still} positions get the same word of another picture"
-        what, verdict = "another picture changes positions of every image", "holds" if every else "fails"
+        what = "another picture changes positions of every image"
+        verdict: Verdict = "holds" if every else "fails"
         yield Check(what, self.embedded, verdict, None, kind)
         what = "each image position holds the embedding of a word"
         yield Check(what, self.embedded, "holds")

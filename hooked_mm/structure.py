@@ -64,6 +64,7 @@ class Block:
         patterns: Its attention can be looked into.
         own_softmax: It computes its pattern itself, and not by transformers' attention interface.
         gated_q: The projection of each head's query holds, behind it, a gate: what the head mixes is multiplied by it.
+        fused_by_head: The fused projection holds each head's query, key and value behind each other.
         inserted: The model adds something to the stream behind this block.
         rescaled: The attribute of the block that multiplies the whole stream at its end, or nothing.
     """
@@ -85,6 +86,7 @@ class Block:
     patterns: bool = True
     own_softmax: bool = False
     gated_q: bool = False
+    fused_by_head: bool = False
     inserted: bool = False
     rescaled: str = ""
 

@@ -70,14 +70,20 @@ class Heads:
 
 @dataclass(frozen=True)
 class Fused:
-    """One of the three of a fused projection, (..., (heads + 2 * kv_heads) * d_head), shown as (..., heads, d_head)."""
+    """One of the three of a fused projection, (..., (heads + 2 * kv_heads) * d_head), shown as (..., heads, d_head).
+
+    All queries come first, then all keys, then all values; `by_head`: each head's three are together.
+    """
 
     index: int
     heads: int
     kv_heads: int
+    by_head: bool = False
 
     def parts(self, whole: Tensor) -> list[Tensor]:
         """Queries, keys and values, (..., heads or kv_heads, d_head) each."""
+        if self.by_head:
+            return list(whole.unflatten(-1, (self.heads, 3, -1)).unbind(dim=-2))
         each = whole.unflatten(-1, (self.heads + 2 * self.kv_heads, -1))
         return list(each.split([self.heads, self.kv_heads, self.kv_heads], dim=-2))
 
@@ -87,6 +93,8 @@ class Fused:
     def back(self, new: Tensor, whole: Tensor) -> Tensor:
         parts = self.parts(whole)
         parts[self.index] = new
+        if self.by_head:
+            return torch.stack(parts, dim=-2).flatten(-3)
         return torch.cat(parts, dim=-2).flatten(-2)
 
 

@@ -49,6 +49,10 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
     if kind == "fused":
         index, heads = map(int, numbers)
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
+    if kind == "by_head":
+        # Each head's query, key and value.
+        index, heads = map(int, numbers)
+        return value.reshape(*value.shape[:-1], heads, 3, -1)[..., index, :]
     if kind == "map":
         return value.permute(0, 2, 3, 1).flatten(1, 2)
     if kind == "grid":
@@ -67,6 +71,11 @@ def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
         whole = value.clone()
         width = value.shape[-1] // 3
         whole[..., int(numbers[0]) * width : (int(numbers[0]) + 1) * width] = new.flatten(-2)
+        return whole
+    if kind == "by_head":
+        whole = value.clone()
+        index, heads = map(int, numbers)
+        whole.view(*value.shape[:-1], heads, 3, -1)[..., index, :] = new
         return whole
     if kind == "gated":
         whole = value.clone()

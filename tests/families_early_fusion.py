@@ -47,6 +47,7 @@ _SPARSE = {**_rows("input_layernorm", "post_attention_layernorm", "self_attn", "
 _LLAMA = {**_SPARSE, **_GATED}
 _PERSIMMON = {
     **_rows("input_layernorm", "post_attention_layernorm", "self_attn", "mlp"),
+    **{f"attn.hook_{x}": Place("self_attn.query_key_value", view=f"by_head {i} 4") for i, x in enumerate("qkv")},
     "attn.hook_z": Place("self_attn.dense", "input", "heads 4"),
     **_neurons("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
 }

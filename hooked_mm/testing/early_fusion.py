@@ -95,7 +95,7 @@ def loose_patches(config: Any, images: int, generator: Generator) -> Inputs:
 
 def loose_patches_counted(model: Any, pictures: Inputs) -> list[int]:
     """Six, six and four patches, in turns."""
-    left, counts = len(pictures["pixel_values"]), []
+    left, counts = len(pictures["pixel_values"]), list[int]()
     while left > 0:
         counts.append(_SIZES[len(counts) % 3])
         left -= counts[-1]
@@ -120,7 +120,7 @@ def cameras_counted(model: Any, pictures: Inputs) -> list[int]:
     return [16 * int(count) for count in pictures["pixel_attention_mask"].sum(dim=1)]
 
 
-GEMMA4_TEXT = {
+GEMMA4_TEXT: dict[str, Any] = {
     **LLAMA,
     "num_hidden_layers": 6,
     "head_dim": 16,
