@@ -53,6 +53,8 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
         # Each head's query, key and value.
         index, heads = map(int, numbers)
         return value.reshape(*value.shape[:-1], heads, 3, -1)[..., index, :]
+    if kind == "half":
+        return value.chunk(2, dim=-1)[int(numbers[0])]
     if kind == "map":
         return value.permute(0, 2, 3, 1).flatten(1, 2)
     if kind == "grid":
@@ -81,6 +83,10 @@ def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
         whole = value.clone()
         whole.view(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :] = new
         return whole
+    if kind == "half":
+        halves = list(value.chunk(2, dim=-1))
+        halves[int(numbers[0])] = new
+        return torch.cat(halves, dim=-1)
     if kind == "map":
         return new.permute(0, 2, 1).reshape(value.shape)
     if kind == "list":

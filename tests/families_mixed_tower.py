@@ -58,6 +58,12 @@ _WINDOW = {
 }
 _DELTA = {**_NORMS, "hook_mixer_out": Place("linear_attn"), "hook_mlp_out": Place("mlp"), **_GATED}
 _GATED_ATTENTION = {**_LLAMA, "attn.hook_q": Place("self_attn.q_proj", view="gated 4")}
+# Gate and up projection are one map.
+_PAIR = {
+    "mlp.hook_pre": Place("mlp.gate_up_proj", view="half 0"),
+    "mlp.hook_pre_linear": Place("mlp.gate_up_proj", view="half 1"),
+    "mlp.hook_post": Place("mlp.down_proj", "input"),
+}
 _VIT = {
     **_stream("layer_norm1", "layer_norm2"),
     **_added("self_attn", "mlp"),
@@ -119,7 +125,9 @@ MODELS: dict[str, Model] = {
     "hyperclovax_vision_v2": Model(
         (_LAYERS, [_PERI] * 4), ("model.vision_model.blocks", [{**_DOTS, **_GATED}] * 3), projector="model.projector"
     ),
-    "minimax_m3_vl": Model((_LAYERS, [_EXPERTS] * 4), ("model.vision_tower.layers", [_VIT] * 3)),
+    "minimax_m3_vl": Model(
+        (_LAYERS, [{**_EXPERTS, **_PAIR}] * 2 + [_EXPERTS] * 2), ("model.vision_tower.layers", [_VIT] * 3)
+    ),
     "nemotron_h_omni": Model(
         ("language_model.model.layers", _NEMOTRON * 2),
         ("vision_model.encoder.layer", [_RADIO] * 3),

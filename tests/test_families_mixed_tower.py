@@ -49,7 +49,15 @@ def test_writes_are_those_of_raw_hooks(family: str) -> None:
     inputs = miniature_inputs(raw, family=family)
     table = MODELS[family].places()
     model = HookedMM(raw, check=False)
-    parts = ("hook_attn_out", "hook_mixer_out", "hook_mlp_out", "hook_resid_post", "attn.hook_z", "mlp.hook_post")
+    parts = (
+        "hook_attn_out",
+        "hook_mixer_out",
+        "hook_mlp_out",
+        "hook_resid_post",
+        "attn.hook_z",
+        "mlp.hook_post",
+        "mlp.hook_pre",
+    )
     names = [f"{stack}blocks.1.{part}" for stack in ("vision.", "") for part in parts]
     keep = inputs["attention_mask"].bool()
     with torch.no_grad():
