@@ -105,6 +105,9 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
         "ls2",
         "mlp_sconv",
     ),
+    # What joins the stream with what attention or MLP gives, where that is no sum.
+    "attn_join": ("post_attention_residual_gate",),
+    "mlp_join": ("post_feedforward_residual_gate",),
     # A third part, whose output is added behind the MLP (Gemma's embeddings of each layer).
     "extra": ("post_per_layer_input_norm",),
 }

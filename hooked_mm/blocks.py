@@ -66,7 +66,9 @@ def named_wiring(block: nn.Module, parts: Mapping[str, str]) -> Wiring | None:
         return "streams"
     if unexplained(block, parts):
         return None
-    return "pre" if mixes and {"ln1", "ln2", "mlp"} <= set(parts) else None
+    if not mixes or not {"ln1", "ln2", "mlp"} <= set(parts):
+        return None
+    return "gated" if {"attn_join", "mlp_join"} <= set(parts) else "pre"
 
 
 def unexplained(block: nn.Module, parts: Mapping[str, str]) -> list[str]:

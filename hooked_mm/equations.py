@@ -52,6 +52,9 @@ class BlockEquations(AttentionEquations):
         if self.block.wiring == "streams":
             yield from self._streams()
             return
+        if self.block.wiring == "gated":
+            yield from self._joined_by_gates()
+            return
         if self.block.wiring in ("parallel", "single") and pre is not None and post is not None:
             total, names = self._sum(pre, "attn", "mixer", "mlp")
             what = " + ".join(["resid_pre", *(name.removeprefix("hook_").removesuffix("_out") for name in names)])
@@ -97,6 +100,18 @@ class BlockEquations(AttentionEquations):
         vector = torch.einsum("...s,...sd->...d", shares, left) / shares.square().sum(dim=-1, keepdim=True)
         return (rest + shares.unsqueeze(-1) * vector.unsqueeze(-2)).reshape(behind.shape)
 
+    def _joined_by_gates(self) -> Iterator[Check]:
+        """gate(resid_pre, what attention gives) == resid_mid; gate(resid_mid, what the MLP gives) == resid_post."""
+        pre, mid, post = (self.get(f"hook_resid_{name}") for name in ("pre", "mid", "post"))
+        z, source = self.get("attn.hook_z"), self.get("ln2.hook_out")
+        if pre is None or mid is None or post is None or z is None or source is None:
+            return
+        given = self._after("attn", self._module("o")(z.flatten(-2)))
+        found = self._module("attn_join")(pre, given)
+        yield self._same("gate(resid_pre, attention) == resid_mid", "hook_resid_mid", mid, found)
+        found = self._module("mlp_join")(mid, self._after("mlp", self._module("mlp")(source)))
+        yield self._same("gate(resid_mid, MLP) == resid_post", "hook_resid_post", post, found)
+
     def _sum(self, start: Tensor, *parts: str) -> tuple[Tensor, list[str]]:
         """A stream with what these parts add, and the names of those that there are."""
         names = [f"hook_{part}_out" for part in parts]
@@ -117,7 +132,7 @@ class BlockEquations(AttentionEquations):
             found = [value for name in names if (value := self.get(f"hook_{name}")) is not None]
             return sum(found[1:], found[0]) if found else None
 
-        if self.block.wiring == "pre":
+        if self.block.wiring in ("pre", "gated"):
             return {"ln1": total("resid_pre", "conv1_out"), "ln2": total("resid_mid", "conv2_out")}
         if self.block.wiring in ("parallel", "single"):
             return dict.fromkeys(("ln1", "ln2"), total("resid_pre"))

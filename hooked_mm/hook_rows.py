@@ -131,6 +131,10 @@ BLOCK_ROWS: dict[str, tuple[Row, ...]] = {
         *(*_START, *_LN1, *_inner(_SELF), Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
         *(*_LN2, *_inner(_MLP), *_END),
     ),
+    "gated": (
+        *(*_START, *_LN1, *_inner(_SELF), Row("hook_resid_mid", "mid", "input", _MID, "in_place")),
+        *(*_LN2, *_inner(_MLP), *_END),
+    ),
     # What is added is not known, so no point says so.
     "opaque": (*_START, *_inner(_LN1), *_inner(_SELF), *_inner(_LN2), *_inner(_MLP), *_END),
 }

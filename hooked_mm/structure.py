@@ -12,7 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "opaque"]
+Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "gated", "opaque"]
 """How a block's parts and its stream x are joined:
 
 - `pre`: x + attn(ln1 x), then + mlp(ln2 x).
@@ -21,6 +21,7 @@ Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "opaqu
 - `after`: x + norm(attn x), then + norm(mlp x): only what is added is normalised.
 - `single`: x + part(ln1 x), the part being attention, a mixer or an MLP.
 - `streams`: several streams run side by side; each part sees a mix of them, and what it gives is spread over them.
+- `gated`: gate(x, attn(ln1 x)), then gate(x, mlp(ln2 x)): the stream itself is weighed, too (Muse Spark).
 - `opaque`: in no such way that is known; only what enters and leaves the block and its inner parts can be read.
 """
 
@@ -104,7 +105,7 @@ class Block:
     @property
     def mid(self) -> str | None:
         """Path of the module, in the block, that the stream behind attention enters first."""
-        if self.wiring == "pre":
+        if self.wiring in ("pre", "gated"):
             return self.parts.get("conv2", self.parts.get("ln2"))
         if self.wiring == "streams":
             return self.parts["mlp_mix"]

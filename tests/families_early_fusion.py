@@ -74,6 +74,7 @@ _MUSE = {**_SANDWICH, **_heads("self_attn")}
 _MUSE_GATED = {
     "hook_resid_pre": Place("", "input"),
     "ln1.hook_out": Place("input_layernorm"),
+    "hook_resid_mid": Place("pre_feedforward_layernorm", "input", in_place=True),
     "ln2.hook_out": Place("pre_feedforward_layernorm"),
     "hook_resid_post": Place(""),
     **_heads("self_attn"),
