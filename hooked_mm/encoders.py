@@ -91,7 +91,14 @@ def text_encoder(model: Any, tower: nn.Module | None) -> nn.Module | None:
     if not _is_encoder_decoder(model):
         return None
     found = model.get_encoder()
-    if found is model or found is tower or not reads_text(found):
+    decoder = model.get_decoder()
+    # BLIP's models for either kind of language model call a decoder their encoder, too.
+    if (
+        found is model
+        or found is tower
+        or any(module is decoder for module in found.modules())
+        or not reads_text(found)
+    ):
         return None
     inside = tower is not None and any(module is tower for module in found.modules())
     deeper: nn.Module = found.get_decoder() if inside and hasattr(found, "get_decoder") else found

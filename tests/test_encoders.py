@@ -21,6 +21,9 @@ ENCODERS = {
     "florence2": ("model.vision_tower", "model.language_model.encoder"),
     "t5gemma2": ("model.encoder.vision_tower", "model.encoder.text_model"),
     "udop": (None, "encoder"),
+    # They take ids for a decoder, for language models that are encoder-decoders; these are not.
+    "blip-2": ("vision_model", None),
+    "instructblip": ("vision_model", None),
 }
 
 
