@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.architectures import FAMILIES
+from tests.shown import show, unshow
 from tests.versions import IN_CLIP, RECORDED_INSIDE
 
 Function = Callable[[Tensor], Tensor | None]
@@ -36,62 +37,6 @@ class Place:
     view: str = ""
     in_place: bool = False
     factor: str = ""
-
-
-def show(value: Tensor, view: str, batch: int) -> Tensor:
-    """A module's tensor in the promised shape."""
-    kind, *numbers = view.split() or [""]
-    if kind == "heads":
-        return value.reshape(*value.shape[:-1], int(numbers[0]), -1)
-    if kind == "gated":
-        # Every head's query, then its gate.
-        return value.reshape(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :]
-    if kind == "fused":
-        index, heads = map(int, numbers)
-        return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
-    if kind == "by_head":
-        # Each head's query, key and value.
-        index, heads = map(int, numbers)
-        return value.reshape(*value.shape[:-1], heads, 3, -1)[..., index, :]
-    if kind == "half":
-        return value.chunk(2, dim=-1)[int(numbers[0])]
-    if kind == "map":
-        return value.permute(0, 2, 3, 1).flatten(1, 2)
-    if kind == "grid":
-        return value.flatten(1, 2)
-    if kind == "list":
-        return torch.cat(list(value))
-    if kind == "tiles":
-        return value.reshape(value.shape[0] * value.shape[1], -1, value.shape[-1])
-    return value.reshape(batch, -1, value.shape[-1]) if kind == "rows" else value
-
-
-def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
-    """The module's tensor with this value in it."""
-    kind, *numbers = view.split() or [""]
-    if kind == "fused":
-        whole = value.clone()
-        width = value.shape[-1] // 3
-        whole[..., int(numbers[0]) * width : (int(numbers[0]) + 1) * width] = new.flatten(-2)
-        return whole
-    if kind == "by_head":
-        whole = value.clone()
-        index, heads = map(int, numbers)
-        whole.view(*value.shape[:-1], heads, 3, -1)[..., index, :] = new
-        return whole
-    if kind == "gated":
-        whole = value.clone()
-        whole.view(*value.shape[:-1], int(numbers[0]), 2, -1)[..., 0, :] = new
-        return whole
-    if kind == "half":
-        halves = list(value.chunk(2, dim=-1))
-        halves[int(numbers[0])] = new
-        return torch.cat(halves, dim=-1)
-    if kind == "map":
-        return new.permute(0, 2, 1).reshape(value.shape)
-    if kind == "list":
-        return list(new.split([len(part) for part in value]))
-    return new.reshape(value.shape)
 
 
 def _attention(path: str, o: str, q: int = 4, kv: int = 4, name: str = "attn") -> dict[str, Place]:

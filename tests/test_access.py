@@ -13,7 +13,8 @@ from hooked_mm.architectures import FAMILIES
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
-from tests.families import DISTINCT, TOWER, Place, close, places, raw_hook, raw_values, representatives, shift, unshow
+from tests.families import DISTINCT, TOWER, Place, close, places, raw_hook, raw_values, representatives, shift
+from tests.shown import unshow
 
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 
