@@ -212,7 +212,8 @@ class _StandIn(str):
         return str.__eq__(self, other) or other == self.original
 
     def __ne__(self, other: object) -> bool:
-        return not self == other
+        # Older versions look for a function by its name only `if config._attn_implementation != "eager"`.
+        return str.__ne__(self, other)
 
     __hash__ = str.__hash__
 

@@ -7,6 +7,7 @@ size that runs in milliseconds. `hooked-mm models` checks these, and so do the t
 from __future__ import annotations
 
 import importlib.util
+import inspect
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any
 
@@ -155,4 +156,7 @@ def miniature_inputs(
         place = slice(width - len(row), width) if padding_side == "left" else slice(0, len(row))
         ids[index, place], mask[index, place] = torch.tensor(row), 1
     inputs = {f"{found.prefix}input_ids": ids, f"{found.prefix}attention_mask": mask, **pictures}
-    return inputs | found.extra(model.config, inputs)
+    extra = found.extra(model.config, inputs)
+    # Older versions tell the kinds of tokens by the ids alone.
+    source = inspect.getsource(inspect.getmodule(type(model)))
+    return inputs | {name: value for name, value in extra.items() if "token_type" not in name or name in source}

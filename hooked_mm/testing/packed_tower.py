@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Generator
 
-from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, Inputs, Recipe
+from hooked_mm.testing.recipe import IMAGE_TOKEN, LLAMA, Inputs, Recipe, image_run
 
 _MROPE = {"rope_theta": 10000.0, "rope_type": "default", "mrope_section": [2, 2, 4]}
 QWEN_TEXT = {**LLAMA, "rope_parameters": _MROPE}
@@ -50,6 +50,11 @@ def modality_ids(config: Any, inputs: Inputs) -> Inputs:
     return {"mm_token_type_ids": (inputs["input_ids"] == IMAGE_TOKEN).long()}
 
 
+def marked(count: int) -> list[int]:
+    """The mark of a picture's beginning, by which older versions of transformers find it, and its tokens."""
+    return [QWEN_MARKS["vision_start_token_id"], *image_run(count)]
+
+
 RECIPES: dict[str, Recipe] = {
     "qwen2_vl": Recipe(
         {
@@ -58,11 +63,13 @@ RECIPES: dict[str, Recipe] = {
             **QWEN_MARKS,
         },
         pictures=grids,
+        ids=marked,
         extra=modality_ids,
     ),
     "qwen2_5_vl": Recipe(
         {"text_config": QWEN_TEXT, "vision_config": {**QWEN_TOWER, **WINDOWS}, **QWEN_MARKS},
         pictures=grids,
+        ids=marked,
         extra=modality_ids,
     ),
     "qwen3_vl": Recipe(
@@ -72,6 +79,7 @@ RECIPES: dict[str, Recipe] = {
             **QWEN_MARKS,
         },
         pictures=grids,
+        ids=marked,
         extra=modality_ids,
     ),
 }
