@@ -269,7 +269,11 @@ class AttentionEquations:
         value = self._convolved("xattn" if prefix else "attn", letter, value)
         norm = next((getattr(module, n) for name in QUERY_KEY_NORMS if hasattr(module, n := name.format(letter))), None)
         if norm is not None and not isinstance(norm, nn.Identity):
-            whole = getattr(norm, "weight", value).shape[-1] != value.shape[-1]
+            width = getattr(norm, "weight", value).shape[-1]
+            whole = width != value.shape[-1]
+            if whole and width != value.shape[-2] * value.shape[-1]:
+                why = f"{value.shape[-2]} heads of {value.shape[-1]} do not fit a norm of {width}"
+                return Check(what, f"{self.prefix}{name}.hook_{letter}", "fails", None, why)
             value = norm(value.flatten(-2)).unflatten(-1, value.shape[-2:]) if whole else norm(value)
         later = getattr(module, NORMS_BEHIND_ROTARY[letter], None)
         if later is not None:
