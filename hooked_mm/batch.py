@@ -262,7 +262,7 @@ def batch_from_inputs(
     if prefix and ids is not None and not structure.cross_attention:
         raise BadInputError(
             f"given are 'decoder_input_ids' alone, but in the blocks of {structure.family!r} no cross-attention is "
-            "known by which they would see a picture; its name belongs into PART_NAMES (xattn) in hooked_mm/architectures.py"
+            "known by which they would see a picture; add its name to PART_NAMES (xattn) in hooked_mm/architectures.py"
         )
     if ids is None or ids.ndim != 2:
         shape = None if ids is None else tuple(ids.shape)
