@@ -259,6 +259,11 @@ def batch_from_inputs(
     # Where the only encoder is the tower, all text is the decoder's.
     prefix = "decoder_" if "input_ids" not in tensors and structure.encoder is None else ""
     ids = tensors.get(f"{prefix}input_ids")
+    if prefix and ids is not None and not structure.cross_attention:
+        raise BadInputError(
+            f"given are 'decoder_input_ids' alone, but in the blocks of {structure.family!r} no cross-attention is "
+            "known by which they would see a picture; add its name to PART_NAMES (xattn) in hooked_mm/architectures.py"
+        )
     if ids is None or ids.ndim != 2:
         shape = None if ids is None else tuple(ids.shape)
         raise BadInputError(

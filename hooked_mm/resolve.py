@@ -363,6 +363,7 @@ def resolve(model: Any) -> Structure:
     out = image_tokens_field(core, tower, projector, tower_config, exception)
     path = None if projector is None else paths[id(projector)]
     looped = path is not None and out is None and _looped(model, path)
+    head = find_head(model, paths[id(unembed)], decoder)
     arguments = inspect.signature(type(decoder).forward).parameters
     rope = getattr(text_config, "rope_parameters", None) or {}
     tokens = (getattr(config, name, None) for name in (exception.image_token, *IMAGE_TOKEN_NAMES) if name)
@@ -386,8 +387,8 @@ def resolve(model: Any) -> Structure:
         final_norm=None if norm is None else paths[id(norm)],
         embed=paths[id(embed)],
         unembed=paths[id(unembed)],
-        head=find_head(model, paths[id(unembed)], decoder),
-        logit_scale=logit_scale(inner, text_config),
+        head=head,
+        logit_scale=logit_scale(inner, text_config, model.get_submodule(head)),
         logit_cap=logit_cap(inner, text_config),
         words=word_count(inner, text_config),
         image_token_id=next((token for token in tokens if token is not None), None),

@@ -14,6 +14,9 @@ from hooked_mm.architectures import LOGIT_SCALE_NAMES, WORD_COUNT_NAMES
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.structure import Structure
 
+# How T5's kind divides by the root of the width, and what in the configuration switches that on.
+_SHRUNK = (("d_model**-0.5", "tie_word_embeddings"), ("model_dim**-0.5", "scale_decoder_outputs"))
+
 
 def find_embedding(inner: Any, vocabulary: int) -> nn.Module:
     """The token embedding: transformers', else the one table of so many rows."""
@@ -66,15 +69,22 @@ def never_said(logits: Float[Tensor, "... vocab"]) -> Bool[Tensor, " vocab"]:
     return (logits == torch.finfo(logits.dtype).min).flatten(0, -2).all(dim=0)
 
 
-def logit_scale(inner: Any, config: Any) -> float:
-    """What the unembedding's output is multiplied by: a number of the configuration, which may divide (Granite)."""
+def logit_scale(inner: Any, config: Any, *heads: nn.Module) -> float:
+    """What the unembedding's output is multiplied by: a number of the configuration, which may divide (Granite).
+
+    Args:
+        inner: The transformers model.
+        config: The text's configuration.
+        heads: Modules inside that run decoder and unembedding.
+    """
     for name in LOGIT_SCALE_NAMES:
         if (value := _applied(inner, config, name)) is not None:
             divides = re.search(rf"/\s*[\w.]*\b{name}\b", inspect.getsource(type(inner).forward))
             return 1 / value if divides else value
-    if "d_model**-0.5" in inspect.getsource(type(inner).forward) and getattr(config, "tie_word_embeddings", False):
-        # T5 with tied weights.
-        return float(config.d_model**-0.5)
+    sources = [inspect.getsource(type(module).forward) for module in (inner, *heads)]
+    for written, switch in _SHRUNK:
+        if getattr(config, switch, False) and any(written in source for source in sources):
+            return float(config.d_model**-0.5)
     return 1.0
 
 

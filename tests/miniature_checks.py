@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import functools
+import importlib.util
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor
 
-from hooked_mm.testing.miniatures import miniature, miniature_inputs
+from hooked_mm.errors import BadInputError
+from hooked_mm.testing.miniatures import RECIPES, miniature, miniature_inputs
 
 
 @functools.cache
@@ -45,3 +48,17 @@ def check_runs(family: str) -> None:
         assert torch.equal(logits, model(**inputs).logits)
         other = model(**{**inputs, **{name: other_picture(name, value) for name, value in pictures.items()}}).logits
     assert ((other - logits).abs().flatten(1).amax(dim=1) > 1e-4).all()
+
+
+def check_recipe(family: str) -> None:
+    """A recipe makes a miniature that runs; without a package that it needs, or without a picture, it says so."""
+    made = RECIPES[family]
+    missing = next((name for name in made.needs if importlib.util.find_spec(name) is None), "")
+    if made.why_not:
+        with pytest.raises(BadInputError, match=rf"no miniature of '{family}': .+"):
+            miniature(family)
+    elif missing:
+        with pytest.raises(BadInputError, match=f"needs .*{missing}.* pip install"):
+            miniature(family)
+    else:
+        check_runs(family)

@@ -16,6 +16,8 @@ from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TOWER, Place, close, places, raw_hook, raw_values, representatives, shift
 from tests.shown import unshow
 
+pytestmark = pytest.mark.oldest
+
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 
 

@@ -18,6 +18,8 @@ from hooked_mm.runner import Hook
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, close, places, representatives
 
+pytestmark = pytest.mark.oldest
+
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 
 

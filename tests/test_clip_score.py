@@ -20,7 +20,6 @@ from transformers import (
     BertConfig,
     BertModel,
     CLIPConfig,
-    CLIPImageProcessorPil,
     CLIPModel,
     CLIPProcessor,
     PreTrainedTokenizerFast,
@@ -35,6 +34,7 @@ from concept_dict.clip_score import (
     words_of_samples,
 )
 from hooked_mm.errors import BadInputError
+from hooked_mm.processors import image_processor_class
 
 WORDS = ["red", "blue", "ring", "star", "top", "left", "sea", "snow"]
 
@@ -61,7 +61,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     # Large embeddings and few dimensions, so that words differ and cosines have both signs.
     torch.nn.init.normal_(model.text_model.embeddings.token_embedding.weight)
     model.save_pretrained(path)
-    pictures = CLIPImageProcessorPil(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
+    pictures = image_processor_class("CLIP")(size={"shortest_edge": 16}, crop_size={"height": 16, "width": 16})
     CLIPProcessor(pictures, tokenizer).save_pretrained(path)
     return path
 

@@ -35,6 +35,7 @@ def sentences(report: ConformanceReport) -> set[str]:
     return {check.detail for check in report.checks if check.verdict == "not applicable"}
 
 
+@pytest.mark.oldest
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_conforms(family: str) -> None:
     """Nothing fails, hundreds of checks hold; what is not applicable follows from a kind, never from a name."""

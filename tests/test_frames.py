@@ -17,6 +17,8 @@ from hooked_mm.small import SMALL_MODELS
 from tests.processors import processor
 from tests.tiny import tiny
 
+pytestmark = pytest.mark.oldest
+
 SIZES = [(60, 60), (72, 48), (40, 72)]
 PLACES = [(0.3, 0.35), (0.7, 0.6)]
 MINIATURES = ["llava", "llava_next", "idefics3", "gemma3", "mllama", "blip-2", "qwen2_5_vl"]

@@ -19,6 +19,8 @@ from hooked_mm.testing import miniatures
 from hooked_mm.testing.miniatures import RECIPES, known, miniature, miniature_inputs, recipe
 from hooked_mm.testing.recipe import IMAGE_TOKEN
 
+pytestmark = pytest.mark.oldest
+
 # By hand: image positions of the three pictures. A grid of LLaVA-NeXT's or OneVision's is the overview's 4 x 4 and the
 # crops' with a newline behind each row: 4 x 8, 8 x 4 and 8 x 8 (60 of 64 pixels are 7.5 of 8 columns, an uneven border
 # is not cut off). Qwen merges 2 x 2 of 24, 24 and 16 patches.

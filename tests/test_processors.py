@@ -22,6 +22,8 @@ from hooked_mm.prompts import image_token
 from tests.processors import WHOLE, WITH_VIDEO, processor, write_parts
 from tests.tiny import picture
 
+pytestmark = pytest.mark.oldest
+
 without_torchvision = pytest.mark.skipif(is_torchvision_available(), reason="torchvision is installed")
 
 

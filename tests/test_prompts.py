@@ -16,6 +16,8 @@ from hooked_mm.prompts import HABITS, Prompt, join_answer, process_prompts, rend
 from tests.processors import FAMILIES, idefics2, processor
 from tests.tiny import image_token_id, picture
 
+pytestmark = pytest.mark.oldest
+
 ROLES = st.sampled_from([Role.TEMPLATE, Role.QUESTION, Role.ANSWER])
 
 

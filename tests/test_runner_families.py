@@ -16,6 +16,8 @@ from hooked_mm.runner import Hook
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from tests.families import DISTINCT, TEXT, Place, close, places, raw_hooks, raw_values
 
+pytestmark = pytest.mark.oldest
+
 Case = tuple[str, HookedMM, dict[str, Tensor]]
 PIXELS = ("pixel", "image", "aspect", "cross_attention", "batch_num")
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from types import SimpleNamespace
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,6 +12,8 @@ from torch import Tensor
 from transformers.models.qwen2_5_vl import modeling_qwen2_5_vl
 
 from hooked_mm.windows import window_order
+
+pytestmark = pytest.mark.oldest
 
 
 def _of_transformers(sizes: Tensor, merge: int, window: int, patch: int) -> Tensor:

@@ -1,0 +1,14 @@
+"""Miniatures whose encoder is the tower: each runs and sees its own picture, or says why it can't be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooked_mm.testing.image_encoders import RECIPES
+from tests.miniature_checks import check_recipe
+
+
+@pytest.mark.parametrize("family", RECIPES)
+def test_it_runs_and_sees_its_picture(family: str) -> None:
+    """See `check_recipe`."""
+    check_recipe(family)

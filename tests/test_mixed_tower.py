@@ -1,0 +1,14 @@
+"""Miniatures of several towers, mixtures of experts and state spaces: each runs and sees its own picture, or says why it can't be had."""
+
+from __future__ import annotations
+
+import pytest
+
+from hooked_mm.testing.mixed_tower import RECIPES
+from tests.miniature_checks import check_recipe
+
+
+@pytest.mark.parametrize("family", RECIPES)
+def test_it_runs_and_sees_its_picture(family: str) -> None:
+    """See `check_recipe`."""
+    check_recipe(family)
