@@ -290,7 +290,8 @@ def process_prompts(
     inputs = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
     said = said or [[] for _ in prompts]
     name = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
-    roles, counts = [], []
+    roles: list[list[Role]] = []
+    counts: list[int | None] = []
     for row, (prompt, blocks) in enumerate(zip(rewritten, said, strict=True)):
         if blocks:
             queue = iter(blocks)

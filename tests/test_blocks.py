@@ -62,7 +62,7 @@ def test_parts_by_name() -> None:
 
 
 def test_a_name_that_means_another_part_beside_another_name() -> None:
-    """`post_attention_layernorm` is the second norm, unless there is one before the MLP: then it is attention's last."""
+    """`post_attention_layernorm` is the second norm, unless one stands before the MLP: then it is attention's last."""
     both = named_parts(block(pre_feedforward_layernorm=nn.LayerNorm(16)))
     assert (both["ln2"], both["attn_after"]) == ("pre_feedforward_layernorm", "post_attention_layernorm")
 

@@ -1,4 +1,4 @@
-"""Miniatures of Gemma 4, Muse, Inkling and their kin: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures of Gemma 4, Muse, Inkling and their kin: each runs and sees its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Miniatures whose encoder is the tower: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures whose encoder is the tower: each runs and sees its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Miniatures of several towers, mixtures of experts and state spaces: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures of several towers, mixtures of experts and state spaces: each runs and sees its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Miniatures whose tower takes all images' patches as one sequence: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures whose tower takes all images' patches as one sequence: each runs and sees its picture."""
 
 from __future__ import annotations
 

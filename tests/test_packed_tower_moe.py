@@ -1,4 +1,4 @@
-"""Miniatures with packed towers and mixtures of experts: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures with packed towers and mixtures of experts: each runs and sees its picture."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""More miniatures with packed towers: each runs and sees its own picture, or says why it can't be had."""
+"""More miniatures with packed towers: each runs and sees its picture."""
 
 from __future__ import annotations
 

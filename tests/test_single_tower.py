@@ -1,4 +1,4 @@
-"""Miniatures of one tower, one projector, one decoder: each runs and sees its own picture, or says why it can't be had."""
+"""Miniatures of one tower, one projector, one decoder: each runs and sees its picture."""
 
 from __future__ import annotations
 
