@@ -289,7 +289,7 @@ def process_prompts(
     )
     inputs = {name: value for name, value in encoded.items() if isinstance(value, Tensor)}
     said = said or [[] for _ in prompts]
-    name = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
+    name: Any = tokenizer.convert_ids_to_tokens(image_id) if image_id is not None else None
     roles: list[list[Role]] = []
     counts: list[int | None] = []
     for row, (prompt, blocks) in enumerate(zip(rewritten, said, strict=True)):

@@ -158,5 +158,6 @@ def miniature_inputs(
     inputs = {f"{found.prefix}input_ids": ids, f"{found.prefix}attention_mask": mask, **pictures}
     extra = found.extra(model.config, inputs)
     # Older versions tell the kinds of tokens by the ids alone.
-    source = inspect.getsource(inspect.getmodule(type(model)))
+    module: Any = inspect.getmodule(type(model))
+    source = inspect.getsource(module)
     return inputs | {name: value for name, value in extra.items() if "token_type" not in name or name in source}
