@@ -18,7 +18,9 @@ from tests.families import Place
 _TABLES: tuple[Callable[[], dict[str, Callable[[], dict[str, Place]]]], ...] = (
     lambda: {family: lambda family=family: families.places(family) for family in FAMILIES},
     lambda: {family: lambda family=family: families_packed.places(family) for family in families_packed.FAMILIES},
-    lambda: {family: lambda family=family: families_early_fusion.places(family) for family in families_early_fusion.FAMILIES},
+    lambda: {
+        family: lambda family=family: families_early_fusion.places(family) for family in families_early_fusion.FAMILIES
+    },
     lambda: {family: model.places for family, model in families_single_tower.MODELS.items()},
     lambda: {family: model.places for family, model in families_mixed_tower.MODELS.items()},
     lambda: {family: model.places for family, model in families_encoders_and_cross.MODELS.items()},
