@@ -128,10 +128,14 @@ def find_block(
     there = {role: path for role, path in told.items() if first(block, (path,))}
     parts = named_parts(block) | there
     found = flow(block, parts)
+    by_name = named_wiring(block, parts)
+    if found is not None and found.wiring == "single" and by_name is not None:
+        # A part whose output happens to be zero (a projection that was never trained) adds nothing that flows.
+        found = None
     if found is not None:
         parts, wiring = {**found.parts, **there}, found.wiring
     else:
-        wiring = named_wiring(block, parts) or _alone(block, parts, what)
+        wiring = by_name or _alone(block, parts, what)
     return _described(block, path, what, config, parts, wiring)
 
 

@@ -34,10 +34,10 @@ class BlockEquations(AttentionEquations):
         yield from self._guarded("mlp.hook_post", self.mlp())
 
     def _guarded(self, name: str, checks: Iterator[Check]) -> Iterator[Check]:
-        """Shapes that fit no equation at all are a failure, too."""
+        """Shapes that fit no equation at all, and modules that can't be run on a value alone, are failures, too."""
         try:
             yield from checks
-        except RuntimeError as error:
+        except (RuntimeError, TypeError, ValueError, AttributeError) as error:
             what = "shapes fit the equations"
             yield Check(what, self.prefix + name, "fails", None, str(error).splitlines()[0])
 

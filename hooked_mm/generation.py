@@ -10,7 +10,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_mm.batch import Batch
+from hooked_mm.batch import Batch, Modality
 from hooked_mm.errors import BadInputError
 
 
@@ -38,9 +38,9 @@ def check_left_padding(batch: Batch) -> None:
     Raises:
         BadInputError: It names the first such sample.
     """
-    last = (batch if batch.decoder is None else batch.decoder).inputs["attention_mask"][:, -1]
-    if bool((last == 0).any()):
-        row = int((last == 0).nonzero()[0])
+    padded = (batch if batch.decoder is None else batch.decoder).modality[:, -1] == Modality.PAD
+    if bool(padded.any()):
+        row = int(padded.nonzero()[0])
         raise BadInputError("is padded on the right; prepare with padding_side='left' to generate", row)
 
 

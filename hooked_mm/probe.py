@@ -35,7 +35,7 @@ def tested_layers(stack: Stack, *, full: bool) -> tuple[int, ...]:
 def bytes_of_sample(model: HookedMM, length: int) -> int:
     """About what a check keeps of one sample of so many positions: per-head results and patterns."""
     tested = sum(len(tested_layers(stack, full=False)) for stack in model.structure.stacks.values())
-    return length * model.cfg.n_heads * (model.cfg.d_model + length) * model.dtype.itemsize * tested
+    return length * max(1, model.cfg.n_heads) * (model.cfg.d_model + length) * model.dtype.itemsize * tested
 
 
 def made_batch(model: HookedMM) -> tuple[Batch, int]:

@@ -102,6 +102,16 @@ def test_what_flows_stands_above_names_and_what_is_told_above_both() -> None:
     assert (found.parts["ln1"], found.parts["ln2"]) == ("input_layernorm", "post_attention_layernorm")
 
 
+def test_a_part_that_adds_nothing_is_still_there() -> None:
+    """Attention whose last projection is zero adds nothing that flows; names that explain the whole block are kept."""
+
+    def flow(module: nn.Module, names: Mapping[str, str]) -> Wired:
+        return Wired({role: path for role, path in LLAMA.items() if "attn" not in path}, "single")
+
+    assert dict(find_block(block(), "layers.0", "decoder", Settings(), flow).parts) == LLAMA
+    assert find_block(block(extra=nn.Linear(2, 2)), "layers.0", "decoder", Settings(), flow).wiring == "single"
+
+
 def test_nothing_known_is_refused() -> None:
     """The message lists what the block has."""
     with pytest.raises(UnsupportedModelError, match=r"no recognised ln1, attn, ln2, mlp; it has 0, 1.*PART_NAMES"):

@@ -32,11 +32,11 @@ NOT_BUILT = {
     "gemma3n": "pip install timm",
     "mistral4": "a decoder of text",
     "perception_lm": "pip install timm",
-    "pi0": "",
 }
 # Those that resolve and lack points that others of their kind have, because these would not mean their names.
 PARTLY: dict[str, str] = {}
-REFUSED: dict[str, str] = {}
+# Those that are built and have nothing that a hook point could mean: why.
+REFUSED = {"inkling2": "no residual stream", "pi0": "no logits over words"}
 BUILT = [family for family in ARCHITECTURES if family not in NOT_BUILT]
 # The kinds that are told apart, one of each, run with every change; the others with the slow tests.
 QUICK = ("aya_vision", "exaone4_5", "lfm2_vl", "idefics", "nemotron_h_omni", "glm5_next", "pix2struct")

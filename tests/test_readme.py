@@ -32,7 +32,7 @@ def test_the_python_runs_as_it_stands(
     """All blocks in one session, as a reader would; shapes in comments are the real ones; concepts name colours."""
     monkeypatch.chdir(tmp_path)
     names: dict = {}
-    first, second, third, fourth = blocks("python")
+    first, second, third, fourth, fifth = blocks("python")
     assert shapes_are_true(first, names) == 2
     said = re.search(r"\['(.*)'\] instead of \['(.*)'\]", capsys.readouterr().out)
     assert said is not None
@@ -44,6 +44,9 @@ def test_the_python_runs_as_it_stands(
     assert shapes_are_true(third, names) == 1
     assert names["steered"] != names["said"]
     exec(fourth, names)
+    assert names["small"].cfg.family == "gemma3"
+    assert names["logits"].shape[0] == len(names["cache"].batch)
+    exec(fifth, names)
     data = SceneDataset(100, count=1)
     red = next(s for s in (data[n] for n in range(100)) if s.columns["colour"] == ["red"])
     asked = red.images, "what colour is the object ?".replace("object", red.columns["shape"][0])
