@@ -58,7 +58,7 @@ def _print_table(families: Sequence[str], *, full: bool, page: Path | None) -> b
         "package or takes no picture."
     )
     if page is not None:
-        page.write_text(f"{summary(rows)}.\n\n{markdown(rows)}\n")
+        page.write_text(f"{markdown(rows)}\n")
     return all(row.status in ("conforms", "not built") for row in rows)
 
 

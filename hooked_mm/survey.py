@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
+import transformers
 from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES
 
 from hooked_mm.conformance import ConformanceReport, describe_kinds
@@ -129,9 +130,23 @@ def summary(rows: Iterable[Surveyed]) -> str:
     return f"{len(found)} architectures: " + ", ".join(f"{counts[status]} {status}" for status in order)
 
 
+_PAGE = """# Architectures
+
+How far each image-text-to-text architecture of transformers {version} goes, as `hooked-mm models --page FILE` found by
+building each as a miniature with random weights and checking every hook point. *conforms*: every point of its list
+means what its name says; *partly*: some points do not, and are not available; *refused*: it is built, and has nothing
+that the points could mean; *not built*: a package is missing (install what is named), or it takes no picture. What to
+do about one that does not go far enough: [My model is odd](odd_models.md).
+
+{summary}.
+"""
+
+
 def markdown(rows: Iterable[Surveyed]) -> str:
-    """The table as a page."""
+    """The table as a page, with what its words mean."""
+    rows = list(rows)
     lines = [
+        _PAGE.format(version=transformers.__version__, summary=summary(rows)),
         "| architecture | status | points | text | tower | checks that hold | kind; what is not available, and why |",
         "|---|---|--:|--:|--:|--:|---|",
     ]

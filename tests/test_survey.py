@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
+from typing import get_args
 
 import pytest
 from torch import nn
 from transformers import AutoConfig
 
-from hooked_mm.survey import ARCHITECTURES, Surveyed, check_miniature, markdown, summary, survey, survey_one
+from hooked_mm.survey import ARCHITECTURES, Status, Surveyed, check_miniature, markdown, summary, survey, survey_one
 from hooked_mm.testing.miniatures import miniature
 
 
@@ -85,7 +86,10 @@ def test_summary_and_page() -> None:
     """Counts by status; a table row per architecture that no character of a note breaks."""
     rows = [Surveyed("a", "conforms", "cross-attention", 3, 2, 1, 9), Surveyed("b", "refused", "x | y\nz")]
     assert summary(rows) == "2 architectures: 1 conforms, 0 partly, 1 refused, 0 not built"
-    lines = markdown(rows).splitlines()
+    page = markdown(rows)
+    assert summary(rows) in page
+    assert all(f"*{status}*" in page for status in get_args(Status))
+    lines = [line for line in page.splitlines() if line.startswith("|")]
     assert len(lines) == 4
     assert {line.count("|") for line in lines} == {8}
     assert lines[2] == "| `a` | conforms | 3 | 2 | 1 | 9 | cross-attention |"
