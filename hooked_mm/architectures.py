@@ -198,6 +198,7 @@ class Oddity:
         projector_out: Module and field where the image tokens are in the order of the picture, when the projector
             itself gives them in another.
         image_token: What the configuration calls the token that stands for a patch of an image.
+        no_generation: Why its own generation can't be run with hooks; its passes can.
         refused: Why a model of this type can't be had.
     """
 
@@ -209,6 +210,7 @@ class Oddity:
     projector: str | None = None
     projector_out: tuple[str, str] | None = None
     image_token: str = ""
+    no_generation: str = ""
     refused: str = ""
 
 
@@ -219,6 +221,10 @@ EXCEPTIONS: dict[str, Oddity] = {
     "florence2": Oddity(vision_blocks=("vision_tower.blocks.*",), block_children=("spatial_block", "channel_block")),
     # The merger runs once per image; the tower's result holds the tokens of all.
     "hunyuan_vl": Oddity(projector_out=("vision_tower", "pooler_output")),
+    "blip": Oddity(
+        no_generation="its `generate` leaves the last token of every prompt out: positions are not the batch's"
+    ),
+    "diffusion_gemma": Oddity(no_generation="it writes a block of tokens at once and mends them in steps of its own"),
     # Attention over depth (Inkling 2): the stream begins anew every few blocks.
     "inkling2": Oddity(
         refused="every block reads a mixture of what groups of earlier blocks have summed up, chosen by attention over "

@@ -345,9 +345,12 @@ def _attention_parts(source: Call, calls: list[Call], names: Mapping[str, str]) 
     assert source.after is not None
     reading = [call for call in linear if _same(call.before, entering.double())]
     found = _giving("o", linear, source.after)
-    if len(reading) == 3:
+    # Latents, too, read what attention stands on; queries are as wide as what the last projection takes.
+    wide = [_wide_of(call.before) for call in linear if call.path == found.get("o")]
+    sizes = [_wide_of(call.after) for call in reading]
+    if len(reading) == 3 and sizes[:1] == wide and sizes[1] == sizes[2]:
         found |= dict(zip("qkv", (call.path for call in reading), strict=True))
-    elif len(reading) == 1:
+    elif len(reading) == 1 and wide and sizes[0] == 3 * wide[0]:
         found["qkv"] = reading[0].path
     return found
 
@@ -366,6 +369,10 @@ def _mlp_parts(source: Call, calls: list[Call], names: Mapping[str, str]) -> dic
     found = _giving("mlp_down", linear, source.after)
     bare = [call for call in inside if call.before is not None and not any(True for _ in call.module.parameters())]
     gates = [call for call in reading if any(_same(act.before, _double(call.after)) for act in bare)]
+    # A gate is as wide as the neurons; twice as wide it is two in one, whose order is not known.
+    neurons = [_wide_of(call.before) for call in linear if call.path == found.get("mlp_down")]
+    if any(_wide_of(call.after) not in neurons for call in reading):
+        reading = []
     if len(reading) == 1:
         found["mlp_gate"] = reading[0].path
     elif len(reading) == 2 and len(gates) == 1:
@@ -378,6 +385,10 @@ def _giving(role: str, calls: list[Call], value: Tensor) -> dict[str, str]:
     """The last of these calls that gives a value, in this role."""
     found = [call.path for call in calls if _same(call.after, value.double())]
     return {role: found[-1]} if found else {}
+
+
+def _wide_of(value: Tensor | None) -> int:
+    return _double(value).shape[-1]
 
 
 def _double(value: Tensor | None) -> Tensor:

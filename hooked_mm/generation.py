@@ -11,7 +11,8 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_mm.batch import Batch, Modality
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.structure import Structure
 
 
 @dataclass(frozen=True)
@@ -42,6 +43,33 @@ def check_left_padding(batch: Batch) -> None:
     if bool(padded.any()):
         row = int(padded.nonzero()[0])
         raise BadInputError("is padded on the right; prepare with padding_side='left' to generate", row)
+
+
+def check_prompts(batch: Batch, structure: Structure, start: int | None) -> None:
+    """Refuse what can't be gone on with.
+
+    Args:
+        batch: The prompts.
+        structure: Of the model.
+        start: The token that a decoder of its own begins with, which transformers would put in front where it lacks.
+
+    Raises:
+        UnsupportedModelError: If the model generates in a way of its own.
+        BadInputError: If prompts are padded on the right, or a decoder's do not begin with its start token.
+    """
+    if structure.no_generation:
+        raise UnsupportedModelError(
+            f"{structure.family} models can't generate with hooks: {structure.no_generation}. Run single passes: "
+            "model.run_with_hooks(batch, ...)"
+        )
+    check_left_padding(batch)
+    given = batch.inputs.get("decoder_input_ids")
+    if given is not None and start is not None and not bool((given[:, 0] == start).any()):
+        raise BadInputError(
+            f"begins with token {int(given[0, 0])}, where the decoder's start token is {start}: transformers would put "
+            "it in front, and positions would be others than the batch's; put it there yourself",
+            0,
+        )
 
 
 def until_end(tokens: Int[Tensor, "b new"], ends: int | Sequence[int] | None) -> Bool[Tensor, "b new"]:

@@ -21,7 +21,7 @@ from hooked_mm.cache import ActivationCache
 from hooked_mm.conformance import ConformanceReport, check_conformance
 from hooked_mm.errors import BadInputError, ConformanceError, UnsupportedModelError
 from hooked_mm.found_positions import find_positions
-from hooked_mm.generation import GenerationOutput, check_left_padding, make_output
+from hooked_mm.generation import GenerationOutput, check_prompts, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
@@ -316,6 +316,7 @@ class HookedMM:
 
         Raises:
             BadInputError: If a prompt is padded on the right, or backward hooks are active.
+            UnsupportedModelError: If the model generates in a way of its own.
         """
         if self._active_backward:
             raise BadInputError(
@@ -323,7 +324,7 @@ class HookedMM:
                 "model.run_with_hooks(output.batch, bwd_hooks=...)"
             )
         made = self._batch(batch)
-        check_left_padding(made)
+        check_prompts(made, self.structure, getattr(self.hf_model.generation_config, "decoder_start_token_id", None))
         options = {
             "do_sample": False,
             **options,

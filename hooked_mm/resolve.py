@@ -376,6 +376,7 @@ def resolve(model: Any) -> Structure:
         seen = stack(tower, "vision tower", tower_config, _run_tower(tower, tower_config))
         seen = ended(seen, tower) if attended and projector is None else seen
     return Structure(
+        no_generation=exception.no_generation,
         collapse=None if collapse is None else f"{paths[id(decoder)]}.{collapse}",
         family=family,
         text=text,

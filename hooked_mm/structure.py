@@ -170,6 +170,7 @@ class Structure:
         cross_attention: Image features are attended to and never stand in the text's sequence.
         plain_positions: Position ids are one number per token (not the three of Qwen-VL's rotary embedding), taken by
             the decoder as an argument, so that they can be counted from the attention mask.
+        no_generation: Why its own generation can't be run with hooks, where it can't.
         collapse: Path of the module that makes one stream of several before the final norm.
     """
 
@@ -191,6 +192,7 @@ class Structure:
     projector_each: str | None = None
     words: int | None = None
     collapse: str | None = None
+    no_generation: str = ""
 
     @property
     def absent(self) -> dict[str, str]:

@@ -68,3 +68,16 @@ def test_several_answers_per_prompt(llava: HookedMM, images: list[Image.Image]) 
     out = llava.generate(batch, 3, num_beams=2, num_return_sequences=2)
     assert len(out.text) == 4
     assert out.batch is None
+
+
+def test_a_decoder_that_does_not_begin_with_its_start_token_is_refused() -> None:
+    """transformers would put it in front, and every position would be another; with it the prompt is gone on with."""
+    hf_model = miniature("pp_formulanet")
+    inputs = miniature_inputs(hf_model, family="pp_formulanet")
+    start = hf_model.generation_config.decoder_start_token_id
+    model = HookedMM(hf_model, check=False)
+    assert model.generate(inputs, 2).tokens.shape == (3, 2)
+    ids = inputs["decoder_input_ids"].masked_fill(inputs["decoder_input_ids"] == start, start + 1)
+    ids[:, 0] = start + 1
+    with pytest.raises(BadInputError, match=rf"begins with token {start + 1}, .* start token is {start}"):
+        model.generate({**inputs, "decoder_input_ids": ids}, 2)

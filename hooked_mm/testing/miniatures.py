@@ -145,10 +145,12 @@ def miniature_inputs(
     found = recipe(family or model.config.model_type)
     generator = torch.Generator().manual_seed(seed)
     pictures = found.pictures(model.config, samples, generator)
+    # A decoder of its own begins with a token of its own.
+    start = getattr(model.generation_config, "decoder_start_token_id", None) if found.prefix else None
     rows = []
     for index, count in enumerate(found.counts(model, pictures)):
         before, after = (torch.randint(3, 140, (2 + index,), generator=generator).tolist() for _ in range(2))
-        rows.append([1, *before, *found.ids(count), *after])
+        rows.append([1 if start is None else start, *before, *found.ids(count), *after])
     width = max(map(len, rows))
     ids = torch.zeros(samples, width, dtype=torch.long)
     mask = torch.zeros_like(ids)
