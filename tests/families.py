@@ -48,7 +48,8 @@ def _attention(path: str, o: str, q: int = 4, kv: int = 4, name: str = "attn") -
     }
 
 
-def _fused(path: str, o: str, heads: int = 4) -> dict[str, Place]:
+def fused(path: str, o: str, heads: int = 4) -> dict[str, Place]:
+    """Queries, keys and values of one projection, one behind the other."""
     parts = {f"attn.hook_{part}": Place(f"{path}.qkv", view=f"fused {i} {heads}") for i, part in enumerate("qkv")}
     return {**parts, "attn.hook_z": Place(f"{path}.{o}", "input", f"heads {heads}")}
 
@@ -61,7 +62,8 @@ def _norms(first: str, second: str, view: str = "") -> dict[str, Place]:
     }
 
 
-def _mlp(pre: str, post: str, up: str = "", view: str = "") -> dict[str, Place]:
+def neurons(pre: str, post: str, up: str = "", view: str = "") -> dict[str, Place]:
+    """The points inside an MLP."""
     found = {"mlp.hook_pre": Place(pre, view=view), "mlp.hook_post": Place(post, "input", view)}
     return {**found, **({"mlp.hook_pre_linear": Place(up)} if up else {})}
 
@@ -71,8 +73,8 @@ def _out(attn: str, mlp: str = "mlp", view: str = "") -> dict[str, Place]:
 
 
 _STREAM = {"hook_resid_pre": Place("", "input"), "hook_resid_post": Place("", in_place=RECORDED_INSIDE)}
-_GATED = _mlp("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_FC = _mlp("mlp.fc1", "mlp.fc2")
+_GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_FC = neurons("mlp.fc1", "mlp.fc2")
 _LLAMA = {
     **_STREAM,
     **_norms("input_layernorm", "post_attention_layernorm"),
@@ -89,14 +91,14 @@ _OPT = {
     **_STREAM,
     **_norms("self_attn_layer_norm", "final_layer_norm", "rows"),
     **_attention("self_attn", "out_proj"),
-    **_mlp("fc1", "fc2", view="rows"),
+    **neurons("fc1", "fc2", view="rows"),
     **_out("self_attn", "fc2", "rows"),
 }
 _BART = {
     **_STREAM,
     **_attention("self_attn", "out_proj"),
     **_out("self_attn", "fc2"),
-    **_mlp("fc1", "fc2"),
+    **neurons("fc1", "fc2"),
     "ln1.hook_out": Place("self_attn_layer_norm"),
     "ln2.hook_out": Place("final_layer_norm"),
 }
@@ -122,8 +124,8 @@ _VIT = {
     **_FC,
     **_out("self_attn"),
 }
-_BLIP = {**_VIT, **_fused("self_attn", "projection")}
-_QWEN2 = {**_STREAM, **_norms("norm1", "norm2"), **_fused("attn", "proj"), **_FC, **_out("attn")}
+_BLIP = {**_VIT, **fused("self_attn", "projection")}
+_QWEN2 = {**_STREAM, **_norms("norm1", "norm2"), **fused("attn", "proj"), **_FC, **_out("attn")}
 _INTERN = {
     **_STREAM,
     **_norms("layernorm_before", "layernorm_after"),
@@ -155,8 +157,8 @@ def _davit(attn: str, heads: int) -> dict[str, Place]:
         "hook_resid_mid": Place("conv2", "input", "map", in_place=True),
         "ln1.hook_out": Place("norm1"),
         "ln2.hook_out": Place("norm2"),
-        **_fused(attn, "proj", heads),
-        **_mlp("ffn.fc1", "ffn.fc2"),
+        **fused(attn, "proj", heads),
+        **neurons("ffn.fc1", "ffn.fc2"),
         **_out(attn, "ffn"),
     }
 
@@ -187,7 +189,7 @@ TOWER: dict[str, Blocks] = {
     **dict.fromkeys(("idefics2", "idefics3", "smolvlm"), _IDEFICS),
     "qwen2_vl": _many("model.visual.blocks", 3, _QWEN2),
     "qwen2_5_vl": _many("model.visual.blocks", 3, {**_QWEN2, **_GATED}),
-    "qwen3_vl": _many("model.visual.blocks", 3, {**_QWEN2, **_mlp("mlp.linear_fc1", "mlp.linear_fc2")}),
+    "qwen3_vl": _many("model.visual.blocks", 3, {**_QWEN2, **neurons("mlp.linear_fc1", "mlp.linear_fc2")}),
     "internvl": _many("model.vision_tower.encoder.layer", 3, _INTERN),
     "mllama": [
         *_many("model.vision_model.transformer.layers", 3, _MLLAMA_TOWER),

@@ -5,7 +5,7 @@ Rows and hooks as in `tests.families`; no path here comes from our own code.
 
 from __future__ import annotations
 
-from tests.families import Place
+from tests.families import Place, neurons
 
 Rows = dict[str, Place]
 Blocks = list[tuple[str, Rows]]
@@ -24,11 +24,6 @@ def _rows(first: str, second: str, attn: str, mlp: str) -> Rows:
     }
 
 
-def _neurons(pre: str, post: str, up: str = "") -> Rows:
-    found = {"mlp.hook_pre": Place(pre), "mlp.hook_post": Place(post, "input")}
-    return found | ({"mlp.hook_pre_linear": Place(up)} if up else {})
-
-
 def _heads(path: str, out: str = "o_proj", q: int = 4, kv: int = 2, letters: str = "qkv") -> Rows:
     found = {
         f"attn.hook_{letter}": Place(f"{path}.{letter}_proj", view=f"heads {q if letter == 'q' else kv}")
@@ -41,15 +36,15 @@ def _of(path: str, *rows: Rows) -> Blocks:
     return [(f"{path}.{index}", row) for index, row in enumerate(rows)]
 
 
-_GATED = _neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_FC = _neurons("mlp.fc1", "mlp.fc2")
+_GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_FC = neurons("mlp.fc1", "mlp.fc2")
 _SPARSE = {**_rows("input_layernorm", "post_attention_layernorm", "self_attn", "mlp"), **_heads("self_attn")}
 _LLAMA = {**_SPARSE, **_GATED}
 _PERSIMMON = {
     **_rows("input_layernorm", "post_attention_layernorm", "self_attn", "mlp"),
     **{f"attn.hook_{x}": Place("self_attn.query_key_value", view=f"by_head {i} 4") for i, x in enumerate("qkv")},
     "attn.hook_z": Place("self_attn.dense", "input", "heads 4"),
-    **_neurons("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
+    **neurons("mlp.dense_h_to_4h", "mlp.dense_4h_to_h"),
 }
 _LLAMA4 = {
     **_rows("input_layernorm", "post_attention_layernorm", "self_attn", "feed_forward"),
@@ -57,7 +52,7 @@ _LLAMA4 = {
 }
 _LLAMA4_DENSE = {
     **_LLAMA4,
-    **_neurons("feed_forward.gate_proj", "feed_forward.down_proj", "feed_forward.up_proj"),
+    **neurons("feed_forward.gate_proj", "feed_forward.down_proj", "feed_forward.up_proj"),
 }
 # Four norms; heads of another size and number where attention is full, and no values of their own.
 _SANDWICH = _rows(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from tests.families import Place
+from tests.families import Place, fused, neurons
 
 Rows = dict[str, Place]
 Blocks = list[tuple[str, Rows]]
@@ -50,40 +50,30 @@ def _proj(path: str, out: str, name: str = "attn", kv: int = 4) -> Rows:
     return _heads(" ".join(f"{path}.{letter}_proj" for letter in "qkv"), f"{path}.{out}", name, kv)
 
 
-def _fused(path: str, out: str) -> Rows:
-    found = {f"attn.hook_{letter}": Place(f"{path}.qkv", view=f"fused {i} 4") for i, letter in enumerate("qkv")}
-    return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", "heads 4")}
-
-
 def _words(path: str, out: str, name: str = "attn") -> Rows:
     return _heads(" ".join(f"{path}.{word}" for word in ("query", "key", "value")), out, name)
 
 
-def _neurons(pre: str, post: str, up: str = "") -> Rows:
-    found = {"mlp.hook_pre": Place(pre), "mlp.hook_post": Place(post, "input")}
-    return found | ({"mlp.hook_pre_linear": Place(up)} if up else {})
-
-
-_LLAMA_MLP = _neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_FC = _neurons("fc1", "fc2")
+_LLAMA_MLP = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_FC = neurons("fc1", "fc2")
 _VIT = {
     **_stream("layer_norm2", "layer_norm1"),
     **_added("self_attn", "mlp"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 _CLIP = {**_VIT, **_proj("self_attn", "out_proj")}
-_BLIP = {**_VIT, **_fused("self_attn", "projection")}
+_BLIP = {**_VIT, **fused("self_attn", "projection")}
 _HF_VIT = {
     **_stream("layernorm_after", "layernorm_before"),
     **_added("attention", "mlp"),
     **_proj("attention", "o_proj"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 _PATCHES = {
     **_stream("pre_mlp_layer_norm", "pre_attention_layer_norm"),
     **_added("attention", "mlp"),
     **_words("attention", "attention.output"),
-    **_neurons("mlp.wi_0", "mlp.wo", "mlp.wi_1"),
+    **neurons("mlp.wi_0", "mlp.wo", "mlp.wi_1"),
 }
 
 
@@ -93,13 +83,13 @@ def _on_grid(rows: Rows) -> Rows:
 
 # The stream is a grid (n, rows, cols, d); what goes into attention and out of it may lie in windows.
 _SAM = _on_grid(
-    {**_stream("layer_norm2", "layer_norm1"), "hook_mlp_out": Place("mlp"), **_neurons("mlp.lin1", "mlp.lin2")}
+    {**_stream("layer_norm2", "layer_norm1"), "hook_mlp_out": Place("mlp"), **neurons("mlp.lin1", "mlp.lin2")}
 )
 _BERT = {
     **_summed("attention.output.LayerNorm", "attention.output.LayerNorm", "output.LayerNorm"),
     **_added("attention.output.dense", "output.dense"),
     **_words("attention.self", "attention.output.dense"),
-    **_neurons("intermediate.dense", "output.dense"),
+    **neurons("intermediate.dense", "output.dense"),
 }
 _BERT_CROSS = {
     **_BERT,
@@ -134,7 +124,7 @@ _OPT |= {
 _KOSMOS = {
     **_stream("final_layer_norm", "self_attn_layer_norm"),
     **_added("self_attn", "ffn"),
-    **_neurons("ffn.fc1", "ffn.fc2"),
+    **neurons("ffn.fc1", "ffn.fc2"),
 }
 # What the heads give is normalised before the output projection.
 _KOSMOS2 = {**_KOSMOS, **_heads("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.inner_attn_ln")}
@@ -144,7 +134,7 @@ _T5 = {
     **_added("self_attention.attention", "mlp.DenseReluDense"),
     **_words("self_attention.attention", "self_attention.attention.output"),
     **_words("encoder_decoder_attention.attention", "encoder_decoder_attention.attention.output", "xattn"),
-    **_neurons("mlp.DenseReluDense.wi_0", "mlp.DenseReluDense.wo", "mlp.DenseReluDense.wi_1"),
+    **neurons("mlp.DenseReluDense.wi_0", "mlp.DenseReluDense.wo", "mlp.DenseReluDense.wi_1"),
     "hook_xattn_out": Place("encoder_decoder_attention.attention"),
     "lnx.hook_out": Place("encoder_decoder_attention.layer_norm"),
 }
@@ -174,7 +164,7 @@ def _udop(last: int) -> Rows:
         **_stream(f"layer.{last}.layer_norm", "layer.0.layer_norm"),
         **_added(own, dense),
         **_heads(" ".join(f"{own}.{letter}" for letter in "qkv"), f"{own}.o"),
-        **_neurons(f"{dense}.wi", f"{dense}.wo"),
+        **neurons(f"{dense}.wi", f"{dense}.wo"),
     }
     if last == 1:
         return found

@@ -5,7 +5,7 @@ From transformers' modeling files; rows and hooks as in `tests.families`; no pat
 
 from __future__ import annotations
 
-from tests.families import Place
+from tests.families import Place, fused, neurons
 from tests.families_single_tower import Model, Rows
 
 
@@ -28,17 +28,7 @@ def _heads(path: str, out: str, kv: int = 4, letters: str = "qkv") -> Rows:
     return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", "heads 4")}
 
 
-def _fused(path: str, out: str) -> Rows:
-    found = {f"attn.hook_{x}": Place(f"{path}.qkv", view=f"fused {i} 4") for i, x in enumerate("qkv")}
-    return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", "heads 4")}
-
-
-def _neurons(pre: str, post: str, up: str = "") -> Rows:
-    found = {"mlp.hook_pre": Place(pre), "mlp.hook_post": Place(post, "input")}
-    return found | ({"mlp.hook_pre_linear": Place(up)} if up else {})
-
-
-_GATED = _neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
 _NORMS = _stream("input_layernorm", "post_attention_layernorm")
 # Experts have no neurons of their own that are there for every token.
 _EXPERTS = {**_NORMS, **_added("self_attn", "mlp"), **_heads("self_attn", "o_proj", 2)}
@@ -68,26 +58,26 @@ _VIT = {
     **_stream("layer_norm1", "layer_norm2"),
     **_added("self_attn", "mlp"),
     **_heads("self_attn", "out_proj"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
-_DOTS = {**_stream("norm1", "norm2"), **_added("attn", "mlp"), **_fused("attn", "proj")}
+_DOTS = {**_stream("norm1", "norm2"), **_added("attn", "mlp"), **fused("attn", "proj")}
 _RADIO = {
     **_stream("norm1", "norm2"),
     **_added("layer_scale1", "layer_scale2"),
     **_heads("attention", "o_proj"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 _OVIS = {
     **_stream("rms_norm1", "rms_norm2"),
     **_added("attention", "ffn"),
     **_heads("attention", "out_proj"),
-    **_neurons("ffn.gate_proj", "ffn.down_proj", "ffn.up_proj"),
+    **neurons("ffn.gate_proj", "ffn.down_proj", "ffn.up_proj"),
 }
 _QIANFAN = {
     **_stream("layernorm_before", "layernorm_after"),
     **_added("attention", "mlp", "lambda_1", "lambda_2"),
     **_heads("attention", "projection_layer"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 # One mixer per block: a state space, experts, attention or an MLP.
 _MIXER = {
@@ -99,7 +89,7 @@ _NEMOTRON = [
     {**_MIXER, "hook_mixer_out": Place("mixer")},
     {**_MIXER, "hook_mlp_out": Place("mixer")},
     {**_MIXER, "hook_attn_out": Place("mixer"), **_heads("mixer", "o_proj", 2)},
-    {**_MIXER, "hook_mlp_out": Place("mixer"), **_neurons("mixer.up_proj", "mixer.down_proj")},
+    {**_MIXER, "hook_mlp_out": Place("mixer"), **neurons("mixer.up_proj", "mixer.down_proj")},
 ]
 
 _LAYERS = "model.language_model.layers"

@@ -5,7 +5,7 @@ The same machinery as `tests.families`: nothing here comes from `hooked_mm.struc
 
 from __future__ import annotations
 
-from tests.families import Place
+from tests.families import Place, fused, neurons
 
 Rows = dict[str, Place]
 Blocks = list[tuple[str, Rows]]
@@ -24,11 +24,6 @@ def _rows(first: str, second: str, attn: str, mlp: str, added: tuple[str, str] =
     }
 
 
-def _neurons(pre: str, post: str, up: str = "") -> Rows:
-    found = {"mlp.hook_pre": Place(pre), "mlp.hook_post": Place(post, "input")}
-    return {**found, **({"mlp.hook_pre_linear": Place(up)} if up else {})}
-
-
 def _heads(path: str, out: str, heads: int = 4, kv: int = 4, names: str = "{}_proj") -> Rows:
     """Separate projections of queries, keys and values."""
     many = {"q": heads, "k": kv, "v": kv}
@@ -36,13 +31,8 @@ def _heads(path: str, out: str, heads: int = 4, kv: int = 4, names: str = "{}_pr
     return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", f"heads {heads}")}
 
 
-def _fused(path: str, out: str) -> Rows:
-    found = {f"attn.hook_{x}": Place(f"{path}.qkv", view=f"fused {i} 4") for i, x in enumerate("qkv")}
-    return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", "heads 4")}
-
-
-_GATED = _neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_PLAIN = _neurons("mlp.fc1", "mlp.fc2")
+_GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_PLAIN = neurons("mlp.fc1", "mlp.fc2")
 _DECODER = _rows("input_layernorm", "post_attention_layernorm", "self_attn", "mlp")
 _HEADS = _heads("self_attn", "o_proj", 4, 2)
 _SPARSE = {**_DECODER, **_HEADS}
@@ -85,10 +75,10 @@ _SIGLIP = {
     **_heads("self_attn", "out_proj"),
     **_PLAIN,
 }
-_QWEN = {**_rows("norm1", "norm2", "attn", "mlp"), **_fused("attn", "proj")}
+_QWEN = {**_rows("norm1", "norm2", "attn", "mlp"), **fused("attn", "proj")}
 _QWEN2 = {**_QWEN, **_PLAIN}
 _QWEN2_5 = {**_QWEN, **_GATED}
-_QWEN3 = {**_QWEN, **_neurons("mlp.linear_fc1", "mlp.linear_fc2")}
+_QWEN3 = {**_QWEN, **neurons("mlp.linear_fc1", "mlp.linear_fc2")}
 _OMNI = {**_QWEN2_5, **_heads("attn", "proj", names="{}")}
 _KIMI = {**_QWEN2, **_heads("attn", "proj")}
 _STEP = {

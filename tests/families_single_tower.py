@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from tests.families import Place
+from tests.families import Place, fused, neurons
 
 Rows = dict[str, Place]
 
@@ -30,18 +30,8 @@ def _heads(path: str, out: str, q: int = 4, kv: int = 4) -> Rows:
     return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", f"heads {q}")}
 
 
-def _fused(path: str, out: str) -> Rows:
-    found = {f"attn.hook_{letter}": Place(f"{path}.qkv", view=f"fused {i} 4") for i, letter in enumerate("qkv")}
-    return {**found, "attn.hook_z": Place(f"{path}.{out}", "input", "heads 4")}
-
-
-def _neurons(pre: str, post: str, up: str = "") -> Rows:
-    found = {"mlp.hook_pre": Place(pre), "mlp.hook_post": Place(post, "input")}
-    return found | ({"mlp.hook_pre_linear": Place(up)} if up else {})
-
-
-_GATED = _neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_W123 = _neurons("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+_GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
+_W123 = neurons("feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 _LLAMA = {
     **_stream("post_attention_layernorm", "input_layernorm"),
     **_added("self_attn", "mlp"),
@@ -77,27 +67,27 @@ _VIT = {
     **_stream("layer_norm2", "layer_norm1"),
     **_added("self_attn", "mlp"),
     **_heads("self_attn", "out_proj"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 _PIXTRAL = {
     **_stream("ffn_norm", "attention_norm"),
     **_added("attention", "feed_forward"),
     **_heads("attention", "o_proj"),
-    **_neurons("feed_forward.gate_proj", "feed_forward.down_proj", "feed_forward.up_proj"),
+    **neurons("feed_forward.gate_proj", "feed_forward.down_proj", "feed_forward.up_proj"),
 }
 _QWEN = {
     **_stream("norm2", "norm1"),
     **_added("attn", "mlp"),
-    **_fused("attn", "proj"),
-    **_neurons("mlp.linear_fc1", "mlp.linear_fc2"),
+    **fused("attn", "proj"),
+    **neurons("mlp.linear_fc1", "mlp.linear_fc2"),
 }
 # timm's EVA, which Perception LM's tower is.
 _EVA = {
     **_stream("norm2", "norm1"),
     "hook_attn_out": Place("attn", factor="gamma_1"),
     "hook_mlp_out": Place("mlp", factor="gamma_2"),
-    **_fused("attn", "proj"),
-    **_neurons("mlp.fc1", "mlp.fc2"),
+    **fused("attn", "proj"),
+    **neurons("mlp.fc1", "mlp.fc2"),
 }
 
 
@@ -107,7 +97,7 @@ def _on_grid(rows: Rows) -> Rows:
 
 # The stream is a grid (n, rows, cols, d); what goes into attention and out of it lies in windows.
 _SAM = _on_grid(
-    {**_stream("layer_norm2", "layer_norm1"), "hook_mlp_out": Place("mlp"), **_neurons("mlp.lin1", "mlp.lin2")}
+    {**_stream("layer_norm2", "layer_norm1"), "hook_mlp_out": Place("mlp"), **neurons("mlp.lin1", "mlp.lin2")}
 )
 
 
