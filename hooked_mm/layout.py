@@ -161,10 +161,12 @@ class Layout:
             BadInputError: If the value is not one of this batch.
         """
         owner = self.tower_image
-        if owner is None or (rows != len(owner) if self.kind != "packed" else len(owner) % width):
-            known = 0 if owner is None else len(owner)
+        if owner is None:
+            why = self.why or "the batch has no images"
+            raise BadInputError(f"which image each of {rows} x {width} patches belongs to is not known: {why}")
+        if rows != len(owner) if self.kind != "packed" else len(owner) % width:
             raise BadInputError(
-                f"a value of {rows} x {width} patches does not fit the {known} rows of this batch's tower"
+                f"a value of {rows} x {width} patches does not fit the {len(owner)} rows of this batch's tower"
             )
         if self.kind == "packed":
             return owner[:: len(owner) // width][None]

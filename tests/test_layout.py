@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Layout, Plan, cells, place_images, stitch
+from hooked_mm.layout_kinds import read_layout
+from hooked_mm.layout_source import Source
 
 
 def layout(**facts: object) -> Layout:
@@ -111,3 +113,16 @@ def test_longer_batches_have_text_behind() -> None:
     of = layout(image_index=torch.tensor([[0, 0]]), separator=torch.tensor([[False, True]])).pad(2)
     assert of.image_index.tolist() == [[0, 0, -1, -1]]
     assert of.separator.tolist() == [[False, True, False, False]]
+
+
+def test_a_batch_whose_order_is_not_known_says_so() -> None:
+    """Positions of images are known and their places in the picture are not: whatever asks for these hears why."""
+    image = torch.tensor([[False, True, True, False, True, True, False]])
+    inputs = {"input_ids": torch.tensor([[1, 5, 5, 9, 5, 5, 2]]), "pixel_values": torch.zeros(3, 7)}
+    found = read_layout(Source(inputs, image, object()))
+    assert found.kind == "runs"
+    # Two runs of equal length with one token between them are the rows of one image.
+    assert found.image_index.tolist() == [[-1, 0, 0, -1, 0, 0, -1]]
+    for ask in (lambda: found.owners(1, 3), lambda: found.read(0, torch.zeros(1, 7, 2), "sequence", overview=False)):
+        with pytest.raises(BadInputError, match=r"is not known.*layout_kinds\.py|no grid.*layout_kinds\.py"):
+            ask()
