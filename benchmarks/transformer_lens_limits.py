@@ -25,9 +25,10 @@ from transformers import AutoTokenizer
 
 from benchmarks.bridge import Subject, TransformerBridge, bridge, without_torchvision_check
 from benchmarks.models import small_llava
+from hooked_mm.architectures import FAMILIES
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.small import small_model_path
-from hooked_mm.testing.miniatures import RECIPES, miniature, miniature_inputs
+from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 Answer = tuple[str, str]
 """What was found in a word (yes, no, partly), and what it was found from."""
@@ -374,7 +375,7 @@ def main() -> None:
     )
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        for family in RECIPES:
+        for family in FAMILIES:
             print(family_row(family), flush=True)
         size = small_llava()
         subject = Subject(size.model, size.batch(4))
