@@ -6,7 +6,6 @@ goes on through a tap.
 
 from __future__ import annotations
 
-import inspect
 import re
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
@@ -16,19 +15,21 @@ import torch
 from torch import nn
 from torch.overrides import TorchFunctionMode
 
+from hooked_mm.sources import source_of
+
 _SOFTMAX = (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
 
 
 def by_interface(attention: nn.Module) -> bool:
     """Whether a module attends by transformers' interface, which our function can stand in for."""
-    source = inspect.getsource(type(attention).forward)
+    source = source_of(type(attention).forward)
     # One that asks the table for an attribute never gets one, and falls back on its own function.
     return "ALL_ATTENTION_FUNCTIONS" in source and not re.search(r"getattr\(\s*ALL_ATTENTION_FUNCTIONS", source)
 
 
 def by_softmax(attention: nn.Module) -> bool:
     """Whether a module calls a softmax of its own, or the eager attention of its file."""
-    source = inspect.getsource(type(attention).forward)
+    source = source_of(type(attention).forward)
     return not by_interface(attention) and bool(re.search(r"[sS]oftmax\(|eager_attention_forward", source))
 
 

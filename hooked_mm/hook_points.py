@@ -5,7 +5,6 @@ Rows (`hook_rows`) become points here. A point whose part a model lacks is absen
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -27,6 +26,7 @@ from hooked_mm.access import (
 )
 from hooked_mm.hook_rows import BLOCK_ROWS, PAIR, Row, as_run, norm_rows
 from hooked_mm.norms import NormFormula, find_norm_formula
+from hooked_mm.sources import source_of
 from hooked_mm.structure import Block, Stack, Structure, scale_factor
 from hooked_mm.views import (
     PLAIN,
@@ -224,7 +224,7 @@ class _Builder:
             if not set(roles) <= set(block.parts):
                 continue
             owner = block.parts[roles[0]].rpartition(".")[0]
-            source = inspect.getsource(type(self.model.get_submodule(f"{block.path}.{owner}")).forward)
+            source = source_of(type(self.model.get_submodule(f"{block.path}.{owner}")).forward)
             called = {role: source.find(f"self.{block.parts[role].rpartition('.')[2]}(") for role in roles}
             found |= called if min(called.values()) >= 0 else {}
         return found

@@ -6,15 +6,14 @@ Some models run it once per image, so that a pass has no one value of it; that i
 from __future__ import annotations
 
 import ast
-import inspect
 import re
-import textwrap
 from typing import Any
 
 from torch import nn
 
 from hooked_mm.architectures import PROJECTOR_NAMES, Oddity
 from hooked_mm.blocks import first
+from hooked_mm.sources import source_of
 from hooked_mm.structure import submodule
 from hooked_mm.vocabulary import contains
 
@@ -70,7 +69,7 @@ def steps_behind(core: Any, claimed: list[nn.Module | None]) -> list[nn.Module]:
     """The modules that a model calls one behind the other to make image tokens of a tower's features (Muse)."""
     if not hasattr(core, "get_image_features"):
         return []
-    source = inspect.getsource(type(core).get_image_features)
+    source = source_of(type(core).get_image_features)
     called = [getattr(core, name, None) for name in re.findall(r"self\.(\w+)\(", source)]
     known = {id(module) for module in claimed if module is not None}
     found = [module for module in called if isinstance(module, nn.Module)]
@@ -98,7 +97,7 @@ def image_tokens_field(
 
 def runs_in_a_loop(owner: nn.Module, name: str) -> bool:
     """Whether a module's own code calls this child inside a loop."""
-    tree = ast.parse(textwrap.dedent(inspect.getsource(type(owner))))
+    tree = ast.parse(source_of(type(owner)))
     loops = [node for node in ast.walk(tree) if isinstance(node, _LOOPS)]
     calls = (node.func for loop in loops for node in ast.walk(loop) if isinstance(node, ast.Call))
     return any(

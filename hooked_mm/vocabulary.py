@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import inspect
 import re
 from typing import Any
 
@@ -12,6 +11,7 @@ from torch import Tensor, nn
 
 from hooked_mm.architectures import LOGIT_SCALE_NAMES, WORD_COUNT_NAMES
 from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.sources import source_of
 from hooked_mm.structure import Structure
 
 # How T5's kind divides by the root of the width, and what in the configuration switches that on.
@@ -79,9 +79,9 @@ def logit_scale(inner: Any, config: Any, *heads: nn.Module) -> float:
     """
     for name in LOGIT_SCALE_NAMES:
         if (value := _applied(inner, config, name)) is not None:
-            divides = re.search(rf"/\s*[\w.]*\b{name}\b", inspect.getsource(type(inner).forward))
+            divides = re.search(rf"/\s*[\w.]*\b{name}\b", source_of(type(inner).forward))
             return 1 / value if divides else value
-    sources = [inspect.getsource(type(module).forward) for module in (inner, *heads)]
+    sources = [source_of(type(module).forward) for module in (inner, *heads)]
     for written, switch in _SHRUNK:
         if getattr(config, switch, False) and any(written in source for source in sources):
             return float(config.d_model**-0.5)
@@ -102,7 +102,7 @@ def word_count(inner: Any, config: Any) -> int | None:
 def _applied(model: Any, config: Any, name: str) -> float | None:
     """A number of the configuration, if the forward uses it: Gemma 3 with images names a soft-cap and does not."""
     value = getattr(config, name, None)
-    return value if value is not None and name in inspect.getsource(type(model).forward) else None
+    return value if value is not None and name in source_of(type(model).forward) else None
 
 
 def logits_of(

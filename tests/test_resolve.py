@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import sys
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -12,6 +15,7 @@ from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.projectors import leftover
 from hooked_mm.resolve import block_lists, resolve
+from tests import made_up as made_up_module
 from tests.made_up import asked, made_up
 
 # Hook point -> (module, whether its input), by hand from `tests.made_up`.
@@ -155,3 +159,18 @@ def test_without_logits_a_model_is_refused() -> None:
     model.get_output_embeddings = lambda: None
     with pytest.raises(UnsupportedModelError, match=r"names no output embedding, and 0 linear maps have 90 outputs"):
         resolve(model)
+
+
+def test_an_architecture_that_was_typed_in_resolves_too() -> None:
+    """Classes of a session have no source, so rules that look at it say nothing; what flows is enough."""
+    session: Any = ModuleType("__typed_in__")
+    sys.modules["__typed_in__"] = session
+    try:
+        exec(compile(Path(made_up_module.__file__).read_text(), "<typed in>", "exec"), session.__dict__)
+        model = HookedMM(session.made_up())
+        model.run_with_cache(session.asked(), "hook_embed")
+    finally:
+        del sys.modules["__typed_in__"]
+    assert model.conformance is not None
+    assert model.conformance.ok
+    assert model.hook_names == HookedMM(made_up()).hook_names
