@@ -88,7 +88,7 @@ def _has_width(block: nn.Module, config: Any) -> bool:
 
 
 def find_lists(
-    owner: nn.Module, core: nn.Module, config: Any, lists: tuple[str, ...], what: str, outside: nn.Module | None = None
+    owner: nn.Module, core: nn.Module, config: Any, lists: tuple[str, ...], what: str
 ) -> list[list[nn.Module]]:
     """Lists of blocks: by exception, by what transformers records as hidden states, by the lists' names, by shape.
 
@@ -98,7 +98,6 @@ def find_lists(
         config: The stack's configuration.
         lists: An exception's paths; `.*` at the end for a list of lists.
         what: The stack, for messages.
-        outside: A module whose lists are not meant.
 
     Raises:
         UnsupportedModelError: If there are none.
@@ -118,7 +117,7 @@ def find_lists(
     name = first(owner, LAYER_LIST_NAMES)
     if name is not None:
         return [list(submodule(owner, name))]
-    alike = _by_shape(owner, config, outside)
+    alike = _by_shape(owner, config, None)
     if alike is None and _length(config) is None and (towers := list(block_lists(owner).values())):
         # Towers one behind the other: the last is the one that the projector reads.
         return [towers[-1]]

@@ -62,6 +62,17 @@ def _norms(first: str, second: str, view: str = "") -> dict[str, Place]:
     }
 
 
+def stream(first: str, second: str) -> dict[str, Place]:
+    """Norms stand in front: the stream in the middle is what goes into the second one."""
+    return {
+        "hook_resid_pre": Place("", "input"),
+        "ln1.hook_out": Place(first),
+        "hook_resid_mid": Place(second, "input"),
+        "ln2.hook_out": Place(second),
+        "hook_resid_post": Place(""),
+    }
+
+
 def neurons(pre: str, post: str, up: str = "", view: str = "") -> dict[str, Place]:
     """The points inside an MLP."""
     found = {"mlp.hook_pre": Place(pre, view=view), "mlp.hook_post": Place(post, "input", view)}

@@ -7,21 +7,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from tests.families import Place, fused, neurons
+from tests.families import Place, fused, neurons, stream
 
 Rows = dict[str, Place]
 Blocks = list[tuple[str, Rows]]
-
-
-def _stream(mid: str, first: str) -> Rows:
-    """Norms stand in front: the stream in the middle is what goes into the second one."""
-    return {
-        "hook_resid_pre": Place("", "input"),
-        "ln1.hook_out": Place(first),
-        "hook_resid_mid": Place(mid, "input"),
-        "ln2.hook_out": Place(mid),
-        "hook_resid_post": Place(""),
-    }
 
 
 def _summed(mid: str, first: str, second: str) -> Rows:
@@ -57,20 +46,20 @@ def _words(path: str, out: str, name: str = "attn") -> Rows:
 _LLAMA_MLP = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
 _FC = neurons("fc1", "fc2")
 _VIT = {
-    **_stream("layer_norm2", "layer_norm1"),
+    **stream("layer_norm1", "layer_norm2"),
     **_added("self_attn", "mlp"),
     **neurons("mlp.fc1", "mlp.fc2"),
 }
 _CLIP = {**_VIT, **_proj("self_attn", "out_proj")}
 _BLIP = {**_VIT, **fused("self_attn", "projection")}
 _HF_VIT = {
-    **_stream("layernorm_after", "layernorm_before"),
+    **stream("layernorm_before", "layernorm_after"),
     **_added("attention", "mlp"),
     **_proj("attention", "o_proj"),
     **neurons("mlp.fc1", "mlp.fc2"),
 }
 _PATCHES = {
-    **_stream("pre_mlp_layer_norm", "pre_attention_layer_norm"),
+    **stream("pre_attention_layer_norm", "pre_mlp_layer_norm"),
     **_added("attention", "mlp"),
     **_words("attention", "attention.output"),
     **neurons("mlp.wi_0", "mlp.wo", "mlp.wi_1"),
@@ -83,7 +72,7 @@ def _on_grid(rows: Rows) -> Rows:
 
 # The stream is a grid (n, rows, cols, d); what goes into attention and out of it may lie in windows.
 _SAM = _on_grid(
-    {**_stream("layer_norm2", "layer_norm1"), "hook_mlp_out": Place("mlp"), **neurons("mlp.lin1", "mlp.lin2")}
+    {**stream("layer_norm1", "layer_norm2"), "hook_mlp_out": Place("mlp"), **neurons("mlp.lin1", "mlp.lin2")}
 )
 _BERT = {
     **_summed("attention.output.LayerNorm", "attention.output.LayerNorm", "output.LayerNorm"),
@@ -99,20 +88,20 @@ _BERT_CROSS = {
     "hook_resid_mid": Place("crossattention.output.LayerNorm"),
 }
 _IDEFICS = {
-    **_stream("post_attention_layernorm", "input_layernorm"),
+    **stream("input_layernorm", "post_attention_layernorm"),
     **_added("self_attn", "mlp"),
     **_proj("self_attn", "o_proj"),
     **_LLAMA_MLP,
 }
 _IDEFICS_CROSS = {
-    **_stream("post_attention_layernorm", "input_layernorm"),
+    **stream("input_layernorm", "post_attention_layernorm"),
     **_proj("cross_attn", "o_proj", "xattn"),
     **_LLAMA_MLP,
     "hook_mlp_out": Place("mlp", factor="tanh alpha_dense"),
 }
 # OPT's MLP sees all positions of all samples in one row.
 _OPT = {
-    **_stream("final_layer_norm", "self_attn_layer_norm"),
+    **stream("self_attn_layer_norm", "final_layer_norm"),
     **_added("self_attn", "fc2"),
     **_proj("self_attn", "out_proj"),
     **_FC,
@@ -122,7 +111,7 @@ _OPT |= {
     for name in ("hook_resid_mid", "ln2.hook_out", "mlp.hook_pre", "mlp.hook_post", "hook_mlp_out")
 }
 _KOSMOS = {
-    **_stream("final_layer_norm", "self_attn_layer_norm"),
+    **stream("self_attn_layer_norm", "final_layer_norm"),
     **_added("self_attn", "ffn"),
     **neurons("ffn.fc1", "ffn.fc2"),
 }
@@ -130,7 +119,7 @@ _KOSMOS = {
 _KOSMOS2 = {**_KOSMOS, **_heads("self_attn.q_proj self_attn.k_proj self_attn.v_proj", "self_attn.inner_attn_ln")}
 _KOSMOS25 = {**_KOSMOS, **_proj("self_attn", "out_proj")}
 _T5 = {
-    **_stream("mlp.layer_norm", "self_attention.layer_norm"),
+    **stream("self_attention.layer_norm", "mlp.layer_norm"),
     **_added("self_attention.attention", "mlp.DenseReluDense"),
     **_words("self_attention.attention", "self_attention.attention.output"),
     **_words("encoder_decoder_attention.attention", "encoder_decoder_attention.attention.output", "xattn"),
@@ -139,7 +128,7 @@ _T5 = {
     "lnx.hook_out": Place("encoder_decoder_attention.layer_norm"),
 }
 _MBART = {
-    **_stream("final_layer_norm", "self_attn_layer_norm"),
+    **stream("self_attn_layer_norm", "final_layer_norm"),
     **_added("self_attn", "fc2"),
     **_proj("self_attn", "out_proj"),
     **_proj("encoder_attn", "out_proj", "xattn"),
@@ -149,7 +138,7 @@ _MBART = {
 }
 _TROCR = {**_MBART, **_summed("encoder_attn_layer_norm", "self_attn_layer_norm", "final_layer_norm")}
 _T5GEMMA = {
-    **_stream("pre_feedforward_layernorm", "pre_self_attn_layernorm"),
+    **stream("pre_self_attn_layernorm", "pre_feedforward_layernorm"),
     **_added("post_self_attn_layernorm", "post_feedforward_layernorm"),
     **_proj("self_attn", "o_proj", kv=2),
     **_LLAMA_MLP,
@@ -161,7 +150,7 @@ _T5GEMMA_DECODER = {name: row for name, row in _T5GEMMA.items() if name not in (
 def _udop(last: int) -> Rows:
     own, across, dense = "layer.0.SelfAttention", "layer.1.EncDecAttention", f"layer.{last}.DenseReluDense"
     found = {
-        **_stream(f"layer.{last}.layer_norm", "layer.0.layer_norm"),
+        **stream("layer.0.layer_norm", f"layer.{last}.layer_norm"),
         **_added(own, dense),
         **_heads(" ".join(f"{own}.{letter}" for letter in "qkv"), f"{own}.o"),
         **neurons(f"{dense}.wi", f"{dense}.wo"),

@@ -5,18 +5,8 @@ From transformers' modeling files; rows and hooks as in `tests.families`; no pat
 
 from __future__ import annotations
 
-from tests.families import Place, fused, neurons
+from tests.families import Place, fused, neurons, stream
 from tests.families_single_tower import Model, Rows
-
-
-def _stream(first: str, second: str) -> Rows:
-    return {
-        "hook_resid_pre": Place("", "input"),
-        "ln1.hook_out": Place(first),
-        "hook_resid_mid": Place(second, "input"),
-        "ln2.hook_out": Place(second),
-        "hook_resid_post": Place(""),
-    }
 
 
 def _added(attn: str, mlp: str, attn_by: str = "", mlp_by: str = "") -> Rows:
@@ -29,7 +19,7 @@ def _heads(path: str, out: str, kv: int = 4, letters: str = "qkv") -> Rows:
 
 
 _GATED = neurons("mlp.gate_proj", "mlp.down_proj", "mlp.up_proj")
-_NORMS = _stream("input_layernorm", "post_attention_layernorm")
+_NORMS = stream("input_layernorm", "post_attention_layernorm")
 # Experts have no neurons of their own that are there for every token.
 _EXPERTS = {**_NORMS, **_added("self_attn", "mlp"), **_heads("self_attn", "o_proj", 2)}
 _LLAMA = {**_EXPERTS, **_GATED}
@@ -55,26 +45,26 @@ _PAIR = {
     "mlp.hook_post": Place("mlp.down_proj", "input"),
 }
 _VIT = {
-    **_stream("layer_norm1", "layer_norm2"),
+    **stream("layer_norm1", "layer_norm2"),
     **_added("self_attn", "mlp"),
     **_heads("self_attn", "out_proj"),
     **neurons("mlp.fc1", "mlp.fc2"),
 }
-_DOTS = {**_stream("norm1", "norm2"), **_added("attn", "mlp"), **fused("attn", "proj")}
+_DOTS = {**stream("norm1", "norm2"), **_added("attn", "mlp"), **fused("attn", "proj")}
 _RADIO = {
-    **_stream("norm1", "norm2"),
+    **stream("norm1", "norm2"),
     **_added("layer_scale1", "layer_scale2"),
     **_heads("attention", "o_proj"),
     **neurons("mlp.fc1", "mlp.fc2"),
 }
 _OVIS = {
-    **_stream("rms_norm1", "rms_norm2"),
+    **stream("rms_norm1", "rms_norm2"),
     **_added("attention", "ffn"),
     **_heads("attention", "out_proj"),
     **neurons("ffn.gate_proj", "ffn.down_proj", "ffn.up_proj"),
 }
 _QIANFAN = {
-    **_stream("layernorm_before", "layernorm_after"),
+    **stream("layernorm_before", "layernorm_after"),
     **_added("attention", "mlp", "lambda_1", "lambda_2"),
     **_heads("attention", "projection_layer"),
     **neurons("mlp.fc1", "mlp.fc2"),
