@@ -14,7 +14,6 @@ import torch
 from jaxtyping import Float
 from PIL import Image
 from torch import Tensor
-from transformers import AutoModelForImageTextToText
 
 from hooked_mm.batch import Batch, batch_from_inputs
 from hooked_mm.cache import ActivationCache
@@ -25,11 +24,11 @@ from hooked_mm.generation import GenerationOutput, check_prompts, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
+from hooked_mm.pretrained import load_model
 from hooked_mm.probe import made_batch, small_enough
-from hooked_mm.processors import load_processor
 from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
-from hooked_mm.small import small_adapter_path, small_model_path, with_adapter
+from hooked_mm.small import small_adapter_path, small_model_path
 from hooked_mm.structure import Structure, describe, vocabulary
 from hooked_mm.vocabulary import logits_of
 
@@ -100,9 +99,6 @@ class HookedMM:
         cls,
         model_id: str | Path,
         *,
-        dtype: str | torch.dtype = "auto",
-        device_map: Any = None,
-        adapter: str | Path | None = None,
         check: bool | Literal["full"] = True,
         strict: bool = True,
         **options: Any,
@@ -111,17 +107,13 @@ class HookedMM:
 
         Args:
             model_id: Hub id or folder.
-            dtype: `"bfloat16"`, `torch.float32`, ..., or `"auto"` for the checkpoint's own.
-            device_map: As in transformers; `"auto"` lets accelerate place the layers.
-            adapter: Hub id or folder of a PEFT adapter to put into the model (needs PEFT).
             check: As in `HookedMM`.
             strict: As in `HookedMM`.
-            options: Passed on to transformers' `from_pretrained` (`revision`, `local_files_only`, ...).
+            options: As in `pretrained.load_model`: `dtype`, `device_map`, `adapter`, `merge_adapter`,
+                `trust_remote_code`, and what transformers' `from_pretrained` takes (`revision`, ...).
         """
-        shared = {k: options[k] for k in ("revision", "local_files_only", "token", "cache_dir") if k in options}
-        loaded = AutoModelForImageTextToText.from_pretrained(model_id, dtype=dtype, device_map=device_map, **options)
-        model = with_adapter(loaded, adapter).requires_grad_(False).eval()
-        return cls(model, load_processor(model_id, **shared), check=check, strict=strict)
+        model, processor = load_model(model_id, **options)
+        return cls(model, processor, check=check, strict=strict)
 
     @classmethod
     def small(

@@ -15,11 +15,12 @@ from transformers import AutoModelForImageTextToText
 from hooked_mm import small
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.pretrained import with_adapter
 from hooked_mm.processors import load_processor
 from hooked_mm.scenes.captions import CAPTION_PROMPT
 from hooked_mm.scenes.dataset import SceneDataset, picture
 from hooked_mm.scenes.world import Scene
-from hooked_mm.small import SMALL_MODELS, adapters_of, small_adapter_path, small_model_path, with_adapter
+from hooked_mm.small import SMALL_MODELS, adapters_of, small_adapter_path, small_model_path
 from hooked_mm.small.accuracy import HELD_OUT_OBJECT, Accuracy, mean
 from hooked_mm.small.card import card, sibling
 from hooked_mm.small.changes import CHANGES

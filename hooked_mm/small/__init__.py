@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
-from hooked_mm.errors import BadInputError, unknown
+from hooked_mm.errors import unknown
 
 _HERE = Path(__file__).parent
 
@@ -42,24 +41,3 @@ def small_adapter_path(name: str, adapter: str) -> Path:
     if adapter not in known:
         raise unknown(f"adapter of {name}", adapter, known)
     return folder / "adapters" / adapter
-
-
-def with_adapter(model: Any, adapter: str | Path | None) -> Any:
-    """A transformers model with a PEFT adapter put into it: its modules are replaced in place.
-
-    Args:
-        model: A loaded transformers model.
-        adapter: Hub id or folder; None leaves the model as it is.
-
-    Raises:
-        BadInputError: If PEFT is not installed.
-    """
-    if adapter is None:
-        return model
-    try:
-        from peft import PeftModel
-    except ImportError as error:
-        raise BadInputError(
-            f"the adapter {str(adapter)!r} needs PEFT, which is not installed; pip install peft"
-        ) from error
-    return PeftModel.from_pretrained(model, str(adapter))
