@@ -51,14 +51,14 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     "q": _inside(_ATTENTIONS, ("q_proj", "q", "query", "wq", "q_b_proj")),
     "k": _inside(_ATTENTIONS, ("k_proj", "k", "key", "wk")),
     "v": _inside(_ATTENTIONS, ("v_proj", "v", "value", "wv")),
-    "qkv": _inside(_ATTENTIONS, ("qkv", *FUSED_BY_HEAD)),
+    "qkv": (*_inside(_ATTENTIONS, ("qkv", *FUSED_BY_HEAD)), "att_proj"),
     # Latent attention: queries are projected from a normed, smaller projection.
     "q_a": _inside(_ATTENTIONS, ("q_a_proj",)),
     "q_a_norm": _inside(_ATTENTIONS, ("q_a_layernorm",)),
-    "o": ("attention.output.dense", *_inside(_ATTENTIONS, _OUT)),
+    "o": ("attention.output.dense", *_inside(_ATTENTIONS, _OUT), "attn_out"),
     # A norm between what the heads give and the output projection.
     "o_norm": _inside(_ATTENTIONS, ("inner_attn_ln",)),
-    "attn_add": ("attention.output.dense",),
+    "attn_add": ("attention.output.dense", "attn_out"),
     "attn_after": ("post_self_attn_layernorm", "post_operator_norm", "post_norm1", "layer_scale1", "ls1", "attn_sconv"),
     "mixer": ("linear_attn", "conv", "mamba", "mixer"),
     "xattn": _CROSS,
@@ -80,19 +80,21 @@ PART_NAMES: dict[str, tuple[str, ...]] = {
     # A block that normalises what attention *adds* calls that norm `post_attention_layernorm`, not its second.
     "ln2": (
         *("pre_feedforward_layernorm", "post_attention_layernorm", "layer_norm2", "ln_2", "norm2", "final_layer_norm"),
-        *("layernorm_after", "ffn_norm", "pre_mlp_layer_norm", "rms_norm2", "output.LayerNorm"),
+        *("layernorm_after", "ffn_norm", "ff_norm", "pre_mlp_layer_norm", "rms_norm2", "output.LayerNorm"),
         *("mlp.layer_norm", "layer.2.layer_norm", "layer.1.layer_norm"),
     ),
-    "mlp": (*_MLPS, "fc2", "output.dense"),
+    "mlp": (*_MLPS, "fc2", "output.dense", "ff_out"),
     "mlp_gate": (
         *_inside(_MLPS, ("gate_proj", "fc1", "linear_fc1", "c_fc", "w1", "dense_h_to_4h", "wi_0", "wi", "lin1")),
         *("fc1", "intermediate.dense"),
     ),
     "mlp_up": _inside(_MLPS, ("up_proj", "w3", "wi_1")),
     "mlp_gate_up": _inside(_MLPS, ("gate_up_proj",)),
+    # The same pair the other way round.
+    "mlp_up_gate": ("ff_proj",),
     "mlp_down": (
         *_inside(_MLPS, ("down_proj", "fc2", "linear_fc2", "c_proj", "w2", "dense_4h_to_h", "wo", "lin2")),
-        *("fc2", "output.dense"),
+        *("fc2", "output.dense", "ff_out"),
     ),
     # A norm between the activation function and the down projection.
     "mlp_norm": _inside(_MLPS, ("ffn_layernorm",)),
@@ -215,6 +217,8 @@ class Oddity:
 
 
 EXCEPTIONS: dict[str, Oddity] = {
+    # Between the tower and its projector stand a pooling attention and learned vectors for padding.
+    "molmo": Oddity(projector="vision_backbone.image_projector", image_token="image_patch_id"),
     # A local and a global (gated) transformer, with a norm and tile embeddings between them.
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.

@@ -32,11 +32,19 @@ PER_SAMPLE = frozenset(
         "batch_num_images",
         "aspect_ratio_ids",
         "aspect_ratio_mask",
+        "images",
+        "image_masks",
+        "image_input_idx",
     }
 )
 PER_IMAGE = frozenset({"image_grid_thw", "image_sizes", "target_sizes"})
 PIXELS = frozenset({"pixel_values", "pixel_attention_mask", "spatial_shapes"})
-OF_IMAGES = PER_IMAGE | PIXELS | {"batch_num_images", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"}
+OF_IMAGES = (
+    PER_IMAGE
+    | PIXELS
+    | {"batch_num_images", "aspect_ratio_ids", "aspect_ratio_mask", "cross_attention_mask"}
+    | {"images", "image_masks", "image_input_idx"}
+)
 """Tensors that a batch without images does not have."""
 
 

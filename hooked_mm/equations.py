@@ -16,6 +16,7 @@ from torch import Tensor
 from hooked_mm.architectures import CLAMPS, MLP_SCALES
 from hooked_mm.attention_equations import AttentionEquations
 from hooked_mm.checks import Check, compare
+from hooked_mm.hook_rows import FUSED_PAIRS
 from hooked_mm.norms import centre, find_norm_formula, norm_scale
 from hooked_mm.structure import submodule
 
@@ -181,11 +182,9 @@ class BlockEquations(AttentionEquations):
         if source is None and self.block.wiring == "streams":
             source = self._mixed("mlp_mix", "hook_resid_mid")
         if source is not None:
-            for index, (name, role) in enumerate((("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up"))):
+            for name, role in (("mlp.hook_pre", "mlp_gate"), ("mlp.hook_pre_linear", "mlp_up")):
                 if (value := self.get(name)) is not None:
-                    fused = role not in self.block.parts
-                    expected = self._module("mlp_gate_up" if fused else role)(source)
-                    expected = expected.chunk(2, dim=-1)[index] if fused else expected
+                    expected = self._neurons(role, source)
                     yield self._same("projection of the norm's output", name, value, expected)
         if post is not None and added is not None:
             scales = (getattr(self._module("mlp"), name, None) for name in MLP_SCALES)
@@ -208,6 +207,15 @@ class BlockEquations(AttentionEquations):
                 )
                 return
             yield self._same("down projection of post == what the MLP adds", "hook_mlp_out", added, total)
+
+    def _neurons(self, role: str, source: Tensor) -> Tensor:
+        """What the gate or the up projection gives, alone or as half of a fused pair."""
+        if role in self.block.parts:
+            alone: Tensor = self._module(role)(source)
+            return alone
+        pair, order = next((pair, order) for pair, order in FUSED_PAIRS.items() if pair in self.block.parts)
+        whole: Tensor = self._module(pair)(source)
+        return whole.chunk(2, dim=-1)[order.index(role)]
 
     def _bounded(self, act: Callable[[Tensor], Tensor], pre: Tensor, up: Tensor | None = None) -> Tensor:
         """The neurons that gate and up projection give, within the bounds that the MLP sets."""

@@ -24,7 +24,7 @@ from hooked_mm.access import (
     RescaleValue,
     ScaledValue,
 )
-from hooked_mm.hook_rows import BLOCK_ROWS, PAIR, Row, as_run, norm_rows
+from hooked_mm.hook_rows import BLOCK_ROWS, FUSED_PAIRS, Row, as_run, norm_rows
 from hooked_mm.norms import NormFormula, find_norm_formula
 from hooked_mm.sources import source_of
 from hooked_mm.structure import Block, Stack, Structure, scale_factor
@@ -145,8 +145,9 @@ class _Builder:
         if row.part in ("q", "k", "v") and path is None and (fused := self._path(block, "qkv")):
             view = Fused("qkv".index(row.part), block.n_heads, block.n_kv_heads, block.fused_by_head)
             return ModuleValue(fused, "output", view if text else OnGrid(view)), ()
-        if row.part in PAIR and path is None and (fused := self._path(block, "mlp_gate_up")):
-            return ModuleValue(fused, "output", Half(PAIR.index(row.part))), ()
+        for pair, order in FUSED_PAIRS.items():
+            if row.part in order and path is None and (fused := self._path(block, pair)):
+                return ModuleValue(fused, "output", Half(order.index(row.part))), ()
         if "o_norm" in block.parts and row.part == "o":
             # Heads are heads before the norm; behind it no head has a result of its own.
             path = None if row.kind == "result" else self._path(block, "o_norm")

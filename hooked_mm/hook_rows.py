@@ -101,7 +101,8 @@ def _inner(rows: tuple[Row, ...]) -> tuple[Row, ...]:
     return tuple(row for row in rows if row.kind != "added")
 
 
-PAIR = ("mlp_gate", "mlp_up")
+# Fused pair of projections -> which half is which.
+FUSED_PAIRS = {"mlp_gate_up": ("mlp_gate", "mlp_up"), "mlp_up_gate": ("mlp_up", "mlp_gate")}
 _MID = "residual stream after attention (b, p, d)"
 
 # In execution order. Shapes are (batch, pos, ...) in the text, (image, patch, ...) in a tower, (patches, ...) in a

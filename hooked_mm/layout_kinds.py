@@ -32,6 +32,7 @@ from transformers.image_processing_utils import select_best_resolution
 from hooked_mm.errors import BadInputError
 from hooked_mm.layout import ImageLayout, Layout, Plan, Tiles, cells, place_images, stitch
 from hooked_mm.layout_attended import read_attended
+from hooked_mm.layout_indexed import has_index, read_indexed
 from hooked_mm.layout_packed import is_packed, read_packed
 from hooked_mm.layout_sizes import packed_by_size, rows_by_shape
 from hooked_mm.layout_source import Read, Source, nothing, pictures, runs_of
@@ -361,6 +362,7 @@ def _rows_joined(ids: list[int], runs: list[tuple[int, int]]) -> list[int]:
 
 
 READERS: tuple[tuple[Callable[[Source], bool], Callable[[Source], Read]], ...] = (
+    (has_index, read_indexed),
     (is_packed, read_packed),
     (lambda source: "aspect_ratio_ids" in source.inputs and _has_vision(source, "supported_aspect_ratios"), _cross),
     (lambda source: source.attended, read_attended),

@@ -103,6 +103,13 @@ def _florence2(processor: Any, prompt: Prompt, images: int) -> Prompt:
     return before + prompt + Prompt.of(processor.tokenizer.eos_token, Role.TEMPLATE)
 
 
+def _molmo(processor: Any, prompt: Prompt, images: int) -> Prompt:
+    """The end-of-text token first, since there is none that begins a text."""
+    if prompt.text.startswith(processor.begin_token):
+        return prompt
+    return Prompt.of(processor.begin_token, Role.TEMPLATE) + prompt
+
+
 HABITS = {
     "Idefics2Processor": Habit(
         count=lambda processor: processor.image_seq_len * (5 if processor.image_processor.do_image_splitting else 1),
@@ -111,6 +118,7 @@ HABITS = {
     # Older versions call the token of the tower's features its image token.
     "Gemma3Processor": Habit(token=lambda processor: processor.boi_token),
     "MllamaProcessor": Habit(begins=True, rewrite=_mllama),
+    "MolmoProcessor": Habit(begins=True, rewrite=_molmo),
     "Blip2Processor": Habit(inserts=True, needs_image=True, count=lambda processor: processor.num_query_tokens),
     "Florence2Processor": Habit(inserts=True, begins=True, rewrite=_florence2),
 }

@@ -51,7 +51,8 @@ def contains(module: nn.Module, others: set[int]) -> bool:
 def find_head(model: nn.Module, unembed: str, decoder: nn.Module) -> str:
     """The module that runs the decoder and the unembedding, which lies at this path."""
     path = unembed.rpartition(".")[0]
-    while path and not contains(model.get_submodule(path), {id(decoder)}):
+    # A decoder that holds the unembedding (Molmo's) does not run it.
+    while path and (model.get_submodule(path) is decoder or not contains(model.get_submodule(path), {id(decoder)})):
         path = path.rpartition(".")[0]
     return path
 
