@@ -19,7 +19,7 @@ from hooked_mm.blocks import named_parts
 from hooked_mm.checks import Check
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.passes import Passes, reads_tower_end
-from hooked_mm.resolve import block_lists
+from hooked_mm.skeleton import block_lists
 from hooked_mm.structure import Structure
 
 if TYPE_CHECKING:

@@ -30,6 +30,7 @@ from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path
 from hooked_mm.structure import Structure, describe, vocabulary
+from hooked_mm.unembedding import Unembedding
 from hooked_mm.vocabulary import logits_of
 
 BatchLike = Batch | Mapping[str, Any]
@@ -122,6 +123,11 @@ class HookedMM:
         """A shipped small model, or its sibling by an adapter (needs PEFT); `BadInputError` for unknown names."""
         path, put = small_model_path(name), None if adapter is None else small_adapter_path(name, adapter)
         return cls.from_pretrained(path, dtype=dtype, adapter=put, **options)
+
+    @staticmethod
+    def unembedding(model_id: str | Path, **options: Any) -> Unembedding:
+        """Final norm, unembedding and tokenizer alone: `to_logits` without the model; see `unembedding.Unembedding`."""
+        return Unembedding.from_pretrained(model_id, **options)
 
     def __repr__(self) -> str:
         return (
@@ -387,4 +393,4 @@ class HookedMM:
         unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
         no final norm.
         """
-        return logits_of(self.hf_model, self.structure, resid)
+        return logits_of(self.hf_model, self.structure.readout, resid)

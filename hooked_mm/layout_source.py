@@ -52,7 +52,9 @@ def pictures(inputs: Mapping[str, Any]) -> dict[str, Tensor]:
     return {
         name: value
         for name, value in inputs.items()
-        if isinstance(value, Tensor) and value.is_floating_point() and not name.endswith(("mask", "masks", "embeds", "bbox"))
+        if isinstance(value, Tensor)
+        and value.is_floating_point()
+        and not name.endswith(("mask", "masks", "embeds", "bbox"))
     }
 
 

@@ -220,7 +220,7 @@ class Passes:
         )
         silent = int((~said).sum())
         yield replace(found, detail=f"but for {silent} words that the model never says") if silent else found
-        stream = one_stream(self.model.hf_model, self.structure, stream)
+        stream = one_stream(self.model.hf_model, self.structure.readout, stream)
         if self.structure.final_norm is None:
             kind = "blocks normalise after the sum, so there is no final norm"
             yield Check("the final norm's output", "ln_final.hook_out", "not applicable", None, kind)

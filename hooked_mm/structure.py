@@ -147,6 +147,29 @@ PREFIXES = {"text": "", "encoder": "encoder.", "vision": "vision."}
 
 
 @dataclass(frozen=True)
+class Readout:
+    """How the stream behind the last block becomes logits: paths and numbers, as in `Structure`.
+
+    Attributes:
+        final_norm: None where blocks normalise after the sum, or where there is none.
+        collapse: Path of the module that makes one stream of several before the final norm.
+        streams: How many these are.
+        unembed: From the final norm to the vocabulary.
+        logit_scale: What the unembedding's output is multiplied by.
+        logit_cap: Logits become cap * tanh(logits / cap); None for no soft-cap.
+        words: How many of the unembedding's outputs are words; None for all.
+    """
+
+    final_norm: str | None
+    collapse: str | None
+    streams: int
+    unembed: str
+    logit_scale: float
+    logit_cap: float | None
+    words: int | None
+
+
+@dataclass(frozen=True)
 class Structure:
     """Module paths of one model, the token that marks image positions, and how positions are counted.
 
@@ -172,6 +195,7 @@ class Structure:
             the decoder as an argument, so that they can be counted from the attention mask.
         no_generation: Why its own generation can't be run with hooks, where it can't.
         collapse: Path of the module that makes one stream of several before the final norm.
+        left_out: Paths of what the model was loaded without: its tower and what lies between it and the text.
     """
 
     family: str
@@ -193,10 +217,21 @@ class Structure:
     words: int | None = None
     collapse: str | None = None
     no_generation: str = ""
+    left_out: tuple[str, ...] = ()
+
+    @property
+    def readout(self) -> Readout:
+        """How a stream becomes logits."""
+        return Readout(
+            **{name: getattr(self, name) for name in Readout.__dataclass_fields__ if name != "streams"},
+            streams=self.text.streams,
+        )
 
     @property
     def absent(self) -> dict[str, str]:
-        """Hook points that other models have and this one can't have -> why."""
+        """Hook points that other models have and this one can't have, or globs of them -> why."""
+        if self.left_out:
+            return dict.fromkeys(("vision.*", "projector.*"), "the model was loaded without its tower (tower=False)")
         why = "the projector runs once per image, so a pass has no one value of it; read image positions of hook_embed"
         return dict.fromkeys(("projector.hook_in", "projector.hook_out"), why) if self.projector_each else {}
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hooked_mm.architectures import LOGIT_SCALE_NAMES, WORD_COUNT_NAMES
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.sources import source_of
-from hooked_mm.structure import Structure
+from hooked_mm.structure import Readout
 
 # How T5's kind divides by the root of the width, and what in the configuration switches that on.
 _SHRUNK = (("d_model**-0.5", "tie_word_embeddings"), ("model_dim**-0.5", "scale_decoder_outputs"))
@@ -106,26 +106,24 @@ def _applied(model: Any, config: Any, name: str) -> float | None:
     return value if value is not None and name in source_of(type(model).forward) else None
 
 
-def logits_of(
-    model: nn.Module, structure: Structure, resid: Float[Tensor, "... d_model"]
-) -> Float[Tensor, "... vocab"]:
+def logits_of(model: nn.Module, end: Readout, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
     """unembed(final norm(resid)), with the model's scale and soft-cap."""
     with torch.no_grad():
-        unembed = model.get_submodule(structure.unembed)
-        value = one_stream(model, structure, resid.to(unembed.get_parameter("weight")))
-        if structure.final_norm:
-            value = model.get_submodule(structure.final_norm)(value)
-        logits: Tensor = unembed(value)[..., : structure.words] * structure.logit_scale
-        return logits if (cap := structure.logit_cap) is None else cap * torch.tanh(logits / cap)
+        unembed = model.get_submodule(end.unembed)
+        value = one_stream(model, end, resid.to(unembed.get_parameter("weight")))
+        if end.final_norm:
+            value = model.get_submodule(end.final_norm)(value)
+        logits: Tensor = unembed(value)[..., : end.words] * end.logit_scale
+        return logits if (cap := end.logit_cap) is None else cap * torch.tanh(logits / cap)
 
 
-def one_stream(model: nn.Module, structure: Structure, resid: Float[Tensor, "... d"]) -> Float[Tensor, "... d_model"]:
+def one_stream(model: nn.Module, end: Readout, resid: Float[Tensor, "... d"]) -> Float[Tensor, "... d_model"]:
     """What the final norm stands on: the stream itself, or what a model of several streams makes of them.
 
     Raises:
         BadInputError: If the value has not as many streams as the model.
     """
-    streams, path = structure.text.streams, structure.collapse
+    streams, path = end.streams, end.collapse
     if path is None:
         return resid
     if resid.ndim < 2 or resid.shape[-2] != streams:

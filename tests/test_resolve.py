@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.projectors import leftover
-from hooked_mm.resolve import block_lists, resolve
+from hooked_mm.resolve import resolve
+from hooked_mm.skeleton import block_lists
 from tests import made_up as made_up_module
 from tests.made_up import asked, made_up
 
