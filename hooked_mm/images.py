@@ -75,7 +75,20 @@ class ImageChecks:
             return
         slots = slots & ~self.shrunk()
         direct = self._features(embed[slots], out.flatten(0, -2))
+        if direct.verdict == "fails":
+            direct = self._added(direct, embed, out, slots)
         yield direct if direct.verdict == "holds" else self._shifted(direct, values, other, slots)
+
+    def _added(self, direct: Check, embed: Tensor, out: Tensor, slots: Tensor) -> Check:
+        """Where features are added to the image token's own embedding, they are what is more than that (Molmo)."""
+        ids = self.probe.batch.inputs.get("input_ids")
+        if ids is None or ids.shape != slots.shape:
+            return direct
+        table = self.probe.model.hf_model.get_submodule(self.probe.structure.embed)
+        with torch.no_grad():
+            own = table(ids[slots]).to(embed)
+        found = self._features(embed[slots] - own, out.flatten(0, -2))
+        return replace(found, detail="added to the token's own embedding") if found.verdict == "holds" else direct
 
     def _are_words(self, values: Tensor) -> bool:
         """Whether each of these is the embedding of some token, but not of the one that keeps a picture's place."""

@@ -60,7 +60,7 @@ def read_indexed(source: Source) -> Read:
             plans.append(Plan(layout, first + stitched.numel(), nothing(), sample))
         if len(mine) != len(crops):
             raise BadInputError(
-                f"has {len(crops)} crops with positions, but image tokens for {len(mine)}; use the model's own processor",
+                f"has {len(crops)} crops with positions, but tokens for {len(mine)}; use the model's own processor",
                 sample,
             )
         owners += mine

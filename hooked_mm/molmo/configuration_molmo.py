@@ -84,7 +84,7 @@ class MolmoConfig(PreTrainedConfig):
         rope_theta: Base of the rotary embedding.
         qkv_bias: Whether queries, keys and values have a bias.
         vision_config: The tower's sizes; the published model's if not given, as in its own file.
-        image_feature_layers: The tower's blocks, counted from its end, whose outputs are what the connector reads.
+        vision_feature_layer: The tower's blocks, counted from its end, whose outputs are what the connector reads.
         image_patch_id: The token at whose positions image features are added; the published tokenizer's.
         options: Everything else that a configuration may have.
 
@@ -113,7 +113,7 @@ class MolmoConfig(PreTrainedConfig):
         rope_theta: float | None = None,
         qkv_bias: bool = True,
         vision_config: dict[str, Any] | MolmoVisionConfig | None = None,
-        image_feature_layers: Sequence[int] = (-2, -9),
+        vision_feature_layer: Sequence[int] = (-2, -9),
         image_patch_id: int = 152066,
         initializer_range: float = 0.02,
         use_cache: bool = True,
@@ -131,7 +131,7 @@ class MolmoConfig(PreTrainedConfig):
         if isinstance(vision_config, dict):
             vision_config = MolmoVisionConfig(**vision_config)
         self.vision_config = MolmoVisionConfig() if vision_config is None else vision_config
-        self.image_feature_layers = list(image_feature_layers)
+        self.vision_feature_layer = list(vision_feature_layer)
         self.image_patch_id = image_patch_id
         self.hidden_act = "silu"
         for name, only in BUILT.items():

@@ -66,8 +66,8 @@ def choose_tiling(height: int, width: int, window: int, most: int) -> tuple[int,
 
 
 def resize_and_pad(
-    pixels: Float[Tensor, "3 h w"], height: int, width: int
-) -> tuple[Float[Tensor, "3 height width"], Float[Tensor, "height width"]]:
+    pixels: Float[Tensor, "c h w"], height: int, width: int
+) -> tuple[Float[Tensor, "c height width"], Float[Tensor, "height width"]]:
     """The picture as large as fits, centred on black, and 1 where it is; bilinear with anti-aliasing.
 
     Raises:
@@ -86,7 +86,7 @@ def resize_and_pad(
         pixels[None], size=(rows, cols), mode="bilinear", align_corners=False, antialias=True
     )[0].clamp(0, 1)
     top, left = (height - rows) // 2, (width - cols) // 2
-    whole, mask = pixels.new_zeros(3, height, width), pixels.new_zeros(height, width)
+    whole, mask = pixels.new_zeros(len(pixels), height, width), pixels.new_zeros(height, width)
     whole[:, top : top + rows, left : left + cols] = small
     mask[top : top + rows, left : left + cols] = 1
     return whole, mask
@@ -157,24 +157,31 @@ class MolmoImageProcessor(ImageProcessingMixin):
     def cut(self, picture: Image.Image) -> Crops:
         """The crops of one RGB picture."""
         values = torch.from_numpy(np.array(picture.convert("RGB"))).permute(2, 0, 1).float() / 255
-        patch, margin = self.image_patch_size, sum(self.overlap_margins)
-        edge = margin * patch
-        rows, cols = choose_tiling(
-            values.shape[1] - edge, values.shape[2] - edge, self.window * patch, int(self.max_crops)
-        )
-        step, size = self.window * patch, self.side * patch
-        large, mask = resize_and_pad(values, rows * step + edge, cols * step + edge)
-        whole, _ = resize_and_pad(values, size, size)
-        corners = [(i * step, j * step) for i in range(rows) for j in range(cols)]
-        cuts = torch.stack([large[:, y : y + size, x : x + size] for y, x in corners])
-        shown = torch.stack([mask[y : y + size, x : x + size] for y, x in corners])
+        views, shown, rows, cols = self.views(values)
+        margin = sum(self.overlap_margins)
         return Crops(
-            pixels=self._patches(self._normalised(torch.cat([whole[None], cuts]))),
-            masks=self.masks(shown),
+            pixels=self._patches(self._normalised(views)),
+            masks=self.masks(shown[1:]),
             order=self.order(rows, cols),
             rows=(rows * self.window + margin) // 2,
             cols=(cols * self.window + margin) // 2,
         )
+
+    def views(
+        self, values: Float[Tensor, "c h w"]
+    ) -> tuple[Float[Tensor, "crops c side side"], Float[Tensor, "crops side side"], int, int]:
+        """The whole made small, then the crops, of any channels between 0 and 1; 1 where a view shows the picture and
+        not padding; how many crops there are down and across."""
+        patch, margin = int(self.image_patch_size), sum(self.overlap_margins)
+        edge, step, size = margin * patch, self.window * patch, self.side * patch
+        height, width = values.shape[1:]
+        rows, cols = choose_tiling(height - edge, width - edge, step, int(self.max_crops))
+        large, mask = resize_and_pad(values, rows * step + edge, cols * step + edge)
+        whole, seen = resize_and_pad(values, size, size)
+        corners = [(i * step, j * step) for i in range(rows) for j in range(cols)]
+        views = torch.stack([whole, *(large[:, y : y + size, x : x + size] for y, x in corners)])
+        shown = torch.stack([seen, *(mask[y : y + size, x : x + size] for y, x in corners)])
+        return views, shown, rows, cols
 
     def _normalised(self, values: Float[Tensor, "n 3 h w"]) -> Float[Tensor, "n 3 h w"]:
         mean, std = (torch.tensor(numbers)[:, None, None] for numbers in (self.image_mean, self.image_std))

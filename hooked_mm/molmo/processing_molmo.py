@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -32,17 +31,19 @@ TEMPLATE = (
     "{%- for message in messages -%}"
     "{%- set parts = [{'type': 'text', 'text': message['content']}] if message['content'] is string "
     "else message['content'] -%}"
-    "{%- set seen = namespace(text=false) -%}"
     "{%- if message['role'] == 'user' -%}"
+    "{%- set said = namespace(text=false) -%}"
     "{%- for part in parts -%}"
     "{%- if part['type'] == 'image' -%}{{ '" + PICTURE + "' }}"
+    "{%- else -%}{{ ' ' if said.text else ' User: ' }}{{ part['text'] }}{%- set said.text = true -%}{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if not said.text -%}{{ ' User:' }}{%- endif -%}"
     "{%- else -%}"
-    "{{ ' ' if seen.text else ' User: ' }}{{ part['text'] }}{%- set seen.text = true -%}"
-    "{%- endif -%}{%- endfor -%}"
     "{{ ' Assistant:' }}"
-    "{%- else -%}"
     "{%- for part in parts -%}{{ ' ' + part['text'] }}{%- endfor -%}{{ eos_token }}"
-    "{%- endif -%}{%- endfor -%}"
+    "{%- endif -%}"
+    "{%- endfor -%}"
+    "{%- if add_generation_prompt -%}{{ ' Assistant:' }}{%- endif -%}"
 )
 _NOWHERE = -100
 
@@ -113,8 +114,8 @@ class MolmoProcessor(ProcessorMixin):
                     f"has {prompt.count(PICTURE)} picture tokens {PICTURE!r} for {len(own)} pictures; write one each",
                     number,
                 )
-            queue = iter(own)
-            made.append(re.sub(re.escape(PICTURE), lambda _, queue=queue: next(queue), prompt))
+            pieces = prompt.split(PICTURE)
+            made.append("".join(piece + new for piece, new in zip(pieces, [*own, ""], strict=True)))
             said.append([{"replacement": each} for each in own])
         return made, said
 
@@ -132,8 +133,8 @@ class MolmoProcessor(ProcessorMixin):
             images: A picture; a list of them, if there is one prompt or one picture each; or a list per prompt.
             text: Prompts, with `<|image|>` where pictures go. Without any of these they go first.
             return_tensors: `"pt"` only.
-            options: Of the tokenizer (`padding`, `padding_side`, ...), which adds no special tokens: every prompt begins
-                with the end-of-text token here, if it does not begin so already.
+            options: Of the tokenizer (`padding`, `padding_side`, ...), which adds no special tokens: every prompt gets
+                the end-of-text token in front, if it does not begin so already.
 
         Raises:
             BadInputError: If pictures and prompts do not fit each other.

@@ -163,7 +163,7 @@ class MolmoVisionBackbone(nn.Module):
     def __init__(self, config: MolmoConfig) -> None:
         super().__init__()
         self.config = config
-        width = config.vision_config.hidden_size * len(config.image_feature_layers)
+        width = config.vision_config.hidden_size * len(config.vision_feature_layer)
         self.image_vit = MolmoVisionTower(config.vision_config)
         # Added to patches that are padding (row 0), and to those that are so in part (row 1).
         self.pad_embed = nn.Parameter(torch.zeros(2, width))
@@ -180,7 +180,7 @@ class MolmoVisionBackbone(nn.Module):
             masks: Which part of each patch is picture and not padding; -1 for a crop of which that is not told.
         """
         seen = self.image_vit(crops)
-        value = torch.cat([seen[layer] for layer in self.config.image_feature_layers], dim=-1)[:, 1:]
+        value = torch.cat([seen[layer] for layer in self.config.vision_feature_layer], dim=-1)[:, 1:]
         padding = (masks == 0, (masks < 1) & (masks != 0))
         for vector, where in zip(self.pad_embed, padding, strict=True):
             value = value + vector * where[..., None].to(value.dtype)

@@ -30,7 +30,8 @@ from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.adapter_scores import score, write_card
 from hooked_mm.small.card import write_model_card
 from hooked_mm.small.changes import CHANGES, Change
-from hooked_mm.small.families import FAMILIES, Family
+from hooked_mm.small.families import FAMILIES
+from hooked_mm.small.family import Family
 from hooked_mm.small.packing import Packer
 from hooked_mm.small.pool import Pool
 from hooked_mm.small.train import LanguageStage, fit
@@ -94,7 +95,7 @@ def add_adapter(model: Any, family: Family, rank: int = 4, seed: int = 0) -> Any
     decoder = family.decoder(model)
     (path,) = [name for name, module in model.named_modules() if module is decoder]
     # A pattern, not a list of names: PEFT keeps a list as a set, whose order changes from run to run.
-    target = rf"{re.escape(path)}\.layers\.\d+\.(self_attn|mlp)\.\w+_proj"
+    target = rf"{re.escape(path)}\.{family.adapted}"
     config = LoraConfig(r=rank, lora_alpha=2 * rank, target_modules=target, lora_dropout=0.0)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -149,7 +150,7 @@ def train_adapter(
     model = AutoModelForImageTextToText.from_pretrained(model_folder, dtype=torch.float32).requires_grad_(False)
     processor = load_processor(model_folder)
     adapted = add_adapter(model, family, rank, seed)
-    packer = ChangePacker(processor.tokenizer, model.config.image_token_id, change)
+    packer = ChangePacker(processor.tokenizer, family.image_token(model), change)
     pool = Pool(family, processor, training_scenes(change, scenes, seed))
     stage = AdapterStage(family, adapted.get_base_model(), pool, steps, packer)
     folder.mkdir(parents=True, exist_ok=True)

@@ -8,6 +8,7 @@ works on the large one. No picture is cut: LLaVA pads it to a square, Idefics2 a
 | llava | CLIP, 96 x 4 | 8 px of a 64 px square | MLP | 64 | Llama, 128 x 6 |
 | idefics2 | SigLIP-like, 96 x 4 | 8 px | MLP, perceiver of 2 layers | 36 latents | Mistral, 128 x 6 |
 | qwen2_vl | Qwen2-VL's, 80 x 4 | 4 px | merges 2 x 2 | 36 to 54 | Qwen2, 128 x 6, multimodal rotary |
+| molmo | CLIP, 80 x 4, blocks 4 and 2 | 4 px of 5 to 7 crops | pools 2 x 2, MLP | 52 to 64, added | OLMo, 128 x 6 |
 
 Add a family: write its `Family` and add it to `FAMILIES`; once trained, name it in `small.SMALL_MODELS`.
 """
@@ -15,10 +16,9 @@ Add a family: write its `Family` and add it to `FAMILIES`; once trained, name it
 from __future__ import annotations
 
 import json
-from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any
 
 import torch
 import transformers
@@ -26,92 +26,9 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_mm.processors import image_processor_class, without_video
+from hooked_mm.small.family import HALF, Family, Pixels, Steps, square, text_config
+from hooked_mm.small.family_molmo import Molmo
 from hooked_mm.small.tokenizer import build_tokenizer, chat_template
-
-Pixels = Mapping[str, Tensor]
-"""The forward tensors of a batch of pictures of one size, without the text's."""
-
-_HALF = {"image_mean": [0.5] * 3, "image_std": [0.5] * 3}
-_DECODER = {
-    "hidden_size": 128,
-    "intermediate_size": 256,
-    "num_hidden_layers": 6,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 4,
-    "max_position_embeddings": 512,
-    "initializer_range": 0.05,
-}
-
-
-def _text_config(tokenizer: Any) -> dict[str, Any]:
-    special = {f"{name}_token_id": getattr(tokenizer, f"{name}_token_id") for name in ("pad", "bos", "eos")}
-    return {**_DECODER, **special, "vocab_size": len(tokenizer), "tie_word_embeddings": False}
-
-
-def _square(side: int) -> dict[str, int]:
-    return {"height": side, "width": side}
-
-
-class Steps(NamedTuple):
-    """How long each stage of `train` lasts."""
-
-    tower: int = 1500
-    alignment: int = 400
-    language: int = 1800
-
-
-class Family(ABC):
-    """One family's model, and where its parts are."""
-
-    name: ClassVar[str]
-    padded: ClassVar[bool] = False
-    """Whether pictures are padded to a square."""
-    patch: ClassVar[int]
-    """Side of a patch in pixels."""
-    axes: ClassVar[int] = 1
-    """Of the decoder's rotary positions."""
-    steps: ClassVar[Steps] = Steps()
-
-    @abstractmethod
-    def build(self) -> tuple[Any, Any]:
-        """A randomly initialised model and its processor."""
-
-    def patch_grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the tower's patches for a picture of this size, taken as it is."""
-        return height // self.patch, width // self.patch
-
-    @abstractmethod
-    def token_grid(self, width: int, height: int) -> tuple[int, int]:
-        """Rows and columns of the image tokens; each is made responsible for its part of the picture."""
-
-    @abstractmethod
-    def patches(self, model: Any, pixels: Pixels) -> Float[Tensor, "b patches d_vision"]:
-        """What the connector reads of the tower."""
-
-    def tokens(self, model: Any, pixels: Pixels) -> Float[Tensor, "b tokens d"]:
-        """What enters the decoder."""
-        return torch.stack(list(model.model.get_image_features(**pixels).pooler_output))
-
-    @abstractmethod
-    def decoder(self, model: Any) -> Any:
-        """The decoder's stack."""
-
-    def patch_order(self, rows: int, cols: int) -> Int[Tensor, " patches"]:
-        """Which cell of the grid, row by row, each patch of the tower is."""
-        return torch.arange(rows * cols)
-
-    def join(self, pixels: Pixels, rows: Any) -> Pixels:
-        """The forward tensors of some rows of a pool, whose first dimension is the picture."""
-        return {"pixel_values": pixels["pixel_values"][rows].float()}
-
-    def grey(self, values: Float[Tensor, "n *pixels"]) -> Float[Tensor, "n *pixels"]:  # noqa: F821
-        """The same pictures without colour; `values` as a pool holds them, channels before height and width."""
-        return values.mean(-3, keepdim=True).expand_as(values)
-
-    def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Int[Tensor, "3 p"]:
-        """The rotary positions of a prompt of one sample."""
-        length = inputs["input_ids"].shape[1]
-        return torch.arange(length).expand(3, length)
 
 
 class Llava(Family):
@@ -126,7 +43,7 @@ class Llava(Family):
         tokenizer = build_tokenizer(["<image>"])
         processor = transformers.LlavaProcessor(
             image_processor=image_processor_class("Llava")(
-                size={"shortest_edge": self.side}, crop_size=_square(self.side), do_pad=True, **_HALF
+                size={"shortest_edge": self.side}, crop_size=square(self.side), do_pad=True, **HALF
             ),
             tokenizer=tokenizer,
             patch_size=self.patch,
@@ -145,7 +62,7 @@ class Llava(Family):
                 patch_size=self.patch,
                 projection_dim=96,
             ),
-            text_config=transformers.LlamaConfig(**_text_config(tokenizer)),
+            text_config=transformers.LlamaConfig(**text_config(tokenizer)),
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             vision_feature_layer=-1,
             vision_feature_select_strategy="default",
@@ -180,7 +97,7 @@ class Idefics2(Family):
         tokenizer = build_tokenizer(specials)
         processor = transformers.Idefics2Processor(
             image_processor=image_processor_class("Idefics2")(
-                do_image_splitting=False, size={"longest_edge": self.side, "shortest_edge": 48}, **_HALF
+                do_image_splitting=False, size={"longest_edge": self.side, "shortest_edge": 48}, **HALF
             ),
             tokenizer=tokenizer,
             image_seq_len=self.latents**2,
@@ -203,7 +120,7 @@ class Idefics2(Family):
                 "resampler_head_dim": 32,
                 "num_key_value_heads": 4,
             },
-            text_config=transformers.MistralConfig(**_text_config(tokenizer), sliding_window=None),
+            text_config=transformers.MistralConfig(**text_config(tokenizer), sliding_window=None),
             image_token_id=tokenizer.convert_tokens_to_ids("<image>"),
             pad_token_id=tokenizer.pad_token_id,
             tie_word_embeddings=False,
@@ -233,21 +150,23 @@ class Qwen2VL(Family):
     def build(self) -> tuple[Any, Any]:
         image = {"image_token": "<|image_pad|>", "video_token": "<|video_pad|>"}
         ends = {"vision_bos_token": "<|vision_start|>", "vision_eos_token": "<|vision_end|>"}
-        tokenizer = build_tokenizer([*image.values(), *ends.values()], **image)
+        tokenizer = build_tokenizer(
+            [*image.values(), *ends.values()], image_token=image["image_token"], video_token=image["video_token"]
+        )
         template = chat_template("<|vision_start|><|image_pad|><|vision_end|>")
         processor = without_video(transformers.Qwen2VLProcessor)(
             image_processor_class("Qwen2VL")(
                 patch_size=self.patch,
                 merge_size=self.merge,
                 size={"shortest_edge": 40 * 40, "longest_edge": 64 * 64},
-                **_HALF,
+                **HALF,
             ),
             tokenizer,
             None,
             template,
         )
         ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in (image | ends).items()}
-        text = _text_config(tokenizer)
+        text = text_config(tokenizer)
         heads = text["hidden_size"] // text["num_attention_heads"]
         config = transformers.Qwen2VLConfig(
             vision_config={
@@ -307,7 +226,7 @@ class Qwen2VL(Family):
         return model.model.get_rope_index(inputs["input_ids"], kinds, inputs["image_grid_thw"])[0][:, 0]
 
 
-FAMILIES: dict[str, Family] = {family.name: family for family in (Llava(), Idefics2(), Qwen2VL())}
+FAMILIES: dict[str, Family] = {family.name: family for family in (Llava(), Idefics2(), Qwen2VL(), Molmo())}
 
 
 def build(name: str) -> tuple[Any, Any]:

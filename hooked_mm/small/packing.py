@@ -18,7 +18,7 @@ from transformers import PreTrainedTokenizerFast
 from hooked_mm.scenes.captions import STYLES, phrases, wording
 from hooked_mm.scenes.questions import questions
 from hooked_mm.scenes.world import HELD_OUT, HELD_OUT_SHAPE, Scene, SceneObject
-from hooked_mm.small.pool import IGNORE
+from hooked_mm.small.labels import IGNORE
 
 
 @dataclass(frozen=True)

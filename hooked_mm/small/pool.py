@@ -12,22 +12,16 @@ from typing import Any
 
 import numpy as np
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Int
 from PIL import Image
 from torch import Tensor
-from torch.nn import functional as F
 
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.scenes.world import CANVASES, HELD_OUT, HELD_OUT_SHAPE, Scene, scene
-from hooked_mm.small.families import Family, Pixels
+from hooked_mm.small.family import Family, Pixels
+from hooked_mm.small.labels import IGNORE, Labels
 
-IGNORE = -100
-
-ATTRIBUTES = ("shapes", "colours", "sizes", "positions")
-"""What a part of the picture that an object covers is labelled with; a part of the background with its place."""
-
-Labels = dict[str, Int[Tensor, "n parts"]]
 Batch = tuple[str, np.ndarray, list[int]]
 
 
@@ -40,29 +34,6 @@ def partner_words() -> dict[str, Int[Tensor, " words"]]:
     of_shape = [colours.index(HELD_OUT[shape]) if shape in HELD_OUT else IGNORE for shape in shapes]
     of_colour = [shapes.index(HELD_OUT_SHAPE[colour]) if colour in HELD_OUT_SHAPE else IGNORE for colour in colours]
     return {"colours": torch.tensor(of_shape), "shapes": torch.tensor(of_colour)}
-
-
-def part_labels(item: Scene, masks: Float[np.ndarray, "objects h w"], rows: int, cols: int, padded: bool) -> Labels:
-    """What each cell of a grid over the picture (over its padded square) shows, or IGNORE where it shows neither."""
-    cover = torch.from_numpy(masks).float()
-    inside = torch.ones_like(cover[:1])
-    if padded:
-        height, width = cover.shape[1:]
-        side = max(height, width)
-        top, left = (side - height) // 2, (side - width) // 2
-        space = (left, side - width - left, top, side - height - top)
-        cover, inside = F.pad(cover, space), F.pad(inside, space)
-    cover = F.adaptive_avg_pool2d(cover, (rows, cols)).flatten(1)
-    inside = F.adaptive_avg_pool2d(inside, (rows, cols)).flatten()
-    owner = torch.where(cover.amax(0) > 0.15, cover.argmax(0), -1)
-    labels = {}
-    for name in ATTRIBUTES:
-        words = [getattr(o, name.removesuffix("s")) for o in item.objects]
-        labels[name] = torch.tensor([*(WORD_CLASSES[name].index(word) for word in words), IGNORE])[owner]
-    place = WORD_CLASSES["places"].index(item.place)
-    labels["places"] = torch.where((cover.sum(0) < 0.02) & (inside > 0.9), place, IGNORE)
-    labels["object"] = (owner >= 0).long()
-    return labels
 
 
 @dataclass(frozen=True)
@@ -131,29 +102,24 @@ class Pool:
 
 
 def _group(family: Family, processor: Any, items: list[tuple[Scene, int]], grey: float) -> Group:
-    width, height = items[0][0].width, items[0][0].height
-    grids = {"patches": family.patch_grid(width, height), "tokens": family.token_grid(width, height)}
-    order = family.patch_order(*grids["patches"])
     values: list[Tensor] = []
-    truth: dict[str, list[Labels]] = {name: [] for name in grids}
+    patches: list[Labels] = []
+    tokens: list[Labels] = []
     for item, _ in items:
         picture, masks = render(item)
-        made = processor.image_processor(images=[Image.fromarray(picture)], return_tensors="pt")
+        made = family.pixels(processor, Image.fromarray(picture))
         values.append(made["pixel_values"].half())
-        for name, (rows, cols) in grids.items():
-            labels = part_labels(item, masks, rows, cols, family.padded)
-            truth[name].append({k: v[order] for k, v in labels.items()} if name == "patches" else labels)
-    # Most processors stand a batch dimension in front; Qwen2-VL's lists patches, so that one is added.
-    stack = torch.stack if values[0].ndim == 2 else torch.cat
-    pixels = {"pixel_values": stack(values), **{k: v for k, v in made.items() if k == "image_grid_thw"}}
+        for found, labels in zip((patches, tokens), family.labels(processor, item, masks), strict=True):
+            found.append(labels)
+    pixels = {**made, "pixel_values": torch.stack(values)}
     blank = [{"role": "user", "content": [{"type": "image"}]}]
     text = processor.apply_chat_template(blank, add_generation_prompt=False)
     prompt = processor(text=[text], images=[[Image.fromarray(picture)]], return_tensors="pt")
     return Group(
         scenes=[item for item, _ in items],
         pixels=pixels,
-        patches={name: torch.stack([labels[name] for labels in truth["patches"]]) for name in truth["patches"][0]},
-        tokens={name: torch.stack([labels[name] for labels in truth["tokens"]]) for name in truth["tokens"][0]},
+        patches={name: torch.stack([labels[name] for labels in patches]) for name in patches[0]},
+        tokens={name: torch.stack([labels[name] for labels in tokens]) for name in tokens[0]},
         # By the scene's own number, so that it does not depend on how scenes are dealt out to processes.
         grey=torch.tensor([np.random.default_rng([index, 7]).random() < grey for _, index in items]),
         prompt={"input_ids": prompt["input_ids"], **{k: v for k, v in prompt.items() if k == "image_grid_thw"}},

@@ -13,14 +13,16 @@ from hooked_mm.scenes.language import vocabulary
 BASIC = ("<pad>", "<unk>", "<s>", "</s>")
 
 
-def build_tokenizer(specials: Sequence[str], **named: Any) -> PreTrainedTokenizerFast:
+def build_tokenizer(specials: Sequence[str], *, behind: bool = False, **named: Any) -> PreTrainedTokenizerFast:
     """Lower-cased, split at white space and punctuation; `specials`: the family's own special tokens.
 
     Args:
         specials: Special tokens besides padding, unknown word, beginning and end.
+        behind: Whether those have the last ids, and not the first.
         named: Special tokens that the family's processor asks the tokenizer for by name (`image_token`, ...).
     """
-    vocab = {word: index for index, word in enumerate((*BASIC, *specials, *vocabulary()))}
+    words = (*BASIC, *vocabulary(), *specials) if behind else (*BASIC, *specials, *vocabulary())
+    vocab = {word: index for index, word in enumerate(words)}
     tokenizer = Tokenizer(models.WordLevel(vocab, unk_token="<unk>"))
     tokenizer.normalizer = normalizers.Lowercase()
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()

@@ -39,12 +39,14 @@ from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.card import Training, write_model_card
 from hooked_mm.small.evaluate import evaluate
-from hooked_mm.small.families import FAMILIES, Family, Steps, build, save_processor
+from hooked_mm.small.families import FAMILIES, build, save_processor
+from hooked_mm.small.family import Family, Steps
+from hooked_mm.small.labels import IGNORE
 from hooked_mm.small.muon import Muon
 from hooked_mm.small.packing import Packed, Packer
-from hooked_mm.small.pool import IGNORE, Batch, Pool, partner_words
+from hooked_mm.small.pool import Batch, Pool, partner_words
 
-NOT_HIDDEN = ("embed", "lm_head", "heads.", "latents", "lora_")
+NOT_HIDDEN = ("embed", "lm_head", "transformer.ff_out", "heads.", "latents", "lora_")
 """Parts of the names of matrices that Muon is not for: those at the model's ends, and thin ones."""
 
 
@@ -155,7 +157,7 @@ class TowerStage(Stage):
 
     def __init__(self, family: Family, model: Any, pool: Pool, steps: int) -> None:
         super().__init__(family, model, pool, steps)
-        width = getattr(model.config.vision_config, "embed_dim", None) or model.config.vision_config.hidden_size
+        width = family.tower_width(model)
         classes = {name: len(WORD_CLASSES[name]) for name in DESCRIBED}
         self.heads = nn.ModuleDict({name: nn.Linear(width, count) for name, count in {**classes, "object": 2}.items()})
         self.partner = partner_words()
@@ -232,17 +234,18 @@ class LanguageStage(Stage):
 def packed_logits(family: Family, model: Any, packed: Packed, pixels: Any) -> tuple[Tensor, Tensor, Tensor]:
     """Logits (targets, vocab) without the banned words, labels and weights at the positions that have a target."""
     embeds = model.get_input_embeddings()(packed.ids)
-    embeds = embeds.index_copy(1, packed.image, family.tokens(model, pixels))
+    embeds = family.with_tokens(embeds, packed.image, family.tokens(model, pixels))
     mask = torch.zeros(packed.mask.shape).masked_fill(~packed.mask, torch.finfo(torch.float32).min)
     positions = packed.positions[0] if family.axes == 1 else packed.positions
     hidden = family.decoder(model)(
         inputs_embeds=embeds, attention_mask=mask, position_ids=positions, use_cache=False
     ).last_hidden_state
     kept = packed.labels != IGNORE
-    return without(model.lm_head(hidden[kept]), packed.banned[kept]), packed.labels[kept], packed.weights[kept]
+    said = model.get_output_embeddings()(hidden[kept])
+    return without(said, packed.banned[kept]), packed.labels[kept], packed.weights[kept]
 
 
-def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
+def mimetic(family: Family, model: Any, scale: float = 1.4) -> None:
     """Start from what attention will need (Trockman & Kolter 2023, "Mimetic initialization", in spirit).
 
     Keys are a multiple of the queries: a position looks for what resembles it. What a head writes is what it read
@@ -250,11 +253,11 @@ def mimetic(model: Any, decoder: Any, scale: float = 1.4) -> None:
     carry their words' embeddings, a word that is found can be said from the start.
     """
     with torch.no_grad():
-        for layer in decoder.layers:
-            attention = layer.self_attn
-            attention.k_proj.weight.copy_(scale * attention.q_proj.weight)
-            attention.o_proj.weight.copy_(attention.v_proj.weight.T)
-        model.get_output_embeddings().weight.copy_(model.get_input_embeddings().weight)
+        for query, key, value, out in family.attention(family.decoder(model)):
+            key.copy_(scale * query)
+            out.copy_(value.T)
+        said = model.get_output_embeddings().weight
+        said.copy_(model.get_input_embeddings().weight[: len(said)])
 
 
 class Curve(lightning.Callback):
@@ -338,11 +341,12 @@ def main(argv: list[str] | None = None) -> None:
     seed = [options.seed, rank]
     tokenizer = processor.tokenizer
     tower = TowerStage(family, model, pool, options.tower_steps)
-    fit(tower, 2 * options.batch, options.processes, [*seed, 1], curve)
+    early = family.tower_batch * options.batch
+    fit(tower, early, options.processes, [*seed, 1], curve)
     alignment = AlignmentStage(family, model, pool, options.alignment_steps, tokenizer.get_vocab())
-    fit(alignment, 2 * options.batch, options.processes, [*seed, 2], curve)
-    mimetic(model, family.decoder(model))
-    packer = Packer(tokenizer, model.config.image_token_id)
+    fit(alignment, early, options.processes, [*seed, 2], curve)
+    mimetic(family, model)
+    packer = Packer(tokenizer, family.image_token(model))
     language = LanguageStage(family, model, pool, options.language_steps, packer)
     fit(language, options.batch, options.processes, [*seed, 3], curve)
     if rank:
