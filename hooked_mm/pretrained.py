@@ -15,6 +15,7 @@ import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
 from hooked_mm.errors import BadInputError
+from hooked_mm.llava_keys import is_llava_original
 from hooked_mm.processors import load_processor
 
 SHARED = ("revision", "local_files_only", "token", "cache_dir", "subfolder")
@@ -39,7 +40,14 @@ def load_auto(
     return model, load_processor(model_id, trust_remote_code=trust_remote_code, **where(options))
 
 
-LAYOUTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Loader], ...] = ()
+def load_llava(model_id: str, **options: Any) -> tuple[Any, Any]:
+    """LLaVA as its authors published it."""
+    from hooked_mm.llava_originals import load_llava_original
+
+    return load_llava_original(model_id, **options)
+
+
+LAYOUTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Loader], ...] = ((is_llava_original, load_llava),)
 """Whether a config.json is of this layout, and who loads it. Loaders import what they need when they are called."""
 
 
