@@ -28,6 +28,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
 from hooked_mm.store import ActivationStore
+from hooked_mm.unembedding import Unembedding
 
 MADE_HERE = ("tensorboard", "report.html", "report.json")
 
@@ -82,7 +83,7 @@ def scores(
     dictionary: ConceptDictionary,
     store: ActivationStore,
     held_out: ActivationStore | None,
-    model: HookedMM,
+    model: HookedMM | Unembedding,
     *,
     words: int = 5,
     clip: Path | None = None,
@@ -110,8 +111,9 @@ def scores(
     found = top_words(model, dictionary.concepts, words)
     found += top_words(model, -dictionary.concepts, words) if dictionary.signed else []
     rows = None
-    if "faithfulness" in names and pictures is not None:
-        rows = answers.stored_rows(model, scored, pictures, samples=faithfulness_samples, seed=seed)
+    whole = None if isinstance(model, Unembedding) else model
+    if "faithfulness" in names and pictures is not None and whole is not None:
+        rows = answers.stored_rows(whole, scored, pictures, samples=faithfulness_samples, seed=seed)
     images = None
     if "clip_score" in names and pictures is not None:
         images = [pictures(index)[0] for index in range(scored.samples.num_rows)]
@@ -121,12 +123,28 @@ def scores(
         words=[[word.text for word in own] for own in found],
         clip=clip,
         bert=bert,
-        model=model,
+        model=whole,
         answers=rows,
         seed=seed,
     )
     measured = evaluation.evaluate(dictionary, given, list(names))
     return {name: float(value) for name, value in measured.items() if isinstance(value, int | float)}
+
+
+def speaker(
+    source: ModelSource, device: str, store: ActivationStore, where: How, metrics: Sequence[str]
+) -> HookedMM | Unembedding:
+    """The model; its unembedding alone where only words are asked of it.
+
+    Args:
+        source: Where to load it from.
+        device: Where it shall be.
+        store: Whose samples are shown.
+        where: How concepts are to be found in pictures.
+        metrics: What is to be scored.
+    """
+    looks = where != "none" and store_pictures(store)[0] is not None
+    return source.load(device) if looks or "faithfulness" in metrics else source.words(device)
 
 
 def write_all(report: Report, folder: Path) -> None:
@@ -149,7 +167,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
     vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
     output_folder(made.output)
-    model = made.model.load(made.device)
+    model = speaker(made.model, made.device, store, made.in_pictures, made.metrics)
     own = {name: made[name] for name in ("words", "clip", "bert", "faithfulness_samples", "seed")}
     found = scores(made.metrics, dictionary, store, held_out, model, **own)
     report, _ = ground(

@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.unembedding import Unembedding
 
 STOPWORDS = frozenset(
     """a an and are as at be but by for from had has have he her his i in into is it its of on or she so that the their
@@ -65,7 +66,7 @@ def is_whole_word(tokenizer: Any, token: int) -> bool:
 
 
 def top_words(
-    model: HookedMM,
+    model: HookedMM | Unembedding,
     concepts: Float[Tensor, "k d"],
     count: int = 5,
     stopwords: Collection[str] = STOPWORDS,
@@ -78,7 +79,7 @@ def top_words(
     over the whole vocabulary.
 
     Args:
-        model: Whose final norm and unembedding to use.
+        model: Whose final norm and unembedding to use; these alone will do.
         concepts: C (k, d), directions in the residual stream.
         count: Words per concept.
         stopwords: Words to leave out, in any case.

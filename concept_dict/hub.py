@@ -10,6 +10,7 @@ from concept_dict.grounding import top_words
 from hooked_mm import hub_files
 from hooked_mm.hooked import HookedMM
 from hooked_mm.hub_files import cell, hub_name
+from hooked_mm.unembedding import Unembedding
 
 if TYPE_CHECKING:
     from concept_dict.dictionary import ConceptDictionary
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 PATTERNS = ["dictionary.json", "dictionary.safetensors"]
 
 
-def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | None = None) -> str:
+def model_card(dictionary: ConceptDictionary, repo_id: str, model: HookedMM | Unembedding | None = None) -> str:
     """A README.md for the hub: what the dictionary is of, how it was made, how to load it.
 
     Args:
@@ -76,7 +77,7 @@ def push_to_hub(
     dictionary: ConceptDictionary,
     repo_id: str,
     *,
-    model: HookedMM | None = None,
+    model: HookedMM | Unembedding | None = None,
     private: bool | None = None,
     revision: str | None = None,
     commit_message: str = "Upload a concept dictionary",

@@ -23,6 +23,7 @@ from hooked_mm.batch import count_positions
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
 from hooked_mm.store import ActivationStore
+from hooked_mm.unembedding import Unembedding
 
 How = Literal["auto", "positions", "gradient", "none"]
 ROWS = 65_536
@@ -161,7 +162,7 @@ HOW = {
 def ground(
     dictionary: ConceptDictionary,
     store: ActivationStore,
-    model: HookedMM,
+    model: HookedMM | Unembedding,
     held_out: ActivationStore | None = None,
     *,
     title: str | None = None,
@@ -179,7 +180,7 @@ def ground(
     Args:
         dictionary: The concepts.
         store: Samples to show them by; if they have facts, each concept's best fact is chosen on these.
-        model: The model they are of.
+        model: The model they are of; without a look into pictures its unembedding will do.
         held_out: Other samples, on which the best fact is scored.
         title: Of the report.
         facts: (name, value) pairs to show on top of its own.
@@ -210,6 +211,11 @@ def ground(
     maps: dict[tuple[int, int], WhereMap] = {}
     how: str = "none"
     if pictures is not None and where != "none":
+        if isinstance(model, Unembedding):
+            raise BadInputError(
+                f"where={where!r} looks into pictures, which an unembedding alone can't; pass where='none', or the "
+                "whole model"
+            )
         shown = [item for items in chosen.values() for item in items]
         maps, how = find_where(dictionary, model, store, pictures, shown, where)
     match: Match | None = None

@@ -62,6 +62,7 @@ from hooked_mm.reader import ModelSource
 from hooked_mm.selectors import Selector
 from hooked_mm.steering_vector import last_part, save_vectors
 from hooked_mm.store import ActivationStore
+from hooked_mm.unembedding import Unembedding
 
 SHOWN = 5
 """Words of a concept in tables."""
@@ -159,11 +160,16 @@ def stores_of(made: Any, tuned: ModelSource | None, hook: str) -> tuple[Activati
 
 
 def decoders(original: ModelSource, tuned: ModelSource, made: Any) -> tuple[Decode, Decode]:
-    """What directions decode to in the two models; one is loaded if its adapter makes the difference."""
+    """What directions decode to in the two models: by their unembeddings alone, unless a model is there already.
+
+    One whole model is loaded if its adapter makes the difference.
+    """
     stopwords = STOPWORDS if made.stopwords is None else read_words(made.stopwords)
     vocabulary = None if made.vocabulary is None else read_words(made.vocabulary)
-    theirs = tuned.load(made.device)
+    theirs = tuned.words(made.device)
     tuned_decode = decoder(theirs, made.words, stopwords, vocabulary)
+    if isinstance(theirs, Unembedding):
+        return decoder(original.words(made.device), made.words, stopwords, vocabulary), tuned_decode
     if not same_base(original, tuned):
         return decoder(original.load(made.device), made.words, stopwords, vocabulary), tuned_decode
     if original.adapter == tuned.adapter:

@@ -22,6 +22,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.paired_rows import PairedRows, split_samples
 from hooked_mm.steering_vector import SteeringVector
 from hooked_mm.store import ActivationStore
+from hooked_mm.unembedding import Unembedding
 
 LEARN, SHIFT, MEASURE = "learn", "shift", "measure"
 SHARES = {LEARN: 0.4, SHIFT: 0.3, MEASURE: 0.3}
@@ -75,7 +76,7 @@ def deal(
 
 
 def decoder(
-    model: HookedMM,
+    model: HookedMM | Unembedding,
     count: int = 10,
     stopwords: Collection[str] = STOPWORDS,
     vocabulary: Collection[str] | None = None,

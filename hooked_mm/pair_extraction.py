@@ -34,6 +34,7 @@ from hooked_mm.small import small_adapter_path
 from hooked_mm.steering_vector import last_part
 from hooked_mm.store import ActivationStore
 from hooked_mm.store_format import done, read_manifest
+from hooked_mm.unembedding import Unembedding
 
 logger = logging.getLogger(__name__)
 
@@ -56,6 +57,10 @@ class Once(ModelSource):
         if not self.loaded:
             self.loaded.append(super().load(device))
         return self.loaded[0]
+
+    def words(self, device: torch.device | str) -> HookedMM | Unembedding:
+        """The model itself if it is loaded already."""
+        return self.loaded[0] if self.loaded else super().words(device)
 
 
 def extract_pair(

@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -17,9 +18,11 @@ from torch import Tensor
 
 from hooked_mm.adapter_switch import adapters_on
 from hooked_mm.data import OWN_COLUMNS
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import AnswerSource, Prepared
+from hooked_mm.small import small_adapter_path, small_model_path
+from hooked_mm.unembedding import Unembedding
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,23 @@ class ModelSource:
             return HookedMM.small(name, self.adapter, dtype=self.dtype, device_map=where)
         options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
         return HookedMM.from_pretrained(self.id, dtype=self.dtype, device_map=where, adapter=self.adapter, **options)
+
+    def words(self, device: torch.device | str) -> HookedMM | Unembedding:
+        """What turns directions into words: the model's unembedding alone.
+
+        The whole model where that can't be had: its ends are not told apart, or the adapter changes them.
+        """
+        path: str | Path = self.id
+        adapter: str | Path | None = self.adapter
+        options: dict[str, Any] = {} if self.revision is None else {"revision": self.revision}
+        if self.id.startswith("small:"):
+            name = self.id.removeprefix("small:")
+            path, options = small_model_path(name), {}
+            adapter = None if self.adapter is None else small_adapter_path(name, self.adapter)
+        try:
+            return HookedMM.unembedding(path, dtype=self.dtype, device=device, adapter=adapter, **options)
+        except UnsupportedModelError:
+            return self.load(device)
 
 
 @dataclass

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing.event_accumulator import EventAccumula
 
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.ground_command import build_parser, main
+from concept_dict.grounding import top_words
 from concept_dict.learn_command import main as learn
 from concept_dict.metrics import pool_samples
 from concept_dict.semi_nmf import SemiNMF
@@ -73,7 +74,7 @@ def test_options_make_files(made: Path, tmp_path: Path, capsys: pytest.CaptureFi
 
 @pytest.mark.usefixtures("loaded")
 def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """It gets the dictionary, the held-out samples and those that choose, words and model; its single numbers stand in
+    """It gets the dictionary, the held-out samples and those that choose, words; its single numbers stand in
     every file, its tables do not.
     """
     asked: dict[str, Any] = {}
@@ -100,11 +101,34 @@ def test_metrics_are_asked_of_evaluation(made: Path, tmp_path: Path, monkeypatch
     assert (asked["metrics"], asked["k"], asked["clip"]) == (["overlap"], 3, Path("my/clip"))
     assert (asked["held_out"], asked["fitted"]) == ((made / "held", HOOK), (made / "fit", HOOK))
     assert [len(words) for words in asked["words"]] == [5, 5, 5]
-    assert isinstance(asked["model"], HookedMM)
+    assert asked["model"] is None
     metrics = json.loads((tmp_path / "out" / "report.json").read_text())["metrics"]
     assert metrics["overlap/samples"] == 0.25
     assert set(metrics) == {"overlap/samples", "held-out AUROC", "its chance"}
     assert "overlap/samples" in (tmp_path / "out" / "report.html").read_text()
+
+
+def test_words_alone_need_two_shards_of_a_checkpoint(
+    made: Path, llava: HookedMM, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All other shards are rubbish; the words are the whole model's, and the report says how many bytes were read."""
+    folder = tmp_path / "model"
+    llava.hf_model.save_pretrained(folder, max_shard_size="400KB")
+    llava.tokenizer.save_pretrained(folder)
+    weight_map = json.loads((folder / "model.safetensors.index.json").read_text())["weight_map"]
+    needed = {weight_map[name] for name in weight_map if name.endswith(("lm_head.weight", "model.norm.weight"))}
+    for shard in set(weight_map.values()) - needed:
+        (folder / shard).write_bytes(b"rubbish")
+    monkeypatch.setattr(HookedMM, "from_pretrained", lambda *_, **__: pytest.fail("the model was loaded"))
+    main([*_options(made, tmp_path / "out", "--in_pictures", "none"), "--model.id", str(folder)])
+    report = json.loads((tmp_path / "out" / "report.json").read_text())
+    dictionary = ConceptDictionary.load(made / "dictionary")
+    expected = top_words(llava, dictionary.concepts, 5)
+    told = [[(word["text"], word["probability"]) for word in card["words"]] for card in report["concepts"]]
+    assert told == [[(word.text, word.probability) for word in words] for words in expected]
+    bytes_read = (1 + llava.cfg.d_vocab) * llava.cfg.d_model * 4
+    assert f"read {bytes_read:,} of" in json.dumps(report)
+    assert 1 <= len(needed) < len(set(weight_map.values())) / 4
 
 
 @pytest.fixture(scope="module")
