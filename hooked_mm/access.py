@@ -20,6 +20,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.norms import NormFormula, apply_norm, centre, norm_scale
 from hooked_mm.structure import inner_linear
 from hooked_mm.views import PLAIN, Pass, View
+from hooked_mm.weights import device_of, dtype_of, placed
 
 Side = Literal["input", "output"]
 
@@ -232,7 +233,8 @@ class HeadResult:
     def prepare(self) -> dict[str, Any]:
         """The weights, before the trace: modules can't be run inside one without being taken for the model's own."""
         projection = self.projection()
-        return {f"{self.module}:weight": linear_map(projection, inner_linear(projection).in_features)[0]}
+        weight, bias = linear_map(projection, inner_linear(projection).in_features)
+        return {f"{self.module}:weight": weight, f"{self.module}:bias": bias}
 
     def read(self, run: Pass) -> Tensor:
         z = _whole(run.get(self.module), "input").unflatten(-1, (self.heads, -1))
@@ -241,9 +243,8 @@ class HeadResult:
         return torch.einsum("...hk,dhk->...hd", z, weight)
 
     def write(self, run: Pass, new: Tensor) -> None:
-        bias = getattr(self.projection(), "bias", None)
         total = new.sum(dim=-2)
-        total = total if bias is None else total + bias
+        total = total + run.memo[f"{self.module}:bias"].to(total)
         envoy = run.get(self.module)
         whole = _whole(envoy, "output")
         _put(envoy, "output", total.reshape(whole.shape))
@@ -257,10 +258,10 @@ def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], F
         d_in: Its input width.
     """
     with torch.no_grad():
-        if type(module) is nn.Linear and not module.weight.is_meta:
-            weight = module.weight.detach()
-            return weight, weight.new_zeros(weight.shape[0]) if module.bias is None else module.bias.detach()
-        own = next((p for p in module.parameters() if p.is_floating_point()), torch.zeros(1))
-        device = torch.device("cpu") if own.is_meta else own.device
-        bias = module(torch.zeros(1, d_in, dtype=own.dtype, device=device))[0]
-        return (module(torch.eye(d_in, dtype=own.dtype, device=device)) - bias).T, bias
+        if type(module) is nn.Linear and type(module.weight) is nn.Parameter:
+            with placed(module):
+                weight, bias = module.weight.detach(), None if module.bias is None else module.bias.detach()
+            return weight, weight.new_zeros(weight.shape[0]) if bias is None else bias
+        dtype, device = dtype_of(module), device_of(module)
+        bias = module(torch.zeros(1, d_in, dtype=dtype, device=device))[0]
+        return (module(torch.eye(d_in, dtype=dtype, device=device)) - bias).T, bias

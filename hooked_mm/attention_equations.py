@@ -205,9 +205,9 @@ class AttentionEquations:
             yield self._same("norm and projection of z == what is added", f"hook_{name}_out", added, total)
         if result is None or added is None:
             return
-        bias = getattr(self._module(f"{prefix}o"), "bias", None)
+        _, bias = linear_map(self._module(f"{prefix}o"), z.shape[-2] * z.shape[-1])
         total = result.sum(dim=-2)
-        total = self._joined(total if bias is None else total + bias, added.shape[1])
+        total = self._joined(total + bias.to(total), added.shape[1])
         total = self._after(name, total)
         if total.shape != added.shape:
             kind = "attention in windows: heads' results lie in window order, what is added in the picture's"

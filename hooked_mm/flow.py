@@ -14,7 +14,6 @@ first position changed, and what it gives elsewhere changes or stays. A norm is 
 
 from __future__ import annotations
 
-import copy
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -28,6 +27,7 @@ from hooked_mm.architectures import STREAM_SCALES
 from hooked_mm.attention_own import by_interface
 from hooked_mm.norms import find_norm_formula
 from hooked_mm.structure import Wiring
+from hooked_mm.weights import float32_copy
 
 _CLOSE = 1e-4
 _HALF = (torch.float16, torch.bfloat16)
@@ -77,7 +77,7 @@ class Run:
         """The same with weights and arguments in float32 at least: in half precision sums hold too roughly."""
         if all(p.dtype not in _HALF for p in self.block.parameters()):
             return self
-        return Run(copy.deepcopy(self.block).float(), _wide(self.args), {n: _wide(v) for n, v in self.kwargs.items()})
+        return Run(float32_copy(self.block), _wide(self.args), {n: _wide(v) for n, v in self.kwargs.items()})
 
     def watch(self) -> None:
         """Run the block and keep what every module inside it takes and gives."""

@@ -32,6 +32,7 @@ from hooked_mm.small import small_adapter_path, small_model_path
 from hooked_mm.structure import Structure, describe, vocabulary
 from hooked_mm.unembedding import Unembedding
 from hooked_mm.vocabulary import logits_of
+from hooked_mm.weights import device_of, dtype_of
 
 BatchLike = Batch | Mapping[str, Any]
 
@@ -147,13 +148,13 @@ class HookedMM:
 
     @property
     def device(self) -> torch.device:
-        """Where the first weights are."""
-        return next(self.hf_model.parameters()).device
+        """Where the first weights are when the model runs."""
+        return device_of(self.hf_model)
 
     @property
     def dtype(self) -> torch.dtype:
-        """The weights' dtype."""
-        return next(self.hf_model.parameters()).dtype
+        """The dtype of what the model computes: of its first weights that are not packed."""
+        return dtype_of(self.hf_model)
 
     @property
     def tokenizer(self) -> Any:

@@ -20,6 +20,7 @@ from jaxtyping import Float
 from torch import Tensor, nn
 
 from hooked_mm.errors import UnsupportedModelError
+from hooked_mm.weights import device_of, weight_of
 
 
 @dataclass(frozen=True)
@@ -38,7 +39,10 @@ class NormFormula:
 
     def output(self, module: Any, quotient: Float[Tensor, "... d"]) -> Float[Tensor, "... d"]:
         """g ⊙ n(x) + β for a quotient n(x), with the module's present gain and bias, in the quotient's dtype."""
-        weight, bias = getattr(module, "weight", None), getattr(module, "bias", None)
+        weight, bias = (
+            None if value is None else value.to(quotient.device)
+            for value in (weight_of(module), weight_of(module, "bias"))
+        )
         result = quotient if weight is None else quotient * (weight + self.gain_offset)
         return (result if bias is None else result + bias).to(quotient.dtype)
 
@@ -73,8 +77,8 @@ def find_norm_formula(module: Any) -> NormFormula | None:
     shape = weight.shape if weight is not None else getattr(module, "normalized_shape", None)
     if not shape:
         return None
-    if weight is not None and weight.is_meta:
-        # Weights that are placed only while the norm runs: running it is still possible, looking at them is not.
+    if device_of(module).type == "meta":
+        # Weights that are nowhere: it can neither be run nor looked at.
         return NormFormula(True, module.eps) if isinstance(module, nn.LayerNorm) else None
     try:
         return norm_of(module, shape[-1])
@@ -89,9 +93,8 @@ def _run_norm(module: nn.Module, x: Float[Tensor, "n d"]) -> Float[Tensor, "n d"
     if weight is not None and weight.dtype != torch.float64:
         # PyTorch's own refuse other dtypes than their weights', transformers' RMSNorms compute in float32.
         x = x.to(weight.dtype if isinstance(module, nn.LayerNorm | nn.RMSNorm) else torch.float32)
-    device = torch.device("cpu") if weight is None or weight.is_meta else weight.device
     with torch.no_grad():
-        return module(x.to(device)).to("cpu", torch.float64)
+        return module(x.to(device_of(module))).to("cpu", torch.float64)
 
 
 def norm_of(module: nn.Module, d: int) -> NormFormula:
@@ -138,15 +141,13 @@ def _measure(module: nn.Module, d: int) -> tuple[NormFormula, Tensor, Tensor]:
     bias = (up + down) / 2
     gain = (up - down) / 2 / apply_norm(x[None], norm_scale(x, formula), formula)[0]
     # What was measured is as narrow as the probe; the weights are exact where they explain it.
-    weight, offset = (
-        None if v is None or v.is_meta else v for v in (getattr(module, n, None) for n in ("weight", "bias"))
-    )
+    weight, offset = weight_of(module), weight_of(module, "bias")
     missing = 0.0
     if weight is not None:
-        stored = weight.detach().to("cpu", torch.float64)
+        stored = weight.to("cpu", torch.float64)
         missing = next((m for m in (0.0, 1.0) if (stored + m - gain).abs().max() <= tolerance * 3), 0.0)
         gain = stored + missing
-    bias = bias if offset is None else offset.detach().to("cpu", torch.float64)
+    bias = bias if offset is None else offset.to("cpu", torch.float64)
     formula = NormFormula(formula.centred, formula.eps, missing)
     # The judge: an ordinary vector, and one so small that eps matters.
     probe = torch.linspace(-2, 3, d, dtype=torch.float64).sin() + 0.5

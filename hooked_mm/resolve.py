@@ -24,6 +24,7 @@ from hooked_mm.projectors import image_tokens_field, layered, runs_in_a_loop
 from hooked_mm.skeleton import final_norm, find_lists, readout, skeleton
 from hooked_mm.structure import Block, Stack, Structure, submodule
 from hooked_mm.vocabulary import find_head
+from hooked_mm.weights import device_of, dtype_of
 
 _PROBE = 6
 """Positions of the run that shows what flows through a block."""
@@ -90,7 +91,7 @@ def _run_text(decoder: nn.Module, embed: nn.Module, vocabulary: int) -> Callable
     arguments = inspect.signature(type(decoder).forward).parameters
 
     def run() -> Any:
-        value = embed(torch.arange(vocabulary - _PROBE, vocabulary, device=next(embed.parameters()).device)[None])
+        value = embed(torch.arange(vocabulary - _PROBE, vocabulary, device=device_of(embed))[None])
         more = {"encoder_hidden_states": _states(decoder, value)} if "encoder_hidden_states" in arguments else {}
         quiet = {"use_cache": False} if "use_cache" in arguments or "kwargs" in arguments else {}
         return decoder(inputs_embeds=value, **more, **quiet)
@@ -109,8 +110,7 @@ def _run_whole(inner: nn.Module, vocabulary: int) -> Callable[[], Any]:
     """The whole model shown a few tokens and no picture."""
 
     def run() -> Any:
-        device = next(inner.parameters()).device
-        return inner(input_ids=torch.arange(vocabulary - _PROBE, vocabulary, device=device)[None])
+        return inner(input_ids=torch.arange(vocabulary - _PROBE, vocabulary, device=device_of(inner))[None])
 
     return run
 
@@ -121,9 +121,8 @@ def _run_tower(tower: nn.Module, config: Any) -> Callable[[], Any]:
     def run() -> Any:
         size: Any = getattr(config, "image_size", None) or 8 * config.patch_size
         height, width = size if isinstance(size, list | tuple) else (size, size)
-        own = next(tower.parameters())
         generator = torch.Generator().manual_seed(0)
-        return tower(torch.randn(1, 3, height, width, generator=generator).to(own.device, own.dtype))
+        return tower(torch.randn(1, 3, height, width, generator=generator).to(device_of(tower), dtype_of(tower)))
 
     return run
 

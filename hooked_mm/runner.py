@@ -25,6 +25,7 @@ from hooked_mm.hook_points import HookPoint
 from hooked_mm.repeats import run_once
 from hooked_mm.structure import Structure
 from hooked_mm.views import Pass
+from hooked_mm.weights import device_of
 
 NamesFilter = str | Sequence[str] | Callable[[str], bool] | None
 
@@ -106,6 +107,14 @@ class _Root(nn.Module):
         return generate(**inputs)
 
 
+class _Traced(nnsight.NNsight):
+    """nnsight moves a trace's inputs to where the first weights are: for offloaded ones, to where they will be."""
+
+    @property
+    def device(self) -> torch.device:
+        return device_of(self._module)
+
+
 class Runner:
     """Runs a wrapped model with reads and writes at hook points.
 
@@ -125,7 +134,7 @@ class Runner:
         self._root = root = _Root(model, [site.taps for site in self._sites.values()])
         # Not `train()`, which would set every module of the model, also those that were set one by one.
         root.training = model.training
-        self.nnsight = nnsight.NNsight(root)
+        self.nnsight = _Traced(root)
         self._order = {name: index for index, name in enumerate(points)}
         self._costly = [name for name, point in points.items() if point.costly]
         self._after = structure.final_norm or structure.unembed

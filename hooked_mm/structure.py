@@ -12,6 +12,8 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.weights import weight_of
+
 Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "gated", "opaque"]
 """How a block's parts and its stream x are joined:
 
@@ -254,13 +256,16 @@ def describe(structure: Structure, d_vocab: int) -> HookedConfig:
 
 def vocabulary(unembed: nn.Module) -> int:
     """How many logits an unembedding gives; Idefics's has a part of its own for additional words."""
-    return int(unembed.get_parameter("weight").shape[0]) + int(getattr(unembed, "out_additional_features", 0))
+    # A packed weight has a shape of its own.
+    rows = getattr(unembed, "out_features", None) or unembed.get_parameter("weight").shape[0]
+    return int(rows) + int(getattr(unembed, "out_additional_features", 0))
 
 
 def scale_factor(block: nn.Module, scale: tuple[str, str]) -> Tensor:
     """What multiplies a module's output before it is added: a row of SCALES, of a block."""
     attribute, function = scale
-    value = torch.as_tensor(getattr(block, attribute))
+    own = weight_of(block, attribute)
+    value = torch.as_tensor(getattr(block, attribute)) if own is None else own
     return torch.tanh(value) if function == "tanh" else value
 
 

@@ -13,6 +13,7 @@ from hooked_mm.architectures import LOGIT_SCALE_NAMES, WORD_COUNT_NAMES
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.sources import source_of
 from hooked_mm.structure import Readout
+from hooked_mm.weights import device_of, dtype_of
 
 # How T5's kind divides by the root of the width, and what in the configuration switches that on.
 _SHRUNK = (("d_model**-0.5", "tie_word_embeddings"), ("model_dim**-0.5", "scale_decoder_outputs"))
@@ -110,7 +111,7 @@ def logits_of(model: nn.Module, end: Readout, resid: Float[Tensor, "... d_model"
     """unembed(final norm(resid)), with the model's scale and soft-cap."""
     with torch.no_grad():
         unembed = model.get_submodule(end.unembed)
-        value = one_stream(model, end, resid.to(unembed.get_parameter("weight")))
+        value = one_stream(model, end, resid.to(device_of(unembed), dtype_of(unembed)))
         if end.final_norm:
             value = model.get_submodule(end.final_norm)(value)
         logits: Tensor = unembed(value)[..., : end.words] * end.logit_scale

@@ -185,7 +185,7 @@ def test_what_is_no_norm_has_no_formula(module: Any) -> None:
     assert find_norm_formula(module) is None
 
 
-def test_weights_that_are_placed_only_while_running() -> None:
+def test_weights_that_are_nowhere() -> None:
     """On the meta device a LayerNorm is known by its class, any other norm is not known."""
     with torch.device("meta"):
         layer, rms, llama = nn.LayerNorm(8, eps=1e-3), nn.RMSNorm(8, eps=1e-3), LlamaRMSNorm(8)
