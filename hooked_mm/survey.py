@@ -18,10 +18,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_IMAGE_TEXT_TO_TEXT_
 from hooked_mm.conformance import ConformanceReport, describe_kinds
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hooked import HookedMM
-from hooked_mm.testing.miniatures import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import PORTED, miniature, miniature_inputs
 
-ARCHITECTURES: tuple[str, ...] = tuple(MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES)
-"""`config.model_type` of all that the installed transformers calls image-text-to-text."""
+ARCHITECTURES: tuple[str, ...] = (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *PORTED)
+"""`config.model_type` of all that the installed transformers calls image-text-to-text, and of those that we bring."""
 
 Status = Literal["conforms", "partly", "refused", "not built"]
 """How far an architecture goes:
@@ -132,11 +132,11 @@ def summary(rows: Iterable[Surveyed]) -> str:
 
 _PAGE = """# Architectures
 
-How far each image-text-to-text architecture of transformers {version} goes, as `hooked-mm models --page FILE` found by
-building each as a miniature with random weights and checking every hook point. *conforms*: every point of its list
-means what its name says; *partly*: some points do not, and are not available; *refused*: it is built, and has nothing
-that the points could mean; *not built*: a package is missing (install what is named), or it takes no picture. What to
-do about one that does not go far enough: [My model is odd](odd_models.md).
+How far each image-text-to-text architecture of transformers {version} goes, and Molmo, which this package brings, as
+`hooked-mm models --page FILE` found by building each as a miniature with random weights and checking every hook point.
+*conforms*: every point of its list means what its name says; *partly*: some points do not, and are not available;
+*refused*: it is built, and has nothing that the points could mean; *not built*: a package is missing (install what is
+named), or it takes no picture. What to do about one that does not go far enough: [My model is odd](odd_models.md).
 
 {summary}.
 """

@@ -89,6 +89,22 @@ _LLAMA4_TOWER |= _heads("self_attn", kv=4)
 _MUSE_TOWER = {**_rows("norm1", "norm2", "attn", "mlp"), **_heads("attn", "proj", kv=4), **_FC}
 _GEMMA4_TOWER = {**_SANDWICH, **_heads("self_attn"), **_GATED}
 
+# Molmo's blocks are OLMo's: every projection that can be fused is, the up projection before the gate.
+_OLMO = {
+    **_rows("attn_norm", "ff_norm", "attn_out", "ff_out"),
+    **{f"attn.hook_{x}": Place("att_proj", view=f"grouped {i} 4 2") for i, x in enumerate("qkv")},
+    "attn.hook_z": Place("attn_out", "input", "heads 4"),
+    "mlp.hook_pre": Place("ff_proj", view="half 1"),
+    "mlp.hook_pre_linear": Place("ff_proj", view="half 0"),
+    "mlp.hook_post": Place("ff_out", "input"),
+}
+_CLIP = {
+    **_rows("attention_norm", "ffn_norm", "attention", "feed_forward"),
+    **{f"attn.hook_{letter}": Place(f"attention.w{letter}", view="heads 4") for letter in "qkv"},
+    "attn.hook_z": Place("attention.wo", "input", "heads 4"),
+    **neurons("feed_forward.w1", "feed_forward.w2"),
+}
+
 _LANGUAGE = "model.language_model.layers"
 TEXT: dict[str, Blocks] = {
     "chameleon": _of("model.layers", *[_LLAMA] * 4),
@@ -103,6 +119,7 @@ TEXT: dict[str, Blocks] = {
     "muse_glimmer": _of(_LANGUAGE, *[{**_MUSE, **_GATED}] * 4),
     "muse_spark": _of(_LANGUAGE, *[{**_MUSE_GATED, **_GATED}] * 2, *[_MUSE_GATED] * 2),
     "molmo2": _of(_LANGUAGE, *[_LLAMA] * 4),
+    "molmo": _of("model.transformer.blocks", *[_OLMO] * 4),
     "llama4": _of("language_model.model.layers", *[_LLAMA4_DENSE] * 2, *[_LLAMA4] * 2),
     "janus": _of(_LANGUAGE, *[_LLAMA] * 4),
 }
@@ -114,6 +131,7 @@ TOWER: dict[str, Blocks] = {
     "diffusion_gemma": _of("model.encoder.vision_tower.encoder.layers", *[_GEMMA4_TOWER] * 3),
     **{family: _of("model.vision_tower.layers", *[_MUSE_TOWER] * 4) for family in ("muse_glimmer", "muse_spark")},
     "molmo2": _of("model.vision_tower.layers", *[_MOLMO] * 3),
+    "molmo": _of("model.vision_backbone.image_vit.transformer.resblocks", *[_CLIP] * 4),
     "llama4": _of("vision_model.model.layers", *[_LLAMA4_TOWER] * 3),
     "janus": _of("model.vision_model.encoder.layers", *[_JANUS] * 3),
 }
@@ -133,6 +151,7 @@ PROJECTOR: dict[str, Rows] = {
     "muse_glimmer": _STEPS,
     "muse_spark": _STEPS,
     "molmo2": _between("model.multi_modal_projector", "last_hidden_state"),
+    "molmo": _between("model.vision_backbone.image_projector"),
     "llama4": _between("multi_modal_projector"),
     "janus": _between("model.aligner"),
 }
@@ -142,6 +161,7 @@ NORM = {
     "emu3": "model.text_model.norm",
     "fuyu": "model.language_model.final_layernorm",
     "diffusion_gemma": "model.decoder.norm",
+    "molmo": "model.transformer.ln_f",
     "llama4": "language_model.model.norm",
 }
 

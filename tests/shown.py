@@ -17,6 +17,12 @@ def show(value: Tensor, view: str, batch: int) -> Tensor:
     if kind == "fused":
         index, heads = map(int, numbers)
         return value.chunk(3, dim=-1)[index].reshape(*value.shape[:-1], heads, -1)
+    if kind == "grouped":
+        # All queries, then fewer keys, then as many values.
+        index, heads, fewer = map(int, numbers)
+        width = value.shape[-1] // (heads + 2 * fewer)
+        start, count = ((0, heads), (heads, fewer), (heads + fewer, fewer))[index]
+        return value[..., start * width : (start + count) * width].reshape(*value.shape[:-1], count, width)
     if kind == "by_head":
         # Each head's query, key and value.
         index, heads = map(int, numbers)
@@ -41,6 +47,13 @@ def unshow(new: Tensor, value: Tensor, view: str) -> Tensor:
         whole = value.clone()
         width = value.shape[-1] // 3
         whole[..., int(numbers[0]) * width : (int(numbers[0]) + 1) * width] = new.flatten(-2)
+        return whole
+    if kind == "grouped":
+        whole = value.clone()
+        index, heads, fewer = map(int, numbers)
+        width = value.shape[-1] // (heads + 2 * fewer)
+        start = (0, heads, heads + fewer)[index] * width
+        whole[..., start : start + new.shape[-2] * width] = new.flatten(-2)
         return whole
     if kind == "by_head":
         whole = value.clone()

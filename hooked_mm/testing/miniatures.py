@@ -28,11 +28,14 @@ from hooked_mm.testing import (
     packed_tower,
     packed_tower_moe,
     packed_tower_more,
+    ported,
     single_tower,
     single_tower_more,
 )
 from hooked_mm.testing.recipe import Inputs, Recipe
 
+PORTED = tuple(ported.RECIPES)
+"""Those that transformers lacks."""
 RECIPES: dict[str, Recipe] = {
     **single_tower.RECIPES,
     **single_tower_more.RECIPES,
@@ -45,6 +48,7 @@ RECIPES: dict[str, Recipe] = {
     **early_fusion_more.RECIPES,
     **mixed_tower.RECIPES,
     **mixed_tower_ocr.RECIPES,
+    **ported.RECIPES,
 }
 """`config.model_type` -> how it is built small."""
 
@@ -60,7 +64,7 @@ def _model_types(config: Mapping[str, Any]) -> Iterator[str]:
 
 def lacking(family: str) -> list[str]:
     """The model types of an architecture, its own and its parts', that the installed transformers does not know."""
-    own = [] if family in MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES else [family]
+    own = [] if family in (*MODEL_FOR_IMAGE_TEXT_TO_TEXT_MAPPING_NAMES, *PORTED) else [family]
     return own + [name for name in _model_types(RECIPES[family].config) if name not in CONFIG_MAPPING_NAMES]
 
 
