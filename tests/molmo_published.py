@@ -20,6 +20,8 @@ from torch import Tensor
 from tests.molmo_reference import MEAN, STD, ImageIds, Sizes
 
 END = "<|endoftext|>"
+END_ID = 300
+"""Bytes and merges of the tokenizer, and so the id of `END`, which ends, begins and pads."""
 # olmo/tokenizer.py; in this order they start at the size of the embedding.
 IMAGE_TOKENS = ("<im_start>", "<im_end>", "<im_patch>", "<im_col>", "<|image|>")
 # Written into every file of the published repository, for code that is not run here.
@@ -137,6 +139,20 @@ def published_config(sizes: Sizes) -> dict[str, Any]:
     }
 
 
+def narrowed(sizes: Sizes) -> dict[str, Any]:
+    """What the port's config.json has to say besides, for sizes other than the published model's."""
+    tower = {
+        "hidden_size": sizes.tower_hidden,
+        "intermediate_size": sizes.tower_mlp,
+        "num_hidden_layers": sizes.tower_blocks,
+        "num_attention_heads": sizes.tower_heads,
+        "image_size": sizes.side,
+        "patch_size": sizes.patch,
+    }
+    ids = {"image_patch_id": image_ids(sizes).patch, "eos_token_id": END_ID, "pad_token_id": END_ID}
+    return {"vision_config": tower, "additional_vocab_size": sizes.extra, **ids}
+
+
 def published_preprocessor(sizes: Sizes) -> dict[str, Any]:
     """preprocessor_config.json."""
     return {
@@ -173,7 +189,7 @@ def _merged() -> str:
     )
     tokenizer.decoder = decoders.ByteLevel()
     alphabet = pre_tokenizers.ByteLevel.alphabet()
-    trainer = trainers.BpeTrainer(vocab_size=300, initial_alphabet=alphabet, show_progress=False)
+    trainer = trainers.BpeTrainer(vocab_size=END_ID, initial_alphabet=alphabet, show_progress=False)
     tokenizer.train_from_iterator([_WORDS] * 4, trainer)
     return str(tokenizer.to_str())
 
@@ -230,7 +246,7 @@ def write_published(
         sizes: of the model
         state: weights; random if not given
         shards: number of safetensors files, filled in the order of the names, so that neighbours are apart
-        config: what else config.json says: the sizes of the tower, which the published one leaves out
+        config: what else config.json says (`narrowed`)
     """
     state = state if state is not None else published_state(sizes)
     files = {

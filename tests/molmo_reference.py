@@ -115,7 +115,7 @@ def best_tiling(height: float, width: float, window: int, most: int) -> tuple[in
 
 
 def triangle(before: int, after: int) -> np.ndarray:
-    """(after, before) weights of antialiased bilinear resizing: triangles as wide as the coarser grid; rows sum 1."""
+    """(after, before) weights of antialiased bilinear resizing: triangles as wide as the coarser grid, of sum 1."""
     ratio = before / after
     reach = max(ratio, 1.0)
     centre = (np.arange(after)[:, None] + 0.5) * ratio

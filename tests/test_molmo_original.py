@@ -22,15 +22,26 @@ import torch
 from hypothesis import example as for_example
 from hypothesis import given
 from hypothesis import strategies as st
+from PIL import Image
 from torch.nn import functional
 
-from tests.molmo_published import IMAGE_TOKENS, image_ids, published_state
+from hooked_mm.molmo.configuration_molmo import MolmoConfig
+from hooked_mm.molmo.image_processing_molmo import MolmoImageProcessor
+from hooked_mm.molmo.modeling_molmo import MolmoForCausalLM
+from tests.molmo_examples import PICTURES, SIZES, batch_of, examples, own_part, photograph
+from tests.molmo_published import (
+    END_ID,
+    IMAGE_TOKENS,
+    image_ids,
+    narrowed,
+    published_config,
+    published_preprocessor,
+    published_state,
+)
 from tests.molmo_reference import MOLMO_7B_D, Example, Sizes, cropped, example, greedy, logits
 
 REPOSITORY = os.environ.get("HOOKED_MM_MOLMO_REPOSITORY", "")
 pytestmark = pytest.mark.skipif(not REPOSITORY, reason="HOOKED_MM_MOLMO_REPOSITORY names no checkout of allenai/molmo")
-SIZES = Sizes()
-BOS = 300
 
 
 class InterpolationMode(enum.Enum):
@@ -160,32 +171,6 @@ def original(olmo: Any, state: dict[str, torch.Tensor]) -> Any:
     return model
 
 
-def photograph(height: int, width: int, seed: int = 0) -> np.ndarray:
-    """A picture of smooth and of sharp places."""
-    rng = np.random.default_rng(seed)
-    coarse = torch.tensor(rng.integers(0, 256, (1, 3, 5, 7)), dtype=torch.float32)
-    smooth = functional.interpolate(coarse, (height, width), mode="bilinear")[0].permute(1, 2, 0).numpy()
-    sharp = rng.integers(-30, 30, (height, width, 3))
-    return np.clip(smooth + sharp, 0, 255).astype(np.uint8)
-
-
-EXAMPLES = {
-    "text": ([], [5, 80, 290, 7]),
-    "one": ([(53, 131)], [9, 10, 11]),
-    "small": ([(20, 33)], [250]),
-    "two": ([(70, 40), (31, 96)], [1, 2, 3, 4, 5]),
-}
-
-
-@pytest.fixture(scope="module")
-def examples() -> dict[str, Example]:
-    ids = image_ids(SIZES)
-    return {
-        name: example([photograph(*size) for size in pictures], prompt, BOS, SIZES, ids)
-        for name, (pictures, prompt) in EXAMPLES.items()
-    }
-
-
 def collated(rows: list[Example]) -> dict[str, torch.Tensor | None]:
     """Padded with -1 on the right, everything (olmo/data/collator.py)."""
 
@@ -200,35 +185,33 @@ def collated(rows: list[Example]) -> dict[str, torch.Tensor | None]:
     return batch
 
 
-@pytest.mark.parametrize("name", EXAMPLES)
+@pytest.mark.parametrize("name", PICTURES)
 def test_the_reference_gives_the_logits_of_the_original(
-    name: str, original: Any, state: dict[str, torch.Tensor], examples: dict[str, Example]
+    name: str, original: Any, state: dict[str, torch.Tensor]
 ) -> None:
     """float32 against float64."""
     with torch.no_grad():
-        theirs = original(**collated([examples[name]])).logits[0]
-    torch.testing.assert_close(theirs.double(), logits(state, examples[name], SIZES), atol=2e-5, rtol=0)
+        theirs = original(**collated([examples()[name]])).logits[0]
+    torch.testing.assert_close(theirs.double(), logits(state, examples()[name], SIZES), atol=2e-5, rtol=0)
 
 
 def test_a_padded_batch_of_the_original_gives_every_row_what_it_has_alone(
-    original: Any, state: dict[str, torch.Tensor], examples: dict[str, Example]
+    original: Any, state: dict[str, torch.Tensor]
 ) -> None:
     """Padding, of tokens and of crops, changes nothing."""
     with torch.no_grad():
-        theirs = original(**collated(list(examples.values()))).logits
-    for row, one in zip(theirs, examples.values(), strict=True):
+        theirs = original(**collated(list(examples().values()))).logits
+    for row, one in zip(theirs, examples().values(), strict=True):
         torch.testing.assert_close(row[: len(one.tokens)].double(), logits(state, one, SIZES), atol=2e-5, rtol=0)
 
 
-def test_greedy_continuation(
-    original: Any, state: dict[str, torch.Tensor], examples: dict[str, Example], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_greedy_continuation(original: Any, state: dict[str, torch.Tensor], monkeypatch: pytest.MonkeyPatch) -> None:
     """The original's cache, on a padded batch, against the reference, which has none; EOS set to what never comes."""
     monkeypatch.setattr(
         type(original.config), "get_tokenizer", lambda _: SimpleNamespace(eos_token_id=SIZES.embedding - 1)
     )
-    theirs = original.generate(**collated(list(examples.values())), max_steps=5).token_ids[:, 0]
-    assert theirs.tolist() == [greedy(state, one, SIZES, 5) for one in examples.values()]
+    theirs = original.generate(**collated(list(examples().values())), max_steps=5).token_ids[:, 0]
+    assert theirs.tolist() == [greedy(state, one, SIZES, 5) for one in examples().values()]
 
 
 def their_preprocessor(sizes: Sizes) -> Any:
@@ -237,7 +220,7 @@ def their_preprocessor(sizes: Sizes) -> Any:
 
     ids = {name: sizes.embedding + index for index, name in enumerate(IMAGE_TOKENS)}
     tokenizer = SimpleNamespace(
-        encode=lambda text: [ids[name] for name in text.split(" ")], bos_token_id=BOS, eos_token_id=BOS
+        encode=lambda text: [ids[name] for name in text.split(" ")], bos_token_id=END_ID, eos_token_id=END_ID
     )
     return MultiModalPreprocessor(
         tokenizer,
@@ -285,9 +268,49 @@ def test_cropping_at_the_published_sizes(height: int, width: int) -> None:
 def test_a_prompt_with_a_picture() -> None:
     """BOS, the picture, the prompt; places count from BOS."""
     picture = photograph(57, 75)
-    mine = example([picture], [4, 5, 6], BOS, SIZES, image_ids(SIZES))
+    mine = example([picture], [4, 5, 6], END_ID, SIZES, image_ids(SIZES))
     preprocessor = their_preprocessor(SIZES)
     preprocessor.tokenizer.encode = lambda _: [4, 5, 6]
     theirs = preprocessor([picture], ["text"])
     assert theirs["input_tokens"].tolist() == mine.tokens
     assert theirs["image_input_idx"].tolist() == mine.places.tolist()
+
+
+@pytest.fixture(scope="module")
+def port(state: dict[str, torch.Tensor]) -> Any:
+    """The port, with the same weights under the published names."""
+    model = MolmoForCausalLM(MolmoConfig(**published_config(SIZES), **narrowed(SIZES))).eval()
+    model.load_state_dict(state, strict=True)
+    return model
+
+
+def test_the_port_gives_the_logits_of_the_original(original: Any, port: Any) -> None:
+    """A padded batch in float32: text, one picture, two."""
+    rows = list(examples().values())
+    with torch.no_grad():
+        theirs, ours = original(**collated(rows)).logits, port(**batch_of(rows, "right", torch.float32)).logits
+    for their, our, one in zip(theirs, ours, rows, strict=True):
+        torch.testing.assert_close(own_part(our, one, "right"), own_part(their, one, "right"), atol=2e-5, rtol=0)
+
+
+def test_the_port_continues_as_the_original(original: Any, port: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Greedy; padded on the right there, on the left here."""
+    end = SIZES.embedding - 1
+    monkeypatch.setattr(type(original.config), "get_tokenizer", lambda _: SimpleNamespace(eos_token_id=end))
+    rows = list(examples().values())
+    theirs = original.generate(**collated(rows), max_steps=8).token_ids[:, 0]
+    ours = port.generate(**batch_of(rows, "left", torch.float32), max_new_tokens=8, do_sample=False, eos_token_id=end)
+    assert ours[:, -8:].tolist() == theirs.tolist()
+
+
+@pytest.mark.usefixtures("olmo")
+@pytest.mark.parametrize(("height", "width"), [(480, 640), (641, 427), (1201, 333), (100, 90), (2000, 1500)])
+def test_the_port_crops_as_the_original(height: int, width: int) -> None:
+    """At the published sizes: both resize with the same function, so pixels agree to rounding."""
+    picture = photograph(height, width)
+    crops, tokens, places, masks = their_preprocessor(MOLMO_7B_D).preprocess(picture, False)
+    got = MolmoImageProcessor(**published_preprocessor(MOLMO_7B_D)).cut(Image.fromarray(picture))
+    np.testing.assert_allclose(got.pixels, crops, atol=1e-6, rtol=0)
+    np.testing.assert_array_equal(got.masks, masks)
+    image = np.flatnonzero(tokens == image_ids(MOLMO_7B_D).patch)
+    np.testing.assert_array_equal(np.where(got.order < 0, -100, image[got.order.clamp_min(0)]), places)
