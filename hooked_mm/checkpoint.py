@@ -88,6 +88,11 @@ class Checkpoint:
         return found
 
     @property
+    def files(self) -> list[Path]:
+        """Every file that holds tensors, downloaded if need be."""
+        return [self._path(name) for name in sorted(set(self.shards.values()))]
+
+    @property
     def total_bytes(self) -> int | None:
         """Of all tensors; None where an index does not say."""
         if self._main.suffix != ".json":
@@ -160,7 +165,13 @@ def open_tensors(path: Path) -> Any:
             return safe_open(path, framework="pt")
         # Files of PyTorch before 1.6 can't be mapped into memory.
         return torch.load(path, map_location="cpu", weights_only=True, mmap=is_zipfile(path))
-    except (SafetensorError, UnpicklingError, RuntimeError, EOFError, LookupError, ValueError) as error:
+    except UnpicklingError as error:
+        raise BadInputError(
+            f"{str(path)!r} is no file of tensors alone: to read the rest would run code that came with it, so it is "
+            "refused. Ask its authors for safetensors; or, where you trust it, load it with torch.load and write its "
+            "tensors with safetensors.torch.save_file"
+        ) from error
+    except (SafetensorError, RuntimeError, EOFError, LookupError, ValueError) as error:
         raise BadInputError(f"{str(path)!r} is no file of tensors: {str(error).splitlines()[0]}") from error
 
 

@@ -21,6 +21,7 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import torch
@@ -37,6 +38,7 @@ from transformers import (
     PretrainedConfig,
 )
 
+from hooked_mm.checkpoint import Checkpoint, settled_dtype
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hub_files import fetch
 from hooked_mm.llava_keys import (
@@ -56,7 +58,7 @@ from hooked_mm.llava_keys import (
 )
 from hooked_mm.llava_processor import make_processor
 from hooked_mm.placement import Placement
-from hooked_mm.weight_files import Entry, entries, tensors, weight_files
+from hooked_mm.weight_files import Entry, entries, tensors
 
 _CONFIGS = {"llama": LlamaConfig, "mistral": MistralConfig}
 _GROWN = ("model.language_model.embed_tokens.weight", "lm_head.weight")
@@ -132,9 +134,8 @@ def load_llava_original(
     folder = fetch(source, ["*.json", "*.model", "*.txt"], revision, "model", **hub)
     written = _read(folder / "config.json")
     check_settings(written)
-    held = entries(weight_files(source, revision, **hub))
+    held, kept = _heads(written, dtype, source, revision, hub)
     tower = _tower(written, vision_tower, folder, any(key.startswith(TOWER) for key in held), hub)
-    kept = _dtype(dtype, written, held)
     text = _decoder(written)
     processor = make_processor(folder, written, text, tower.config, tower.pictures)
     config = _config(written, text, tower.config, processor, kept)
@@ -158,8 +159,27 @@ def _read(file: Path) -> dict[str, Any]:
     return dict(found)
 
 
+def _heads(
+    written: Mapping[str, Any],
+    dtype: str | torch.dtype | None,
+    source: str | Path,
+    revision: str | None,
+    hub: Mapping[str, Any],
+) -> tuple[dict[str, Entry], torch.dtype]:
+    """What the files hold, and the dtype that the weights shall have; all files are closed again."""
+    checkpoint = Checkpoint(source, revision=revision, **hub)
+    said = SimpleNamespace(dtype=written.get("torch_dtype") or written.get("dtype"))
+    kept = settled_dtype(checkpoint, said, dtype or "auto")
+    if not kept.is_floating_point:
+        raise BadInputError(f"dtype={dtype!r}: weights are of a floating dtype, like 'bfloat16'")
+    return entries(checkpoint.files), kept
+
+
 def _decoder(written: Mapping[str, Any]) -> PretrainedConfig:
     given = {name: written[name] for name in DECODER_SETTINGS if name in written}
+    if given.get("rope_scaling", 0) is None:
+        # Newer versions of transformers warn of the name.
+        del given["rope_scaling"]
     return _CONFIGS[DECODERS[written["model_type"]]](**given)
 
 
@@ -182,18 +202,6 @@ def _config(
     )
 
 
-def _dtype(asked: str | torch.dtype | None, written: Mapping[str, Any], held: Mapping[str, Entry]) -> torch.dtype:
-    """The one asked for; else config.json's; else that of the embeddings."""
-    name = asked
-    if asked in ("auto", None):
-        embeddings = held.get("model.embed_tokens.weight")
-        name = written.get("torch_dtype") or written.get("dtype") or (embeddings and embeddings.dtype) or "float32"
-    found = getattr(torch, name, None) if isinstance(name, str) else name
-    if not isinstance(found, torch.dtype) or not found.is_floating_point:
-        raise BadInputError(f"dtype={name!r}: it must be a floating dtype of torch, like 'bfloat16', or 'auto'")
-    return found
-
-
 def _tower(
     written: Mapping[str, Any], asked: str | Path | None, folder: Path, inside: bool, hub: Mapping[str, Any]
 ) -> Tower:
@@ -208,7 +216,7 @@ def _tower(
         return Tower(named, CLIPVisionConfig(**CLIP_LARGE, **CLIP_TOWERS[named]), pictures)
     try:
         found = at or fetch(named, ["config.json", "preprocessor_config.json"], None, "vision tower", **hub)
-        files = [] if inside else weight_files(at or named, **hub)
+        files = [] if inside else Checkpoint(at or named, **hub).files
     except BadInputError as error:
         raise BadInputError(
             f"the vision tower {named!r} can't be had ({error}); name a folder or another: vision_tower='...'"
