@@ -34,6 +34,9 @@ from hooked_mm.small.tokenizer import build_tokenizer
 
 peft = pytest.importorskip("peft")
 
+# What is adapted of each layer.
+SEPARATE = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
+PARTS = {**dict.fromkeys(FAMILIES, SEPARATE), "molmo": {"att_proj", "attn_out", "ff_proj", "ff_out"}}
 TINY = {"steps": 2, "batch": 2, "scenes": 6, "rank": 2}
 
 
@@ -67,7 +70,7 @@ def test_an_adapter_learns_and_is_loaded_as_it_was(base: Path, tmp_path: Path) -
     adapted = add_adapter(model, family, rank=2)
     items = training_scenes(CHANGES["place"], 2, 0)
     pool = Pool(family, plain.processor, items[:1])
-    packer = ChangePacker(plain.processor.tokenizer, model.config.image_token_id, CHANGES["place"])
+    packer = ChangePacker(plain.processor.tokenizer, family.image_token(model), CHANGES["place"])
     stage = AdapterStage(family, adapted.get_base_model(), pool, 6, packer)
     stage.log_dict = lambda *_, **__: None  # type: ignore[method-assign,assignment]
     (canvas,) = pool.groups
@@ -85,14 +88,13 @@ def test_an_adapter_learns_and_is_loaded_as_it_was(base: Path, tmp_path: Path) -
     after = {name.replace(".base_layer", ""): value for name, value in model.state_dict().items()}
     assert all(torch.equal(value, after[name]) for name, value in before.items())
     trained = {name for name, value in adapted.named_parameters() if value.requires_grad}
-    assert {re.sub(r"\.lora_[AB]\.default\.weight", "", name).split(".")[-1] for name in trained} == {
-        *("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj")
-    }
-    layers = len(family.decoder(model).layers)
-    assert len(trained) == 2 * 7 * layers
+    parts = {re.sub(r"\.lora_[AB]\.default\.weight", "", name).split(".")[-1] for name in trained}
+    assert parts == PARTS[base.name]
+    layers = 6
+    assert len(trained) == 2 * len(parts) * layers
     decoder = {id(module) for module in family.decoder(model).modules()}
     owners = [module for module in model.modules() if hasattr(module, "lora_A") and isinstance(module, nn.Module)]
-    assert len(owners) == 7 * layers
+    assert len(owners) == len(parts) * layers
     assert all(id(module) in decoder for module in owners)
 
     save_adapter(adapted, tmp_path / "place", "toy")

@@ -24,6 +24,8 @@ from hooked_mm.small.pool import Pool
 from hooked_mm.small.train import LanguageStage
 
 NAMES = tuple(FAMILIES)
+# Molmo cuts its pictures into crops, and has tests of its own for that (`test_family_molmo`).
+WHOLE = ("llava", "idefics2", "qwen2_vl")
 
 
 @functools.cache
@@ -64,7 +66,7 @@ def shown(name: str, pixels: Tensor, width: int, height: int) -> Tensor:
 
 def test_names() -> None:
     """A family is found by its name, which is the model type."""
-    assert NAMES == ("llava", "idefics2", "qwen2_vl")
+    assert (*WHOLE, "molmo") == NAMES
     assert all(made(name)[0].config.model_type == name == FAMILIES[name].name for name in NAMES)
 
 
@@ -75,7 +77,7 @@ MARKS = {
 }
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_prompt(name: str) -> None:
     """The chat template word by word."""
     content = [{"type": "image"}, {"type": "text", "text": "what place is this ?"}]
@@ -84,7 +86,7 @@ def test_prompt(name: str) -> None:
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_pictures_are_not_cut(name: str, canvas: tuple[int, int]) -> None:
     """Idefics2 and Qwen2-VL get every pixel as it is; LLaVA the whole on a square, resized by PIL's bicubic filter."""
     pixels = render(on(canvas))[0]
@@ -106,7 +108,7 @@ def test_pictures_are_not_cut(name: str, canvas: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("canvas", CANVASES, ids=str)
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_image_tokens(name: str, canvas: tuple[int, int]) -> None:
     """As many image tokens as parts of the picture that tokens answer for: 64, 36, or one per 8 x 8 pixels."""
     model, processor = made(name)
@@ -160,7 +162,7 @@ def test_every_hook_point_means_its_name(name: str, tmp_path: Path) -> None:
 
 def test_the_video_part_is_named(tmp_path: Path) -> None:
     """Qwen2-VL's folder names its video processor, as checkpoints do, for where torchvision is; no other has one."""
-    for name in NAMES:
+    for name in WHOLE:
         save_processor(made(name)[1], tmp_path / name)
         settings = json.loads((tmp_path / name / "processor_config.json").read_text())
         assert settings["processor_class"] == type(made(name)[1]).__name__
@@ -170,11 +172,13 @@ def test_the_video_part_is_named(tmp_path: Path) -> None:
 
 
 def features(name: str, inputs: Any) -> Tensor:
-    """What the model's own forward puts at the image positions, (image tokens, d)."""
+    """What the model's own forward puts at the image positions (Molmo: adds there), (image tokens, d)."""
     model, processor = made(name)
     hooked = HookedMM(model, processor, check=False)
     _, cache = hooked.run_with_cache(dict(inputs), names_filter="hook_embed")
-    return cache["hook_embed"][inputs["input_ids"] == model.config.image_token_id]
+    token = model.config.image_patch_id if name == "molmo" else model.config.image_token_id
+    found = cache["hook_embed"][inputs["input_ids"] == token]
+    return found - model.get_input_embeddings()(torch.tensor([token])) if name == "molmo" else found
 
 
 @pytest.mark.parametrize("canvas", [CANVASES[1], CANVASES[4], CANVASES[5]], ids=str)
@@ -194,7 +198,7 @@ def test_tokens_are_what_enters_the_decoder(name: str, canvas: tuple[int, int]) 
     assert float((got[0] - got[1]).abs().max()) > 0.05 * float(got.abs().max())
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_patches_are_what_the_connector_reads(name: str) -> None:
     """The input of the module that follows the tower is the patches, in their order."""
     model, processor = made(name)
@@ -222,7 +226,7 @@ def test_patches_are_what_the_connector_reads(name: str) -> None:
     torch.testing.assert_close(patches.flatten(), seen[0].flatten(), rtol=0, atol=1e-5)
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_patch_order(name: str) -> None:
     """One bright cell of the grid changes one patch embedding: the one that the order says."""
     model, processor = made(name)
@@ -254,7 +258,7 @@ def test_patch_order(name: str) -> None:
         assert [int(order[index]) for index in changed] == [cell]
 
 
-@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("name", WHOLE)
 def test_grey(name: str) -> None:
     """Grey pixel values are those of the picture whose three channels are their mean."""
     item = on((48, 64))
@@ -289,7 +293,7 @@ def test_positions_of_qwen2_vl(canvas: tuple[int, int]) -> None:
     assert FAMILIES["qwen2_vl"].positions(model, inputs).T.tolist() == expected
 
 
-@pytest.mark.parametrize("name", ["llava", "idefics2"])
+@pytest.mark.parametrize("name", ["llava", "idefics2", "molmo"])
 def test_positions_count(name: str) -> None:
     """One axis, three times."""
     model, processor = made(name)
@@ -305,7 +309,7 @@ def test_everything_else_is_trained(name: str) -> None:
     model, processor = build(name)
     family = FAMILIES[name]
     pool = Pool(family, processor, [("train", 0, index) for index in range(2)])
-    stage = LanguageStage(family, model, pool, 1, Packer(processor.tokenizer, model.config.image_token_id))
+    stage = LanguageStage(family, model, pool, 1, Packer(processor.tokenizer, family.image_token(model)))
     stage.log_dict = lambda *_, **__: None
     for canvas in pool.groups:
         stage.loss((canvas, np.array([0]), [0])).backward()

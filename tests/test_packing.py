@@ -10,8 +10,8 @@ from hooked_mm.scenes.captions import STYLES, caption, right_captions
 from hooked_mm.scenes.questions import QUESTION_TYPES
 from hooked_mm.scenes.world import CANVASES, HELD_OUT, HELD_OUT_SHAPE, Scene, scene
 from hooked_mm.small.families import FAMILIES
+from hooked_mm.small.labels import IGNORE
 from hooked_mm.small.packing import Packed, Packer
-from hooked_mm.small.pool import IGNORE
 from hooked_mm.small.train import packed_logits
 from tests.test_families import NAMES, asked, made, on, picture
 
@@ -21,7 +21,7 @@ def pack(name: str, scenes: list[Scene], seed: int = 0, styled: int = 1) -> Pack
     model, processor = made(name)
     blank = [{"role": "user", "content": [{"type": "image"}]}]
     prompt = processor(text=[processor.apply_chat_template(blank)], images=[[picture(scenes[0])]], return_tensors="pt")
-    packer = Packer(processor.tokenizer, model.config.image_token_id, 3.0, styled)
+    packer = Packer(processor.tokenizer, FAMILIES[name].image_token(model), 3.0, styled)
     positions = FAMILIES[name].positions(model, prompt)
     return packer(scenes, prompt["input_ids"][0], positions, np.random.default_rng(seed))
 
@@ -36,7 +36,8 @@ def texts(name: str, packed: Packed, row: int) -> list[tuple[int, list[str], lis
     found = []
     start = int(packed.image.max()) + 1
     tokens = words(name, packed.ids[row])
-    while tokens[start] in ("<fake_token_around_image>", "<|vision_end|>"):
+    # Molmo's pictures stand before the user.
+    while tokens[start] in ("<fake_token_around_image>", "<|vision_end|>", "<im_col>", "<im_end>", "user", ":"):
         start += 1
     while "</s>" in tokens[start:]:
         stop = tokens.index("</s>", start) + 1

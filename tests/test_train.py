@@ -17,8 +17,9 @@ import torch
 from torch import Tensor, nn
 
 from hooked_mm.small.families import FAMILIES, build
+from hooked_mm.small.labels import IGNORE
 from hooked_mm.small.packing import Packer
-from hooked_mm.small.pool import IGNORE, Pool, partner_words
+from hooked_mm.small.pool import Pool, partner_words
 from hooked_mm.small.train import (
     AlignmentStage,
     LanguageStage,
@@ -43,7 +44,7 @@ def stage(kind: type[Stage], name: str, steps: int, numbers: range = range(6)) -
     if kind is AlignmentStage:
         return AlignmentStage(family, model, pool, steps, processor.tokenizer.get_vocab())
     if kind is LanguageStage:
-        return LanguageStage(family, model, pool, steps, Packer(processor.tokenizer, model.config.image_token_id))
+        return LanguageStage(family, model, pool, steps, Packer(processor.tokenizer, family.image_token(model)))
     return TowerStage(family, model, pool, steps)
 
 
@@ -110,7 +111,9 @@ def test_each_stage_learns(name: str, kind: type[Stage], tmp_path: Path) -> None
     assert len(steps) == 6
     assert loss() < first
     assert all(torch.isfinite(value).all() for value in one.state_dict().values())
-    layers = {k: v for k, v in FAMILIES[name].decoder(one.model).state_dict().items() if "layers" in k}
+    state = FAMILIES[name].decoder(one.model).state_dict()
+    layers = {k: v for k, v in state.items() if k.startswith(("layers", "blocks"))}
+    assert layers
     assert all(torch.equal(v, decoder[k]) for k, v in layers.items()) == (kind is not LanguageStage)
 
 
@@ -140,7 +143,7 @@ def test_mimetic(name: str) -> None:
     model, _ = build(name)
     before = copy.deepcopy(model.state_dict())
     decoder = FAMILIES[name].decoder(model)
-    mimetic(model, decoder)
+    mimetic(FAMILIES[name], model)
     inside = {id(value) for value in decoder.parameters()}
     changed = 0
     for key, value in model.named_parameters():
@@ -150,8 +153,18 @@ def test_mimetic(name: str) -> None:
         elif id(value) in inside and key.endswith("o_proj.weight"):
             assert torch.equal(value, before[key.replace("o_proj", "v_proj")].T)
             changed += not torch.equal(value, before[key])
-        elif key == "lm_head.weight":
-            assert torch.equal(value, model.get_input_embeddings().weight)
+        elif key.endswith("att_proj.weight"):
+            q, k, v = value.chunk(3)
+            was = before[key].chunk(3)
+            assert torch.equal(q, was[0])
+            assert torch.equal(v, was[2])
+            torch.testing.assert_close(k, 1.4 * q, rtol=1e-6, atol=0)
+            changed += not torch.equal(k, was[1])
+        elif key.endswith("attn_out.weight"):
+            assert torch.equal(value, before[key.replace("attn_out", "att_proj")].chunk(3)[2].T)
+            changed += not torch.equal(value, before[key])
+        elif key in ("lm_head.weight", "model.transformer.ff_out.weight"):
+            assert torch.equal(value, model.get_input_embeddings().weight[: len(value)])
             changed += not torch.equal(value, before[key])
         else:
             assert torch.equal(value, before[key])

@@ -246,7 +246,8 @@ def save_processor(processor: Any, folder: Path) -> None:
     """
     processor.save_pretrained(folder)
     kind = type(processor).__name__
-    if "video_processor" in getattr(transformers, kind).get_attributes():
+    # A class of its own name that lacks the video part stands for transformers'.
+    if "video_processor" in getattr(transformers, kind, type(processor)).get_attributes():
         path = folder / "processor_config.json"
         settings = json.loads(path.read_text())
         settings["video_processor"] = {"video_processor_type": kind.replace("Processor", "VideoProcessor")}
