@@ -23,6 +23,7 @@ from hooked_mm.found_positions import find_positions
 from hooked_mm.generation import GenerationOutput, check_prompts, make_output
 from hooked_mm.hook_points import HookPoint, list_hook_points
 from hooked_mm.interventions import HookLike, expand
+from hooked_mm.layout_source import pictures
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.pretrained import load_model
 from hooked_mm.probe import made_batch, small_enough
@@ -195,12 +196,12 @@ class HookedMM:
         _ = self.tokenizer  # refuses a model without a processor
         if padding_side not in ("left", "right"):
             raise BadInputError(f"padding_side={padding_side!r}; it must be 'left' or 'right'")
-        pictures, texts, said = one_per_sample(images, text, answers, answer_prefix)
+        shown, texts, said = one_per_sample(images, text, answers, answer_prefix)
         made = prepare(
             self.processor,
             self.structure,
             self._config,
-            pictures,
+            shown,
             texts,
             said,
             template=template,
@@ -210,10 +211,12 @@ class HookedMM:
         return made.to(self.device)
 
     def _batch(self, batch: BatchLike) -> Batch:
+        if pictures(batch.inputs if isinstance(batch, Batch) else batch):
+            self.structure.refuse_pictures()
         if not isinstance(batch, Batch):
             found = find_positions(self.hf_model, self.structure, batch)
             batch = batch_from_inputs(batch, self.structure, self._config, found)
-        if self._check and batch.has_images:
+        if self._check and (batch.has_images or self.structure.left_out):
             self._check_on(small_enough(self, batch))
         return batch
 

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from hooked_mm.checks import Check, Verdict, compare, tolerance
 from hooked_mm.found_positions import other_pictures
+from hooked_mm.structure import NO_TOWER
 from hooked_mm.writes import Probe
 
 
@@ -31,6 +32,9 @@ class ImageChecks:
 
     def all(self, values: Mapping[str, Tensor]) -> Iterator[Check]:
         """Image features are where positions are called image; another picture changes those and nothing else."""
+        if self.probe.structure.left_out:
+            yield Check("another picture changes the logits", self.embedded, "not applicable", None, NO_TOWER)
+            return
         embed = values[self.embedded]
         image = self.probe.batch.mask("image")
         inputs = {**self.probe.batch.inputs, **other_pictures(self.probe.batch.inputs)}

@@ -35,7 +35,15 @@ class Passes:
         self.model, self.batch, self.full = model, batch, full
         self.runner, self.structure = model._runner, model.structure
         self.points = model.hook_points
-        self.layers = {name: tested_layers(stack, full=full) for name, stack in self.structure.stacks.items()}
+        # Blocks that only attend to pictures have no points where there are none.
+        self.layers = {
+            name: tuple(
+                layer
+                for layer in tested_layers(stack, full=full)
+                if f"{PREFIXES[name]}blocks.{layer}.hook_resid_pre" in self.points
+            )
+            for name, stack in self.structure.stacks.items()
+        }
         self.copies = copies
         self.dead: set[str] = set()
 

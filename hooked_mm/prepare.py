@@ -145,6 +145,8 @@ def prepare(
     prompts: list[Prompt] = []
     for index, (source, words, answer) in enumerate(zip(images, text, answers, strict=True)):
         try:
+            if sources(source):
+                structure.refuse_pictures()
             loaded = load_images(source)
             prompt = render_prompt(processor, words, len(loaded), template=template)
             check_answer(answer, image_token(processor))

@@ -14,9 +14,10 @@ from typing import Any
 import torch
 from transformers import AutoModelForImageTextToText, PretrainedConfig
 
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.llava_keys import is_llava_original
 from hooked_mm.processors import load_processor
+from hooked_mm.without_tower import without_tower
 
 SHARED = ("revision", "local_files_only", "token", "cache_dir", "subfolder")
 """Options that say where files are: they reach the model and its processor."""
@@ -47,6 +48,11 @@ def load_llava(model_id: str, **options: Any) -> tuple[Any, Any]:
     return load_llava_original(model_id, **options)
 
 
+def load_text(model_id: str, *, trust_remote_code: bool = False, **options: Any) -> tuple[Any, Any]:
+    """Without its tower."""
+    return without_tower(model_id, **options)[0], load_processor(model_id, **where(options))
+
+
 LAYOUTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Loader], ...] = ((is_llava_original, load_llava),)
 """Whether a config.json is of this layout, and who loads it. Loaders import what they need when they are called."""
 
@@ -58,6 +64,7 @@ def load_model(
     device_map: Any = None,
     adapter: str | Path | None = None,
     merge_adapter: bool = False,
+    tower: bool = True,
     trust_remote_code: bool = False,
     **options: Any,
 ) -> tuple[Any, Any]:
@@ -69,11 +76,17 @@ def load_model(
         device_map: As in transformers.
         adapter: Hub id or folder of a PEFT adapter.
         merge_adapter: Add the adapter to the weights, rather than keep it beside them.
+        tower: False leaves out what only pictures need: neither read nor kept, so that only texts can be run.
         trust_remote_code: Run code that lies beside the weights.
         options: Passed on to `from_pretrained`.
     """
     written, _ = PretrainedConfig.get_config_dict(str(model_id), **where(options))
-    load = next((load for fits, load in LAYOUTS if fits(written)), load_auto)
+    load = next((load for fits, load in LAYOUTS if fits(written)), load_auto if tower else load_text)
+    if not tower and (load is not load_text or trust_remote_code):
+        raise UnsupportedModelError(
+            f"{str(model_id)!r} can't be loaded without its tower: its layout, or code of its own, loads it; "
+            "leave tower=False"
+        )
     model, processor = load(
         str(model_id), dtype=dtype, device_map=device_map, trust_remote_code=trust_remote_code, **options
     )

@@ -39,7 +39,7 @@ def bytes_of_sample(model: HookedMM, length: int) -> int:
 
 
 def made_batch(model: HookedMM) -> tuple[Batch, int]:
-    """A picture of noise with a few words, and how many times the batch holds this sample.
+    """Noise as a picture with a few words (these alone without a tower), and how many times the batch holds this.
 
     Every copy lets a pass of writes test one more point.
     """
@@ -47,9 +47,10 @@ def made_batch(model: HookedMM) -> tuple[Batch, int]:
     picture, text = Image.fromarray(pixels).resize((96, 96)), "What is in this picture?"
     # A decoder of its own has one position until it is given an answer: nothing to attend to.
     answer = text if model.structure.encoder else None
-    one = model.prepare([picture], [text], [answer])
+    shown = None if model.structure.left_out else picture
+    one = model.prepare([shown], [text], [answer])
     copies = int(min(8, max(1, MOST_BYTES // bytes_of_sample(model, one.length))))
-    return (model.prepare([picture] * copies, [text] * copies, [answer] * copies), copies) if copies > 1 else (one, 1)
+    return (model.prepare([shown] * copies, [text] * copies, [answer] * copies), copies) if copies > 1 else (one, 1)
 
 
 def small_enough(model: HookedMM, batch: Batch) -> Batch:

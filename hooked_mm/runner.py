@@ -23,7 +23,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, UnknownHookError, nearest
 from hooked_mm.hook_points import HookPoint
 from hooked_mm.repeats import run_once
-from hooked_mm.structure import Structure
+from hooked_mm.structure import NO_TOWER, Structure
 from hooked_mm.views import Pass
 from hooked_mm.weights import device_of
 
@@ -83,7 +83,9 @@ def match_names(
     for pattern in [names_filter] if isinstance(names_filter, str) else names_filter:
         matched = [pattern] if pattern in known else [name for name in known if fnmatchcase(name, pattern)]
         if not matched:
-            reasons = [reason for name, reason in (explain or {}).items() if fnmatchcase(name, pattern)]
+            # Either may be a glob.
+            lacking = (explain or {}).items()
+            reasons = [why for name, why in lacking if fnmatchcase(name, pattern) or fnmatchcase(pattern, name)]
             why = f": not available, because {reasons[0]}" if reasons else ""
             raise UnknownHookError(
                 f"no hook point is called or matches {pattern!r}{why}{nearest(pattern, known)}. See model.hook_names"
@@ -123,8 +125,10 @@ class Runner:
     """
 
     def __init__(self, model: nn.Module, structure: Structure, points: Mapping[str, HookPoint]) -> None:
-        self.points: Mapping[str, HookPoint] = points
         self.unavailable: dict[str, str] = dict(structure.absent)
+        self.points: Mapping[str, HookPoint] = points
+        if structure.left_out:
+            self.withdraw({name: NO_TOWER for name, point in points.items() if point.needs_image})
         self._sites = dict(_sites(model, structure))
         self._tap_paths = {
             f"taps:{path}:{tap}": f"taps.{index}.{tap}"

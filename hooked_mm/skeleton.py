@@ -205,10 +205,7 @@ class LeftOut(nn.Module):
         self.path = path
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        raise BadInputError(f"this model was loaded without its {self.path!r}, which pictures need; {WHOLE}")
-
-
-WHOLE = "load the whole model, tower=True, for them"
+        raise BadInputError(f"this model was loaded without its {self.path!r}, which pictures need: leave tower=False")
 
 
 @dataclass(frozen=True)
@@ -279,7 +276,8 @@ def skeleton(model: Any) -> Skeleton:
     tower = seen = find_tower(inner, config, text_config.vocab_size)
     if not left_out:
         require_pictures(inner, tower)
-    bare = tower if tower is not None and not _has_blocks(tower, core, tower_config, exception) else None
+    apart = tower is None or left_out or _has_blocks(tower, core, tower_config, exception)
+    bare = None if apart else tower
     tower = None if bare is not None else tower
     decoder = find_decoder(inner, text_config, tower)
     encoder = text_encoder(inner, seen if left_out else tower)

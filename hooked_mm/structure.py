@@ -12,6 +12,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from hooked_mm.errors import BadInputError
 from hooked_mm.weights import weight_of
 
 Wiring = Literal["pre", "post", "parallel", "after", "single", "streams", "gated", "opaque"]
@@ -233,7 +234,7 @@ class Structure:
     def absent(self) -> dict[str, str]:
         """Hook points that other models have and this one can't have, or globs of them -> why."""
         if self.left_out:
-            return dict.fromkeys(("vision.*", "projector.*"), "the model was loaded without its tower (tower=False)")
+            return dict.fromkeys(("vision.*", "projector.*"), NO_TOWER)
         why = "the projector runs once per image, so a pass has no one value of it; read image positions of hook_embed"
         return dict.fromkeys(("projector.hook_in", "projector.hook_out"), why) if self.projector_each else {}
 
@@ -242,6 +243,18 @@ class Structure:
         """Stream name -> stack, in execution order."""
         found = {"vision": self.vision, "encoder": self.encoder, "text": self.text}
         return {name: stack for name, stack in found.items() if stack is not None}
+
+    def refuse_pictures(self, sample: int | None = None) -> None:
+        """Refuse a picture given to a model without its tower.
+
+        Raises:
+            BadInputError: It says how to load the model for pictures.
+        """
+        if self.left_out:
+            raise BadInputError(f"a picture was given, but {NO_TOWER}; load it with its tower", sample)
+
+
+NO_TOWER = "the model was loaded without its tower (tower=False)"
 
 
 def describe(structure: Structure, d_vocab: int) -> HookedConfig:
