@@ -1,4 +1,4 @@
-"""The small Molmo: pictures cut into overlapping crops of 32 px beside the whole, made as small."""
+"""The small Molmo: pictures cut into overlapping crops of 48 px beside the whole, made as small."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from hooked_mm.molmo import MolmoConfig, MolmoForCausalLM, MolmoImageProcessor, 
 from hooked_mm.molmo.processing_molmo import COLUMN, END, PATCH, PICTURE, START
 from hooked_mm.scenes.world import Scene
 from hooked_mm.small.family import HALF, Family, Pixels, text_config
-from hooked_mm.small.labels import Labels, label_cells
+from hooked_mm.small.labels import IGNORE, Labels, label_cells
 from hooked_mm.small.tokenizer import build_tokenizer
 
 
@@ -24,8 +24,8 @@ class Molmo(Family):
     """CLIP-like tower, pooling attention and gated MLP, added to the embeddings; a decoder of Molmo's own plan."""
 
     name = "molmo"
-    side, patch, width = 32, 4, 80
-    # A picture goes through the tower as five to seven crops.
+    side, patch, width = 48, 4, 80
+    # A picture goes through the tower as two to five crops.
     tower_batch = 1
     adapted = r"blocks\.\d+\.(att_proj|attn_out|ff_proj|ff_out)"
 
@@ -57,7 +57,7 @@ class Molmo(Family):
     def _images(self) -> MolmoImageProcessor:
         tokens = self.side // self.patch // 2
         return MolmoImageProcessor(
-            max_crops=6,
+            max_crops=4,
             overlap_margins=(2, 2),
             base_image_input_size=(self.side, self.side),
             image_token_length_w=tokens,
@@ -89,7 +89,10 @@ class Molmo(Family):
         found = []
         for size in (self.patch, 2 * self.patch):
             cells = F.avg_pool2d(cover, size).flatten(2).transpose(0, 1).flatten(1)
-            found.append(label_cells(item, cells, F.avg_pool2d(shown[:, None], size).flatten()))
+            labels = label_cells(item, cells, F.avg_pool2d(shown[:, None], size).flatten())
+            # A crop does not show where it lies in the picture.
+            labels["positions"][(self.side // size) ** 2 :] = IGNORE
+            found.append(labels)
         order = images.order(rows, cols).flatten()
         first = torch.empty(int(order.max()) + 1, dtype=torch.long)
         first[order[order >= 0]] = (order >= 0).nonzero()[:, 0]
