@@ -89,21 +89,20 @@ def without_tower(
     kind = settled_dtype(checkpoint, config, dtype)
     whole = on_meta(config, kind)
     paths = picture_parts(whole)
-    own = type(whole)
+    own: Any = type(whole)
 
-    class Partial(own):
-        def __init__(self, *args: Any, **kwargs: Any) -> None:
-            super().__init__(*args, **kwargs)
-            leave_out(self, paths)
+    def build(self: Any, *args: Any, **kwargs: Any) -> None:
+        own.__init__(self, *args, **kwargs)
+        leave_out(self, paths)
 
-    # Names of parameters that have changed are told by the class's.
-    Partial.__name__, Partial.__qualname__, Partial.__module__ = own.__name__, own.__qualname__, own.__module__
+    # By the class's own name, which tells transformers what its checkpoints call things.
+    partial: Any = type(own.__name__, (own,), {"__init__": build, "__module__": own.__module__})
     wanted = [
         name
         for name, place in places(whole, checkpoint.shards).items()
         if not any(place.name.startswith(f"{path}.") for path in paths)
     ]
-    model, info = Partial.from_pretrained(
+    model, info = partial.from_pretrained(
         None,
         config=config,
         state_dict=checkpoint.lazy(wanted),

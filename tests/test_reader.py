@@ -8,12 +8,14 @@ from typing import Any
 import pytest
 
 from hooked_mm.data import Sample, SampleDataModule
-from hooked_mm.errors import BadInputError, StoreError
+from hooked_mm.errors import BadInputError, StoreError, UnsupportedModelError
 from hooked_mm.extraction_job import extract
 from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import Prepared
+from hooked_mm.pair_extraction import Once
 from hooked_mm.reader import Extracted, ModelSource, Reader, sample_rows
 from hooked_mm.scenes.dataset import SceneDataset
+from hooked_mm.unembedding import Unembedding
 
 
 class Lengths(Reader):
@@ -72,3 +74,25 @@ def test_columns_that_a_reader_writes_can_not_be_the_data_sets(llava: HookedMM, 
         data = SampleDataModule([Sample("a", None, "what is this ?", columns={name: 1})])
         with pytest.raises(BadInputError, match=name):
             extract(Lengths(llava), data, tmp_path / name)
+
+
+def test_words_alone_or_the_whole_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The unembedding of a shipped model, with its adapter too; the whole where the ends can't be had alone."""
+    found = ModelSource("small:llava", dtype="float32", adapter="colours").words("cpu")
+    assert isinstance(found, Unembedding)
+    assert found.cfg.family == "llava"
+    monkeypatch.setattr(ModelSource, "load", lambda self, device: ("loaded", self.id, device))
+    monkeypatch.setattr(Unembedding, "from_pretrained", refuse)
+    assert ModelSource("small:llava").words("cpu") == ("loaded", "small:llava", "cpu")
+
+
+def refuse(*_: Any, **__: Any) -> None:
+    raise UnsupportedModelError("not apart")
+
+
+def test_a_model_that_is_there_decodes_words_itself(llava: HookedMM) -> None:
+    """Nothing is read again."""
+    once = Once("small:llava", dtype="float32")
+    assert isinstance(once.words("cpu"), Unembedding)
+    once.loaded.append(llava)
+    assert once.words("cpu") is llava
