@@ -9,7 +9,7 @@ from hooked_mm.errors import unknown
 _HERE = Path(__file__).parent
 
 SMALL_MODELS = tuple(
-    name for name in ("llava", "idefics2", "qwen2_vl") if (_HERE / name / "model.safetensors").is_file()
+    name for name in ("llava", "idefics2", "qwen2_vl", "molmo") if (_HERE / name / "model.safetensors").is_file()
 )
 """The models whose folders are there."""
 
