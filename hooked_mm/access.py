@@ -140,7 +140,7 @@ class ScaledValue:
         return value * self.factor().to(value.device, value.dtype)
 
     def write(self, run: Pass, new: Tensor) -> None:
-        self.total.write(run, run.memo[self.before] + new)
+        self.total.write(run, run.memo[self.before].to(new.device) + new)
 
 
 @dataclass(frozen=True)
@@ -180,10 +180,11 @@ class AddedValue:
         return self.total.side
 
     def read(self, run: Pass) -> Tensor:
-        return self.total.read(run) - run.memo[self.before]
+        total = self.total.read(run)
+        return total - run.memo[self.before].to(total.device)
 
     def write(self, run: Pass, new: Tensor) -> None:
-        self.total.write(run, run.memo[self.before] + new)
+        self.total.write(run, run.memo[self.before].to(new.device) + new)
 
 
 @dataclass(frozen=True)
@@ -211,9 +212,10 @@ class NormValue:
     def write(self, run: Pass, new: Tensor) -> None:
         envoy = run.get(self.module)
         if self.quantity == "scale":
-            new = run.memo[f"{self.module}:centred"] / new
+            new = run.memo[f"{self.module}:centred"].to(new.device) / new
         whole = _whole(envoy, "output")
-        new = new.to(whole.dtype)
+        # accelerate moves a module's input between where it is read and where the module computes.
+        new = new.to(whole)
         run.memo[f"{self.module}:normalized"] = new
         _put(envoy, "output", self.view.back(self.formula.output(self.norm(), new), whole))
 
@@ -247,7 +249,7 @@ class HeadResult:
         total = total + run.memo[f"{self.module}:bias"].to(total)
         envoy = run.get(self.module)
         whole = _whole(envoy, "output")
-        _put(envoy, "output", total.reshape(whole.shape))
+        _put(envoy, "output", total.reshape(whole.shape).to(whole.device))
 
 
 def linear_map(module: nn.Module, d_in: int) -> tuple[Float[Tensor, "out in"], Float[Tensor, " out"]]:

@@ -11,9 +11,11 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import nn
 
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.weights import device_of
 
 HARMLESS_STARTS = (True, False, None, "gaussian", "orthogonal", "eva")
 """Starts of a LoRA's weights that leave the base as it is; others (PiSSA, OLoRA, ...) take from it what they add."""
@@ -58,6 +60,35 @@ def lasting(config: Any) -> str | None:
     if (start := getattr(config, "init_lora_weights", None)) not in HARMLESS_STARTS:
         return f"it has changed weights of the base model (init_lora_weights={start!r})"
     return None
+
+
+def beside_their_base(model: nn.Module) -> None:
+    """Make room for what adapters add where the modules that they wrap compute, if it is nowhere (on "meta").
+
+    It is filled with NaN: numbers have to follow.
+    """
+    for layer in _layers(model):
+        base = layer.get_base_layer()
+        device, own = device_of(base), {id(inner) for inner in base.modules()}
+        for inner in layer.modules():
+            for name, weight in inner.named_parameters(recurse=False):
+                if weight.is_meta and id(inner) not in own:
+                    room = torch.full(weight.shape, torch.nan, dtype=weight.dtype, device=device)
+                    inner.register_parameter(name, nn.Parameter(room, requires_grad=weight.requires_grad))
+
+
+def check_modules(config: Any) -> None:
+    """Refuse an adapter that puts virtual tokens before a prompt: positions would not be those of the batch.
+
+    Raises:
+        UnsupportedModelError: It says which kind.
+    """
+    if config.is_prompt_learning:
+        raise UnsupportedModelError(
+            f"an adapter of kind {getattr(config.peft_type, 'value', config.peft_type)} puts learned tokens, or their "
+            "keys and values, before every prompt: hooks would meet positions that the batch does not have. Use one "
+            "that changes modules (LoRA, DoRA, IA3, ...)"
+        )
 
 
 def check_switchable(model: Any) -> None:

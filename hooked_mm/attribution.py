@@ -152,8 +152,8 @@ def check_sum(parts: Iterable[Float[Tensor, "... d"]], whole: Float[Tensor, "...
     total = torch.zeros_like(at_least_float32(whole))
     size = torch.zeros((), dtype=total.dtype, device=total.device)
     for part in parts:
-        total += part
-        size += part.to(total.dtype).norm()
+        total += part.to(total)
+        size += part.to(total).norm()
     distance = float((total - whole).norm() / size.clamp_min(1e-30))
     if distance > (2e-2 if whole.dtype in (torch.float16, torch.bfloat16) else 1e-4):
         raise BadInputError(
@@ -161,6 +161,12 @@ def check_sum(parts: Iterable[Float[Tensor, "... d"]], whole: Float[Tensor, "...
             "model normalises or scales between a component and the stream, or a hook wrote into the stream in this "
             "run; pass check=False to have the components all the same"
         )
+
+
+def stacked(parts: Iterable[Float[Tensor, "..."]]) -> Float[Tensor, "c ..."]:
+    """Values side by side, where the first one is: layers of a model may lie on several devices."""
+    found = list(parts)
+    return torch.stack([part.to(found[0].device) for part in found])
 
 
 def blocks_of(structure: Any, stack: str) -> Any:

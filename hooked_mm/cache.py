@@ -14,7 +14,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from hooked_mm.attribution import Weights
+from hooked_mm.attribution import Weights, stacked
 from hooked_mm.batch import Batch, Modality, Role, parse_modality
 from hooked_mm.cache_file import load_cache, save_cache
 from hooked_mm.errors import BadInputError, StoreError, UnknownHookError, nearest
@@ -223,7 +223,7 @@ class ActivationCache(ResidualViews):
         ]
         if not names:
             raise UnknownHookError(f"no layer of {point!r} was cached{nearest(f'{prefix}blocks.0.hook_{inner}', self)}")
-        return torch.stack([self.select(name, modality, role, sample, positions).values for name in names])
+        return stacked(self.select(name, modality, role, sample, positions).values for name in names)
 
     def grad(self, name: str) -> Tensor:
         """The gradient of an activation, after `backward()` was called on something made of the logits.

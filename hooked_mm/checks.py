@@ -50,8 +50,10 @@ def compare(
     """
     if got.shape != expected.shape:
         return Check(what, point, "fails", None, f"shapes {tuple(got.shape)} and {tuple(expected.shape)} differ")
+    # Neighbours in a model may compute on several devices.
+    expected = expected.to(got.device)
     if keep is not None and keep.shape == got.shape[: keep.ndim]:
-        got, expected = got[keep], expected[keep]
+        got, expected = got[keep.to(got.device)], expected[keep.to(got.device)]
     size = max(expected.abs().max().item(), 1e-12) if expected.numel() else 1.0
     error = (got.float() - expected.float()).abs().max().item() / size if got.numel() else 0.0
     allowed = tolerance(dtype or got.dtype) + slack / size

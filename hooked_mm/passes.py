@@ -103,7 +103,9 @@ class Passes:
         """Logits and values of one pass."""
         logits, values = self.runner.forward(self.batch, list(names), save=True)
         assert logits is not None
-        return logits, values
+        # Points of one equation may lie on several devices.
+        place = self.batch.input_ids.device
+        return logits.to(place), {name: value.to(place) for name, value in values.items()}
 
     def run(self) -> Iterator[Check]:
         """Every check."""

@@ -203,7 +203,7 @@ class ResidualViews(Mapping[str, Tensor]):
                 f"no {mode} component lies before layer {layer}; ask for a later one or incl_embeds=True"
             )
         index = self._rows(stack, where)[0]
-        parts = torch.stack([self._take(self._component(name, stack), index, stack) for _, name in named])
+        parts = attribution.stacked(self._take(self._component(name, stack), index, stack) for _, name in named)
         whole = self._stream(layer, mlp_input, stack)
         if check and mode == "all" and incl_embeds and whole is not None:
             attribution.check_sum(parts, self._take(whole, index, stack), f"the residual stream of layer {layer}")
@@ -240,8 +240,8 @@ class ResidualViews(Mapping[str, Tensor]):
         layer, n_layers = self._layer(layer, mlp_input, stack), attribution.layer_count(self._points, stack)
         places = attribution.stream_places(layer, n_layers, incl_mid, mlp_input)
         index = self._rows(stack, where)[0]
-        streams = torch.stack(
-            [self._take(self._stream_or_refuse(at, mid, stack), index, stack) for _, at, mid in places]
+        streams = attribution.stacked(
+            self._take(self._stream_or_refuse(at, mid, stack), index, stack) for _, at, mid in places
         )
         if apply_ln and layer == n_layers:
             formula = self._norm(layer, mlp_input, stack)
@@ -300,11 +300,11 @@ class ResidualViews(Mapping[str, Tensor]):
         if incl_remainder:
             whole = self._take(self._stream_or_refuse(layer, False, stack), index, stack)
             wide = at_least_float32(whole)
-            parts.append((wide - sum(at_least_float32(part) for part in parts)).to(whole))
+            parts.append((wide - sum(at_least_float32(part).to(wide) for part in parts)).to(whole))
             labels.append("remainder")
         if not parts:
             raise BadInputError("no head lies before layer 0; ask for a later one or incl_remainder=True")
-        results = torch.stack(parts)
+        results = attribution.stacked(parts)
         if apply_ln:
             results = self.apply_ln_to_stack(results, layer, stack=stack, **where)
         return (results, labels) if return_labels else results

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import nn
 
+from hooked_mm.adapter_switch import check_modules
 from hooked_mm.architectures import (
     COLLAPSE_NAMES,
     EMBED_NORM_NAMES,
@@ -255,6 +256,8 @@ def skeleton(model: Any) -> Skeleton:
     """
     # PEFT keeps the transformers model inside; its modules are found by identity, so the paths stay those of `model`.
     inner = model.get_base_model() if hasattr(model, "get_base_model") else model
+    for adapter in (getattr(model, "peft_config", None) or {}).values():
+        check_modules(adapter)
     config: Any = getattr(inner, "config", None)
     family = getattr(config, "model_type", None)
     if family is None or not hasattr(inner, "get_decoder"):

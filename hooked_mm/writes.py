@@ -81,7 +81,8 @@ class WriteChecks:
         logits, found = self.probe.runner.forward(self.probe.batch, sorted(watched), hooks, save=True)
         assert logits is not None
         # What the model returns, not what was written there.
-        return {**found, "hook_logits": logits}
+        place = self.probe.batch.input_ids.device
+        return {name: value.to(place) for name, value in {**found, "hook_logits": logits}.items()}
 
     def all(self) -> Iterator[Check]:
         """Every check of every point."""

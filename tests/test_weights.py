@@ -9,7 +9,7 @@ import pytest
 import torch
 from accelerate import cpu_offload
 from torch import Tensor, nn
-from transformers import GenerationConfig
+from transformers import AutoModelForImageTextToText, GenerationConfig
 
 from hooked_mm.hooked import HookedMM
 from hooked_mm.interventions import Add
@@ -17,7 +17,7 @@ from hooked_mm.resolve import resolve
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 from hooked_mm.weights import device_of, dtype_of, float32_copy, offloads, placed, weight_of
 from tests.families import places, raw_values
-from tests.placing import How, placed_elsewhere
+from tests.placing import How, alternating, placed_elsewhere
 
 SLOW = pytest.mark.slow
 CASES: list[Any] = [
@@ -141,3 +141,26 @@ def test_packed_weights_are_not_the_dtype() -> None:
     assert device_of(nn.Identity()) == torch.device("cpu")
     # Of a weight that is nowhere and that nobody brings, nothing better is known.
     assert device_of(nn.Linear(2, 2, device="meta")) == torch.device("meta")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("family", ["llava", "qwen2_vl"])
+def test_on_an_accelerator_beside_the_cpus_memory(family: str, tmp_path: Path) -> None:
+    """Every other part waits in memory: checks hold, values are the CPU's but for rounding."""
+    if not torch.cuda.is_available():
+        pytest.skip("no accelerator")
+    bare = miniature(family)
+    inputs = miniature_inputs(bare)
+    device_map = {path: {"cpu": 0, "disk": "cpu"}[place] for path, place in alternating(bare).items()}
+    bare.save_pretrained(tmp_path)
+    loaded = AutoModelForImageTextToText.from_pretrained(tmp_path, dtype=torch.float32, device_map=device_map)
+    model, plain = HookedMM(loaded.requires_grad_(False).eval()), HookedMM(bare, check=False)
+    _, cache = model.run_with_cache(inputs, "*")
+    assert model.conformance is not None
+    assert model.conformance.ok
+    assert model.device.type == "cuda"
+    _, known = plain.run_with_cache(inputs, "*")
+    for name in known:
+        torch.testing.assert_close(cache[name].cpu(), known[name], atol=1e-3, rtol=1e-3)
+    assert cache.stack("resid_post").shape == known.stack("resid_post").shape
+    assert len(cache.decompose_resid()) == len(known.decompose_resid())
