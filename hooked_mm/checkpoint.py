@@ -20,6 +20,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
+import hooked_mm.molmo  # noqa: F401  (makes transformers' Auto classes know it, wherever files are loaded)
 from hooked_mm.errors import BadInputError
 from hooked_mm.hub_files import fetch
 

@@ -327,8 +327,9 @@ class MolmoForCausalLM(MolmoPreTrainedModel, GenerationMixin):
         return self.model.transformer
 
     def get_encoder(self, modality: str | None = None) -> nn.Module:
-        """The tower; the model itself unless asked for images."""
-        return self.model.vision_backbone.image_vit if modality == "image" else self
+        """The tower; the model itself unless asked for images, or if its tower was left out."""
+        tower: nn.Module | None = getattr(self.model.vision_backbone, "image_vit", None)
+        return self if modality != "image" or tower is None else tower
 
     def forward(
         self,
