@@ -102,6 +102,8 @@ def test_a_padded_batch_gives_every_row_what_it_has_alone(
 ) -> None:
     """Text alone beside one and two pictures of many and of few crops."""
     model.set_attn_implementation(attention)
+    used = (model.config._attn_implementation, model.model.vision_backbone.image_vit.config._attn_implementation)
+    assert used == (attention, attention)
     with torch.no_grad():
         got = model(**batch_of(list(examples().values()), side)).logits
     for values, (name, one) in zip(got, examples().items(), strict=True):

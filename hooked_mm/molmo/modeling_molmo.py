@@ -111,8 +111,8 @@ class MolmoAttention(nn.Module):
         q, k = rotate(q, *position_embeddings), rotate(k, *position_embeddings)
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
-        name = self.config._attn_implementation
-        attend = ALL_ATTENTION_FUNCTIONS[name] if name != "eager" else eager_attention_forward
+        # Written so, transformers sees that `set_attn_implementation` may change it.
+        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
         mixed, pattern = attend(self, q, k, v, attention_mask, scaling=self.scaling, dropout=0.0, **options)
         return mixed.flatten(-2), pattern
 
