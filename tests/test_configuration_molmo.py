@@ -33,7 +33,7 @@ def as_sizes(config: MolmoConfig) -> Sizes:
         tower_heads=tower.num_attention_heads,
         tower_mlp=tower.intermediate_size,
         tower_blocks=tower.num_hidden_layers,
-        tower_taken=tuple(config.image_feature_layers),
+        tower_taken=tuple(config.vision_feature_layer),
         tower_eps=tower.layer_norm_eps,
         patch=tower.patch_size,
         side=tower.image_size,
