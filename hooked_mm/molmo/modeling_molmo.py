@@ -112,7 +112,12 @@ class MolmoAttention(nn.Module):
         if past_key_values is not None:
             k, v = past_key_values.update(k, v, self.layer_idx)
         # Written so, transformers sees that `set_attn_implementation` may change it.
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        name = self.config._attn_implementation
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        else:
+            # transformers 5.0.
+            attend = ALL_ATTENTION_FUNCTIONS[name] if name != "eager" else eager_attention_forward
         mixed, pattern = attend(self, q, k, v, attention_mask, scaling=self.scaling, dropout=0.0, **options)
         return mixed.flatten(-2), pattern
 

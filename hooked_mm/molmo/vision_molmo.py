@@ -58,7 +58,12 @@ class MolmoVisionAttention(nn.Module):
         q, k, v = self.wq(hidden_states), self.wk(others), self.wv(others)
         q, k, v = (part.unflatten(-1, (self.num_heads, -1)).transpose(1, 2) for part in (q, k, v))
         # Written so, transformers sees that `set_attn_implementation` may change it.
-        attend = ALL_ATTENTION_FUNCTIONS.get_interface(self.config._attn_implementation, eager_attention_forward)
+        name = self.config._attn_implementation
+        if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
+            attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
+        else:
+            # transformers 5.0.
+            attend = ALL_ATTENTION_FUNCTIONS[name] if name != "eager" else eager_attention_forward
         mixed, _ = attend(self, q, k, v, None, scaling=self.scaling, dropout=0.0, is_causal=False)
         return self.wo(mixed.flatten(-2))
 
