@@ -21,12 +21,16 @@ from hooked_mm.adapter_switch import beside_their_base, check_modules
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hub_files import fetch
 from hooked_mm.llava_keys import is_llava_original
+from hooked_mm.molmo import MolmoConfig
 from hooked_mm.processors import load_processor
 from hooked_mm.weights import device_of, offloads
 from hooked_mm.without_tower import without_tower
 
 SHARED = ("revision", "local_files_only", "token", "cache_dir", "subfolder")
 """Options that say where files are: they reach model and processor; the adapter, too, but for `_OF_ONE_REPOSITORY`."""
+
+OURS = (MolmoConfig.model_type,)
+"""Architectures that this package brings; transformers' Auto classes know them (`hooked_mm.molmo`)."""
 
 _OF_ONE_REPOSITORY = ("revision", "subfolder")
 _ADAPTER_FILES = ("adapter_config.json", "adapter_model.safetensors", "adapter_model.bin")
@@ -50,17 +54,6 @@ def load_auto(
     return model, load_processor(model_id, trust_remote_code=trust_remote_code, **where(options))
 
 
-def is_molmo(config: Mapping[str, Any]) -> bool:
-    return config.get("model_type") == "molmo"
-
-
-def load_molmo(model_id: str, **options: Any) -> tuple[Any, Any]:
-    """Importing the package makes its classes known; published checkpoints name remote code, which stays unread."""
-    import hooked_mm.molmo  # noqa: F401
-
-    return load_auto(model_id, **{**options, "trust_remote_code": False})
-
-
 def load_llava(model_id: str, **options: Any) -> tuple[Any, Any]:
     """LLaVA as its authors published it."""
     from hooked_mm.llava_originals import load_llava_original
@@ -73,10 +66,7 @@ def load_text(model_id: str, *, trust_remote_code: bool = False, **options: Any)
     return without_tower(model_id, **options)[0], load_processor(model_id, **where(options))
 
 
-LAYOUTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Loader], ...] = (
-    (is_llava_original, load_llava),
-    (is_molmo, load_molmo),
-)
+LAYOUTS: tuple[tuple[Callable[[Mapping[str, Any]], bool], Loader], ...] = ((is_llava_original, load_llava),)
 """Whether a config.json is of this layout, and who loads it. Loaders import what they need when they are called."""
 
 
@@ -123,6 +113,8 @@ def load_model(
         written, _ = PretrainedConfig.get_config_dict(name, **where(options))
         if not written:
             raise FileNotFoundError("it has no config.json.")
+        # The code that Molmo's published files name was written for another version, and is never needed.
+        trust_remote_code = trust_remote_code and written.get("model_type") not in OURS
         load = next((load for fits, load in LAYOUTS if fits(written)), load_auto if tower else load_text)
         if not tower and (load is not load_text or trust_remote_code):
             raise UnsupportedModelError(
@@ -163,7 +155,7 @@ def _base_of(name: str, shared: Mapping[str, Any]) -> str | None:
 def _refuse_remote_code(name: str, config: Mapping[str, Any]) -> None:
     """Refuse an architecture that transformers lacks."""
     kind = config.get("model_type")
-    if kind in CONFIG_MAPPING_NAMES or "AutoConfig" not in (config.get("auto_map") or {}):
+    if kind in (*CONFIG_MAPPING_NAMES, *OURS) or "AutoConfig" not in (config.get("auto_map") or {}):
         return
     raise UnsupportedModelError(
         f"{name!r} is of model type {kind!r}, which this transformers does not know: it brings Python code of its own "

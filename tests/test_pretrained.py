@@ -20,6 +20,8 @@ from hooked_mm.pretrained import load_auto, load_model, with_adapter
 from hooked_mm.resolve import resolve
 from hooked_mm.small import small_adapter_path, small_model_path
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
+from tests.molmo_examples import SIZES
+from tests.molmo_published import narrowed, write_published
 from tests.placing import alternating
 
 LLAVA = small_model_path("llava")
@@ -91,6 +93,21 @@ def test_a_known_architecture_needs_no_code_and_runs_none(tmp_path: Path) -> Non
         (folder / file).write_text(json.dumps({**written, "auto_map": dict.fromkeys(classes, "code.Its")}))
     model, processor = load_model(folder)
     assert (model.config.model_type, type(processor).__name__) == ("llava", "LlavaProcessor")
+    assert not marker.exists()
+
+
+@pytest.mark.parametrize("trusted", [False, True])
+def test_molmo_needs_none_of_the_code_that_its_files_name(trusted: bool, tmp_path: Path) -> None:
+    """As published: every file names remote code; with or without the flag none of it runs, and nobody is asked."""
+    folder, marker = tmp_path / "model", tmp_path / "marker"
+    folder.mkdir()
+    write_published(folder, SIZES, **narrowed(SIZES))
+    for name in ("config_molmo", "modeling_molmo", "image_preprocessing_molmo", "preprocessing_molmo"):
+        (folder / f"{name}.py").write_text(f"import os\nos.mkdir({str(marker)!r})\n")
+    assert "auto_map" in json.loads((folder / "config.json").read_text())
+    model, processor = load_model(folder, trust_remote_code=trusted)
+    assert (type(model).__name__, type(processor).__name__) == ("MolmoForCausalLM", "MolmoProcessor")
+    assert type(model).__module__.startswith("hooked_mm.")
     assert not marker.exists()
 
 
