@@ -18,7 +18,7 @@ says an added token (`suppress_tokens`). The logits of the original vocabulary a
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import SimpleNamespace
@@ -181,6 +181,25 @@ def _decoder(written: Mapping[str, Any]) -> PretrainedConfig:
         # Newer versions of transformers warn of the name.
         del given["rope_scaling"]
     return _CONFIGS[DECODERS[written["model_type"]]](**given)
+
+
+def config_of_ends(written: Mapping[str, Any]) -> tuple[LlavaConfig, Callable[[str], str | None]]:
+    """What is needed to read final norm and unembedding alone.
+
+    Args:
+        written: The original's config.json.
+
+    Returns:
+        A configuration with the original's decoder and vocabulary (the tower is any), and what gives a weight of
+        `LlavaForConditionalGeneration` its name in the original's checkpoint.
+    """
+    check_settings(written)
+    made = LlavaConfig(
+        text_config=_decoder(written),
+        tie_word_embeddings=bool(written.get("tie_word_embeddings", False)),
+        dtype=written.get("torch_dtype") or written.get("dtype"),
+    )
+    return made, lambda name: original_name(name, written.get("mm_projector_type") or "linear")
 
 
 def _config(

@@ -122,7 +122,7 @@ def _tokenizer(folder: Path, text: PretrainedConfig) -> Any:
     tokenizer.add_tokens([AddedToken(IMAGE, special=True, normalized=False)], special_tokens=True)
     if tokenizer.pad_token is None:
         tokenizer.add_special_tokens({"pad_token": PAD})
-    backend = getattr(tokenizer, "backend_tokenizer", None)
+    backend: Any = getattr(tokenizer, "backend_tokenizer", None)
     space = getattr(backend, "pre_tokenizer", None)
     if isinstance(space, pre_tokenizers.Metaspace) and space.prepend_scheme == "first":
         # The original tokenizes what stands before and behind an image as texts of their own, each with its space.

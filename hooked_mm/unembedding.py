@@ -16,11 +16,12 @@ from typing import Any
 import torch
 from jaxtyping import Float
 from torch import Tensor, nn
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer, PretrainedConfig
 
 from hooked_mm.checkpoint import Checkpoint, adapter_tensors, settled_dtype
 from hooked_mm.checkpoint_keys import kept_wide, on_meta, places, tied
 from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.llava_keys import is_llava_original
 from hooked_mm.skeleton import readout, skeleton
 from hooked_mm.structure import Readout, vocabulary
 from hooked_mm.vocabulary import logits_of
@@ -90,7 +91,15 @@ class Unembedding:
                 not in the checkpoint as they are in the model, or the adapter changes them.
             BadInputError: If there are no weights, or they lack what is needed; it names the tensor.
         """
-        config = AutoConfig.from_pretrained(str(model_id), **options)
+        written, _ = PretrainedConfig.get_config_dict(str(model_id), **options)
+        named = None
+        if is_llava_original(written):
+            # Imported here, as it brings transformers' LLaVA with it.
+            from hooked_mm.llava_originals import config_of_ends
+
+            config, named = config_of_ends(written)
+        else:
+            config = AutoConfig.from_pretrained(str(model_id), **options)
         checkpoint = Checkpoint(model_id, **options)
         kind = settled_dtype(checkpoint, config, dtype)
         model = on_meta(config, kind)
@@ -99,7 +108,10 @@ class Unembedding:
         wanted = [path for path in (end.collapse, end.final_norm, end.unembed) if path is not None]
         _check_adapter(adapter, wanted, model, {k: v for k, v in options.items() if k not in ("revision", "subfolder")})
         holder = nn.Module()
-        stored = {place.name: name for name, place in sorted(_kept(model, checkpoint).items(), reverse=True)}
+        if named is None:
+            stored = {place.name: name for name, place in sorted(_kept(model, checkpoint).items(), reverse=True)}
+        else:
+            stored = {own: name for own in model.state_dict() if (name := named(own)) in checkpoint.shards}
         for path in wanted:
             module = model.get_submodule(path)
             _refuse_buffers(module, path)

@@ -2,10 +2,25 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
+from transformers import CLIPVisionConfig, LlavaConfig
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.llava_keys import UNUSED, UNUSED_OF_CLIP, check_names, check_settings, listed, original_name, unused
+from hooked_mm.llava_keys import (
+    CLIP_LARGE,
+    CLIP_TOWERS,
+    UNUSED,
+    UNUSED_OF_CLIP,
+    check_names,
+    check_settings,
+    is_llava_original,
+    listed,
+    original_name,
+    unused,
+)
+from hooked_mm.small import small_model_path
 from tests.llava_folders import PUBLISHED
 
 
@@ -65,3 +80,21 @@ def test_names_are_listed_up_to_a_number() -> None:
     check_names("x", [], [])
     with pytest.raises(BadInputError, match="x lacks 1 of the tensors that its configuration asks for: k"):
         check_names("x", ["k"], ["e"])
+
+
+def test_original_configurations_are_told_from_others() -> None:
+    """By what config.json says: the published ones, later names, and transformers' own layout."""
+    assert all(map(is_llava_original, PUBLISHED.values()))
+    assert is_llava_original({**PUBLISHED["llava-1.5"], "model_type": "llava_llama"})
+    assert not is_llava_original(json.loads((small_model_path("llava") / "config.json").read_text()))
+    assert not is_llava_original({"model_type": "llava"})
+    assert not is_llava_original({"model_type": "llava_mpt", "mm_vision_tower": "x"})
+    assert not is_llava_original({})
+
+
+def test_the_published_towers_need_no_file() -> None:
+    """The table says what transformers' own default for the 336-pixel tower says."""
+
+    made = CLIPVisionConfig(**CLIP_LARGE, **CLIP_TOWERS["openai/clip-vit-large-patch14-336"]).to_dict()
+    theirs = LlavaConfig().vision_config.to_dict()
+    assert {key: made[key] for key in made} == {key: theirs.get(key) for key in made}

@@ -11,15 +11,12 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from transformers import CLIPVisionConfig, LlavaConfig
 
 from hooked_mm import HookedMM, weight_files
 from hooked_mm.errors import BadInputError, UnsupportedModelError
-from hooked_mm.llava_keys import CLIP_LARGE, CLIP_TOWERS, is_llava_original
 from hooked_mm.llava_originals import load_llava_original
 from hooked_mm.placement import Placement
-from hooked_mm.small import small_model_path
-from tests.llava_folders import PREFIX, PUBLISHED, original_names, source_model, tokenizer, write_original, write_tower
+from tests.llava_folders import PREFIX, original_names, source_model, tokenizer, write_original, write_tower
 from tests.recording_hub import RecordingHub
 
 VOCABULARY = len(tokenizer())
@@ -96,6 +93,19 @@ def test_features_are_spliced_in_where_the_original_splices_them(tmp_path: Path)
     spliced = torch.cat([embed(before), features, embed(behind)], dim=1)
     expected = model.lm_head(parts.language_model(inputs_embeds=spliced).last_hidden_state)
     torch.testing.assert_close(model(**given).logits, expected, rtol=0, atol=1e-5)
+
+
+def test_the_towers_class_token_is_kept_where_the_original_keeps_it(tmp_path: Path) -> None:
+    """'cls_patch': one image position more."""
+    source = source_model()
+    source.config.vision_feature_select_strategy = "full"
+    model, processor = load_llava_original(
+        write_original(tmp_path / "it", source, mm_vision_select_feature="cls_patch", mm_vision_select_layer=-1)
+    )
+    assert not same_logits(model, source, processor)
+    source.config.vision_feature_layer = -1
+    assert same_logits(model, source, processor)
+    assert int((inputs(processor)[0]["input_ids"][0] == processor.image_token_id).sum()) == 10
 
 
 def test_a_tower_inside_wins_over_the_one_that_is_named(tmp_path: Path) -> None:
@@ -308,16 +318,6 @@ def test_an_added_token_is_the_mean_and_is_never_said(tmp_path: Path) -> None:
         assert said[0, -2] == VOCABULARY
 
 
-def test_original_configurations_are_told_from_others() -> None:
-    """By what config.json says: the published ones, later names, and transformers' own layout."""
-    assert all(map(is_llava_original, PUBLISHED.values()))
-    assert is_llava_original({**PUBLISHED["llava-1.5"], "model_type": "llava_llama"})
-    assert not is_llava_original(json.loads((small_model_path("llava") / "config.json").read_text()))
-    assert not is_llava_original({"model_type": "llava"})
-    assert not is_llava_original({"model_type": "llava_mpt", "mm_vision_tower": "x"})
-    assert not is_llava_original({})
-
-
 @pytest.mark.parametrize(
     ("setting", "kind", "said"),
     [
@@ -354,14 +354,6 @@ def test_unknown_options_and_missing_files_are_refused(tmp_path: Path) -> None:
         load_llava_original(folder)
 
 
-def test_the_published_towers_need_no_file() -> None:
-    """The table says what transformers' own default for the 336-pixel tower says."""
-
-    made = CLIPVisionConfig(**CLIP_LARGE, **CLIP_TOWERS["openai/clip-vit-large-patch14-336"]).to_dict()
-    theirs = LlavaConfig().vision_config.to_dict()
-    assert {key: made[key] for key in made} == {key: theirs.get(key) for key in made}
-
-
 def test_from_the_hub_only_what_is_needed_comes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The checkpoint at the revision asked for, the tower at its own, and no file that is not used."""
     hub = RecordingHub(tmp_path / "hub").put_in_place(monkeypatch)
@@ -381,3 +373,20 @@ def test_from_the_hub_only_what_is_needed_comes(tmp_path: Path, monkeypatch: pyt
         "pytorch_model-00001-of-00002.bin",
         "pytorch_model-00002-of-00002.bin",
     }
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("decoder", ["llama", "mistral"])
+def test_its_ends_alone_can_be_read(tmp_path: Path, decoder: str) -> None:
+    """Final norm and unembedding: the source's logits for the original vocabulary, of the shards that hold them."""
+    source = source_model(decoder)
+    folder = write_original(tmp_path / "it", source, decoder=decoder, projector="mlp2x_gelu", shards=9)
+    ends = HookedMM.unembedding(folder)
+    for file in folder.glob("*.safetensors"):
+        if file.name not in ends.files:
+            file.unlink()
+    assert set(HookedMM.unembedding(folder).names) == {"model.norm.weight", "lm_head.weight"}
+    assert (ends.cfg.d_model, ends.cfg.d_vocab, ends.bytes_read) == (32, VOCABULARY, 4 * 32 * (VOCABULARY + 1))
+    x = torch.randn(5, 32)
+    torch.testing.assert_close(ends.to_logits(x), source.lm_head(source.model.language_model.norm(x))[:, :VOCABULARY])
+    assert ends.tokenizer.get_vocab() == tokenizer().get_vocab()
