@@ -111,6 +111,8 @@ def test_of_the_hub_only_needed_shards_are_downloaded(tmp_path: Path, monkeypatc
     folder = saved(shared("llava"), hub.kept / "me/x")
     config = folder / "config.json"
     monkeypatch.setattr("hooked_mm.unembedding.AutoConfig.from_pretrained", lambda *_, **__: shared("llava").config)
+    written = shared("llava").config.to_dict()
+    monkeypatch.setattr("hooked_mm.unembedding.PretrainedConfig.get_config_dict", lambda *_, **__: (written, {}))
     found = Unembedding.from_pretrained("me/x", revision="v1")
     downloaded = {path.name for path in (hub.kept / "snapshots/me/x").iterdir()}
     assert downloaded == {"model.safetensors.index.json", *found.files}
