@@ -16,7 +16,7 @@ PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 .PHONY: help demo test test-slow test-oldest check format pictures clean
 
 help:
-	@echo "make demo         concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2 or qwen2_vl)"
+	@echo "make demo         concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2, qwen2_vl, molmo)"
 	@echo "make test         lint, types and the test suite"
 	@echo "make test-slow    the rest of the suite: wheel in an empty environment, training, big sweeps"
 	@echo "make test-oldest  the core of the suite with the oldest transformers that is supported"
