@@ -40,7 +40,7 @@ def test_every_exception_is_needed(monkeypatch: pytest.MonkeyPatch) -> None:
         with_row = resolve(miniature(family))
         rest = {name: other for name, other in EXCEPTIONS.items() if name != family}
         with monkeypatch.context() as patch:
-            patch.setattr("hooked_mm.resolve.EXCEPTIONS", rest)
+            patch.setattr("hooked_mm.skeleton.EXCEPTIONS", rest)
             try:
                 assert resolve(miniature(family)) != with_row, family
             except UnsupportedModelError:
