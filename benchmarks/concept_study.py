@@ -292,7 +292,7 @@ def study(name: str, ks: Sequence[int], seeds: Sequence[int], chosen_at: int) ->
 def main() -> None:
     """Write the tables, model by model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
     parser.add_argument("--k", nargs="+", type=int, default=[20, 50, 100])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--chosen_at", type=int, default=50, help="number of concepts at which settings are chosen")

@@ -241,7 +241,7 @@ def _by_concept(original: ActivationStore, tuned: ActivationStore, hook: str, k:
 def main(argv: list[str] | None = None) -> None:
     """Print the tables, or write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
     parser.add_argument("--seeds", type=int, default=5)
     parser.add_argument("--methods", nargs="+", choices=list(METHODS), default=list(METHODS))
     parser.add_argument("--scenes", type=int, default=100, help="new scenes that steering is scored on")

@@ -217,7 +217,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     add = parser.add_argument
-    add("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    add("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
     add("--styles", nargs="+", default=list(TASKS))
     add("--coco", type=Path, help="folder of COCO as downloaded; scenes unless given")
     add("--vqav2", type=Path, help="folder of VQA v2 as downloaded, for questions about COCO")

@@ -70,7 +70,7 @@ def one_by_one(model: HookedMM, inputs: Sequence[dict[str, Any]], settings: Sequ
 def main(argv: Sequence[str] | None = None) -> None:
     """Print a row per model."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--samples", type=int, default=32)
     options = parser.parse_args(argv)

@@ -215,7 +215,7 @@ def run(
 def main(argv: Sequence[str] | None = None) -> None:
     """Run the cases and write the page."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl"])
+    parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
     parser.add_argument("--tasks", nargs="+")
     parser.add_argument("--vqav2", type=Path, help="folder of VQA v2 as downloaded; scenes unless given")
     parser.add_argument("--template", help="wraps VQA v2's questions, such as '{text} Answer with one word.'")

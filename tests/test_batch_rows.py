@@ -19,7 +19,7 @@ from hooked_mm.layout import Layout
 from tests.processors import FAMILIES, processor
 from tests.tiny import picture, tiny
 
-SMALL = ("llava", "idefics2", "qwen2_vl")
+SMALL = ("llava", "idefics2", "qwen2_vl", "molmo")
 PROMPTS = ["what colour is the circle ?", "describe the scene .", "what ?", "is there a star ?"]
 ROWS = st.lists(st.integers(0, 3), min_size=1, max_size=5)
 _MODELS: dict[str, HookedMM] = {}

@@ -87,7 +87,7 @@ def test_a_sample_too_large_for_memory_is_listed(llava: HookedMM, tmp_path: Path
         extract(hungry, data, tmp_path / "t", on_error="stop")
 
 
-@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl", "molmo"])
 def test_any_batch_any_order_any_neighbours(name: str, tmp_path: Path) -> None:
     """In batches of 1, 3 and 16, shuffled, beside longer and shorter prompts of other sizes of pictures: the same."""
     model = HookedMM.small(name, check=False)

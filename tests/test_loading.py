@@ -133,7 +133,7 @@ def test_photos_stand_upright(llava: HookedMM, pictures: Path) -> None:
     assert torch.equal(pixels(llava, pictures / "lying.png"), pixels(llava, turned))
 
 
-@pytest.mark.parametrize("family", ["llava", "idefics2", "qwen2_vl"])
+@pytest.mark.parametrize("family", ["llava", "idefics2", "qwen2_vl", "molmo"])
 def test_very_thin_and_very_small_pictures(pictures: Path, family: str) -> None:
     """They are taken, or listed because the processor refuses them; the sample beside them stays."""
     model = HookedMM.small(family, check=False)

@@ -27,7 +27,7 @@ from hooked_mm.prefix import SharedPrompts, compute, shareable
 from tests.processors import processor
 from tests.tiny import picture, tiny
 
-SMALL = ("llava", "idefics2", "qwen2_vl")
+SMALL = ("llava", "idefics2", "qwen2_vl", "molmo")
 PROMPTS = ["what colour is the circle ?", "describe the scene .", "what ?", "describe the scene ."]
 ROWS = [1, 0, 1, 3, 3, 2, 1]
 EARLY, LATE = "blocks.1.hook_resid_post", "blocks.3.hook_resid_post"

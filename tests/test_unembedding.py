@@ -91,7 +91,7 @@ def test_a_tied_unembedding_is_the_token_embedding(family: str, tmp_path: Path) 
 
 
 @pytest.mark.parametrize("dtype", ["auto", "float32"])
-@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl", "molmo"])
 def test_small_models(name: str, dtype: str) -> None:
     """Of one file the needed tensors only; dtype and tokenizer are the model's own."""
     model = HookedMM.small(name, dtype=dtype, check=False)

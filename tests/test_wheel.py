@@ -30,7 +30,7 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
     """All four packages, weights, processor, card, page template; no tests, no benchmarks."""
     names = zipfile.ZipFile(wheel).namelist()
-    model = ("model.safetensors", "tokenizer.json", "chat_template.jinja", "README.md", "accuracy.json", "probes.md")
+    model = ("model.safetensors", "tokenizer.json", "config.json", "README.md", "accuracy.json", "probes.md")
     adapter = ("adapter_model.safetensors", "adapter_config.json", "README.md", "accuracy.json")
     for needed in (
         *(f"hooked_mm/small/{name}/{file}" for name in SMALL_MODELS for file in model),

@@ -90,7 +90,7 @@ def test_points_of_the_text_are_all_there(family: str, tmp_path: Path) -> None:
         model.run_with_cache(miniature_inputs(whole.hf_model))
 
 
-@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl"])
+@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl", "molmo"])
 def test_small_models_prepare_run_and_generate(name: str) -> None:
     """As the whole model does; a picture is refused with its sample."""
     whole, model = HookedMM.small(name, check=False), HookedMM.small(name, tower=False)
