@@ -4,7 +4,7 @@ A box (left, top, right, bottom) is in pixels of the picture; it reaches beyond 
 
 | rule | processors | the grid covers |
 |---|---|---|
-| `centre` | LLaVA-NeXT, LLaVA-OneVision | a canvas of the grid's shape, the picture in its middle |
+| `centre` | LLaVA-NeXT, LLaVA-OneVision, Molmo | a canvas of the grid's shape, the picture in its middle |
 | `corner` | Mllama | a canvas of the grid's shape, the picture in its top left corner |
 | `square` | LLaVA with `do_pad` | a square around the picture |
 | `crop` | any with `do_center_crop` | the middle, where the shorter side was resized |
@@ -25,6 +25,7 @@ Box = tuple[float, float, float, float]
 RULES = {
     "LlavaNextImageProcessor": "centre",
     "LlavaOnevisionImageProcessor": "centre",
+    "MolmoImageProcessor": "centre",
     "MllamaImageProcessor": "corner",
     "Idefics2ImageProcessor": "patches",
 }

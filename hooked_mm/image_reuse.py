@@ -17,22 +17,24 @@ from torch import Tensor
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.layout_source import pictures
 from hooked_mm.runner import HookSpec
 
 POINT = "hook_embed"
 Features = Sequence[Float[Tensor, "tokens d"]]
 
 
-def encode(model: HookedMM, pictures: Batch) -> list[Float[Tensor, "tokens d"]]:
+def encode(model: HookedMM, shown: Batch) -> list[Float[Tensor, "tokens d"]]:
     """The features of every image of a batch, as the decoder gets them; no layer of the decoder runs."""
-    _, cache = model.run_with_cache(pictures, POINT, stop_at_layer=0)
-    index = pictures.image_index
-    return [cache[POINT][index == image] for image in range(len(pictures.image_sample))]
+    _, cache = model.run_with_cache(shown, POINT, stop_at_layer=0)
+    index = shown.image_index
+    return [cache[POINT][index == image] for image in range(len(shown.image_sample))]
 
 
 def without_pictures(batch: Batch) -> Batch:
     """The same positions, for which no tower will run."""
-    return batch.with_inputs({name: value for name, value in batch.inputs.items() if name != "pixel_values"})
+    gone = set(pictures(batch.inputs))
+    return batch.with_inputs({name: value for name, value in batch.inputs.items() if name not in gone})
 
 
 def write_features(batch: Batch, features: Features, picture_of: Sequence[int]) -> HookSpec:
@@ -57,7 +59,7 @@ def write_features(batch: Batch, features: Features, picture_of: Sequence[int]) 
     return POINT, write
 
 
-def proven(model: HookedMM, batch: Batch, pictures: Batch, picture_of: Sequence[int], hooks: Sequence[str]) -> bool:
+def proven(model: HookedMM, batch: Batch, shown: Batch, picture_of: Sequence[int], hooks: Sequence[str]) -> bool:
     """Whether values at these hooks are the same with features written as with the pictures themselves.
 
     Up to rounding: 1e-4 of the largest value in float32, 3 % in half precision, where other shapes of a batch already
@@ -67,7 +69,7 @@ def proven(model: HookedMM, batch: Batch, pictures: Batch, picture_of: Sequence[
     if POINT not in points:
         return False
     _, direct = model.run_with_cache(batch, list(hooks), logits_to_keep=1)
-    features = encode(model, pictures)
+    features = encode(model, shown)
     with model.hooks([write_features(batch, features, picture_of)]):
         try:
             _, written = model.run_with_cache(without_pictures(batch), list(hooks), logits_to_keep=1)

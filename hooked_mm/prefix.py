@@ -35,6 +35,7 @@ from hooked_mm.generation import GenerationOutput, check_left_padding
 from hooked_mm.hooked import HookedMM
 from hooked_mm.image_reuse import Features, encode, proven, without_pictures, write_features
 from hooked_mm.interventions import Add, HookLike, expand
+from hooked_mm.layout_source import pictures as pictures_of
 from hooked_mm.runner import match_names
 from hooked_mm.value_layout import stream_of
 
@@ -312,8 +313,7 @@ def _with_pictures(output: GenerationOutput, batch: Batch) -> GenerationOutput:
     """The output's batch can be run again, so it has the pictures."""
     if output.batch is None or not batch.has_images:
         return output
-    pixels = {"pixel_values": batch.inputs["pixel_values"]}
-    return replace(output, batch=output.batch.with_inputs({**output.batch.inputs, **pixels}))
+    return replace(output, batch=output.batch.with_inputs({**output.batch.inputs, **pictures_of(batch.inputs)}))
 
 
 def _line(error: Exception) -> str:

@@ -18,6 +18,8 @@ from tests.molmo_examples import PICTURES, SIZES, batch_of, examples, own_part
 from tests.molmo_published import END_ID, narrowed, published_shapes, published_state, write_published
 from tests.molmo_reference import MOLMO_7B_D, greedy, logits
 
+pytestmark = pytest.mark.oldest
+
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:

@@ -22,7 +22,7 @@ from tests.planted import planted
 
 HOOK = "blocks.2.hook_resid_post"
 # Where a model has patches with places: at the text's own positions, or only in the tower.
-PLACED = {"llava": HOOK, "qwen2_vl": HOOK, "idefics2": "vision.blocks.3.hook_resid_post"}
+PLACED = {"llava": HOOK, "qwen2_vl": HOOK, "molmo": HOOK, "idefics2": "vision.blocks.3.hook_resid_post"}
 PROMPT = "describe the picture ."
 
 
@@ -235,6 +235,7 @@ def test_the_way_that_a_model_allows(models: dict[str, HookedMM]) -> None:
     assert {name: best_way(batch, True) for name, batch in batches.items()} == {
         "llava": "positions",
         "qwen2_vl": "positions",
+        "molmo": "positions",
         "idefics2": "gradient",
     }
     assert {best_way(batch, False) for batch in batches.values()} == {"gradient"}

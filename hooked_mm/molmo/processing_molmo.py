@@ -151,11 +151,18 @@ class MolmoProcessor(ProcessorMixin):
         ]
         begin = self.begin_token
         prompts = [prompt if prompt.startswith(begin) else begin + prompt for prompt in prompts]
-        cuts = [[self.image_processor.cut(picture) for picture in own] for own in pictures]
+        cuts = [self._cut(number, own) for number, own in enumerate(pictures)]
         prompts, _ = self.get_text_with_replacements(prompts, [list(map(self.replacement, own)) for own in cuts])
         encoded = self.tokenizer(prompts, return_tensors="pt", **{**options, "add_special_tokens": False})
         made = {"input_ids": encoded["input_ids"], "attention_mask": encoded["attention_mask"]}
         return BatchFeature(made | self._joined(made["input_ids"], cuts) if any(cuts) else made)
+
+    def _cut(self, number: int, pictures: Sequence[Image.Image]) -> list[Crops]:
+        """The crops of one prompt's pictures."""
+        try:
+            return [self.image_processor.cut(picture) for picture in pictures]
+        except BadInputError as error:
+            raise BadInputError(f"the processor refused it ({error.reason})", number) from error
 
     def _joined(self, ids: Int[Tensor, "b p"], cuts: list[list[Crops]]) -> dict[str, Tensor]:
         """Every sample's crops, filled up to the most that one has with crops of -1 that belong nowhere."""

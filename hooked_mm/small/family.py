@@ -136,6 +136,9 @@ class Family(ABC):
         """The same pictures without colour; `values` as a pool holds them, channels before height and width."""
         return values.mean(-3, keepdim=True).expand_as(values)
 
+    def settle(self, model: Any, pixels: Pixels) -> None:  # noqa: B027  (most families need nothing)
+        """What is put right in a trained model, shown some pictures, without changing what it says."""
+
     def positions(self, model: Any, inputs: Mapping[str, Tensor]) -> Int[Tensor, "3 p"]:
         """The rotary positions of a prompt of one sample."""
         length = inputs["input_ids"].shape[1]

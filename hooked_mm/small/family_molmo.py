@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Any
 
@@ -121,6 +122,16 @@ class Molmo(Family):
         self, embeds: Float[Tensor, "b p d"], image: Int[Tensor, " tokens"], tokens: Float[Tensor, "b tokens d"]
     ) -> Float[Tensor, "b p d"]:
         return embeds.index_add(1, image, tokens)
+
+    def settle(self, model: Any, pixels: Pixels) -> None:
+        """Halve the connector's output until image tokens are at most 256 long on average.
+
+        Two projections are multiplied there and no norm follows, so training lets it grow to a hundred times what the
+        decoder adds; every norm of the decoder divides by it, so that its answers stay.
+        """
+        with torch.no_grad():
+            length = float(self.tokens(model, pixels).norm(dim=-1).mean())
+            model.model.vision_backbone.image_projector.w2.weight /= 2 ** max(0, math.ceil(math.log2(length / 256)))
 
     def decoder(self, model: Any) -> Any:
         return model.model.transformer

@@ -351,6 +351,8 @@ def main(argv: list[str] | None = None) -> None:
     fit(language, options.batch, options.processes, [*seed, 3], curve)
     if rank:
         return
+    canvas, rows, _ = next(pool.batches(options.batch, 1, seed))
+    family.settle(model, pool.pictures(pool.groups[canvas], rows, some_grey=False))
     minutes = (time.monotonic() - started) / 60
     model.to(torch.bfloat16).save_pretrained(output)
     save_processor(processor, output)
