@@ -116,8 +116,10 @@ class MolmoAttention(nn.Module):
         if hasattr(ALL_ATTENTION_FUNCTIONS, "get_interface"):
             attend = ALL_ATTENTION_FUNCTIONS.get_interface(name, eager_attention_forward)
         else:
-            # transformers 5.0.
-            attend = ALL_ATTENTION_FUNCTIONS[name] if name != "eager" else eager_attention_forward
+            # transformers 5.0, which looks for this very index to see that the function may be switched.
+            attend = eager_attention_forward
+            if name != "eager":
+                attend = ALL_ATTENTION_FUNCTIONS[self.config._attn_implementation]
         mixed, pattern = attend(self, q, k, v, attention_mask, scaling=self.scaling, dropout=0.0, **options)
         return mixed.flatten(-2), pattern
 
