@@ -30,7 +30,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
 from hooked_mm.drawing import overlay
 from hooked_mm.errors import BadInputError
-from hooked_mm.frames import Box, covered
+from hooked_mm.frames import Box, frame
 from hooked_mm.hooked import HookedMM
 from hooked_mm.layout import Where
 
@@ -167,13 +167,6 @@ def _waves(samples: Sequence[int]) -> list[list[int]]:
         waves[seen[sample]].append(index)
         seen[sample] += 1
     return waves
-
-
-def frame(model: HookedMM, image: Image.Image, grid: tuple[int, int]) -> Box:
-    """The part of a picture that a grid of this model covers, in pixels of the picture."""
-    vision = getattr(model.hf_model.config, "vision_config", None)
-    patch = getattr(vision, "patch_size", None)
-    return covered(model.processor, image.size, grid, patch if isinstance(patch, int) else None)
 
 
 def where_map(model: HookedMM, image: Image.Image, values: Tensor | np.ndarray) -> WhereMap:

@@ -11,12 +11,17 @@ A box (left, top, right, bottom) is in pixels of the picture; it reaches beyond 
 | `patches` | Idefics2 | the picture but for a border narrower than a patch |
 | `whole` | all others | the picture, stretched if need be |
 
-Add a processor whose grid covers something else: a row of `RULES`.
+The small overview that some models see beside the crops covers the whole picture, stretched (LLaVA-NeXT, Idefics2), or
+a canvas as the crops do (Molmo).
+
+Add a processor whose grid covers something else: a row of `RULES`, and of `OVERVIEWS`.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Protocol
+
+from PIL import Image
 
 from hooked_mm.errors import BadInputError
 
@@ -31,10 +36,20 @@ RULES = {
 }
 """By the name of the image processor's class, without its backend; others are told by their settings."""
 
+OVERVIEWS = {"MolmoImageProcessor": "centre"}
+"""The rule of the overview, where it is not `whole`."""
+
+
+class Framed(Protocol):
+    """What is needed of a model: `HookedMM` has it."""
+
+    hf_model: Any
+    processor: Any
+
 
 def rule_of(images: Any) -> str:
     """The rule of an image processor."""
-    name = type(images).__name__.removesuffix("Pil").removesuffix("Fast")
+    name = _named(images)
     # Quarters are padded each by itself, together by less than a patch.
     if name in RULES and not getattr(images, "do_image_splitting", False):
         return RULES[name]
@@ -43,7 +58,20 @@ def rule_of(images: Any) -> str:
     return "crop" if getattr(images, "do_center_crop", False) else "whole"
 
 
-def covered(processor: Any, size: tuple[int, int], grid: tuple[int, int], patch: int | None = None) -> Box:
+def _named(images: Any) -> str:
+    return type(images).__name__.removesuffix("Pil").removesuffix("Fast")
+
+
+def frame(model: Framed, image: Image.Image, grid: tuple[int, int], overview: bool = False) -> Box:
+    """The part of a picture that a grid of this model covers, in pixels of the picture; see `covered`."""
+    vision = getattr(model.hf_model.config, "vision_config", None)
+    patch = getattr(vision, "patch_size", None)
+    return covered(model.processor, image.size, grid, patch if isinstance(patch, int) else None, overview)
+
+
+def covered(
+    processor: Any, size: tuple[int, int], grid: tuple[int, int], patch: int | None = None, overview: bool = False
+) -> Box:
     """The part of a picture that a grid covers.
 
     Args:
@@ -51,6 +79,7 @@ def covered(processor: Any, size: tuple[int, int], grid: tuple[int, int], patch:
         size: (width, height) of the picture as it was given to the processor.
         grid: (rows, cols) of the grid.
         patch: The side of a patch in pixels of the resized picture, which the rule `patches` needs.
+        overview: The grid is that of the overview beside the crops.
 
     Returns:
         The box, in pixels of the picture.
@@ -62,7 +91,7 @@ def covered(processor: Any, size: tuple[int, int], grid: tuple[int, int], patch:
     if min(width, height, rows, cols) < 1:
         raise BadInputError(f"a picture of {size} and a grid of {grid}: both need at least one of each")
     images = processor.image_processor
-    rule = rule_of(images)
+    rule = OVERVIEWS.get(_named(images), "whole") if overview else rule_of(images)
     if rule in ("centre", "corner"):
         # The smallest canvas of the grid's shape that holds the picture.
         wide = max(width, height * cols / rows)

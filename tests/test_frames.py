@@ -29,7 +29,7 @@ def _patch(model: HookedMM) -> int:
     return size if isinstance(size, int) else size[0]
 
 
-def _moved(model: HookedMM, size: tuple[int, int], place: tuple[float, float]) -> np.ndarray:
+def _moved(model: HookedMM, size: tuple[int, int], place: tuple[float, float], overview: bool) -> np.ndarray:
     """How much every patch changes, before any patch has seen another, when a spot of the picture does."""
     plain = np.full((size[1], size[0], 3), 128, np.uint8)
     spotted = plain.copy()
@@ -38,16 +38,16 @@ def _moved(model: HookedMM, size: tuple[int, int], place: tuple[float, float]) -
     name = "vision.blocks.0.hook_resid_pre"
     batch = model.prepare([Image.fromarray(plain), Image.fromarray(spotted)], "what is this ?")
     _, cache = model.run_with_cache(batch, [name])
-    one, other = (cache.grid(name, sample)[0] for sample in (0, 1))
+    one, other = (cache.grid(name, sample, overview)[0] for sample in (0, 1))
     return (one - other).norm(dim=-1).nan_to_num(0).numpy()
 
 
-def _check(model: HookedMM) -> None:
-    for size in SIZES:
+def _check(model: HookedMM, overview: bool = False, sizes: list[tuple[int, int]] = SIZES) -> None:
+    for size in sizes:
         for x, y in PLACES:
-            moved = _moved(model, size, (x, y))
+            moved = _moved(model, size, (x, y), overview)
             rows, cols = moved.shape
-            left, top, right, bottom = covered(model.processor, size, (rows, cols), _patch(model))
+            left, top, right, bottom = covered(model.processor, size, (rows, cols), _patch(model), overview)
             # The strongest change lies where the spot is, to half a patch and the spot's own width.
             weight = moved**2 / (moved**2).sum()
             found_x = left + (weight.sum(0) * (np.arange(cols) + 0.5)).sum() * (right - left) / cols
@@ -66,6 +66,14 @@ def test_a_spot_is_found_where_it_is_in_small_models(name: str) -> None:
 def test_a_spot_is_found_where_it_is_in_other_families(family: str) -> None:
     """The same for processors that crop, pad on all sides or two, tile or stretch."""
     _check(HookedMM(tiny(family), processor(family), check=False))
+
+
+@pytest.mark.parametrize("family", ["molmo", "llava_next"])
+def test_a_spot_is_found_where_it_is_in_the_overview(family: str) -> None:
+    """Beside the crops, Molmo pads the whole picture to a square, LLaVA-NeXT stretches it."""
+    small = family in SMALL_MODELS
+    model = HookedMM.small(family, check=False) if small else HookedMM(tiny(family), processor(family), check=False)
+    _check(model, overview=True, sizes=SIZES[1:])
 
 
 def _processor(name: str, **settings: Any) -> Any:

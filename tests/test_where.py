@@ -10,8 +10,9 @@ import torch
 from PIL import Image
 from scipy.stats import rankdata
 
-from concept_dict.where import WhereMap, best_way, frame, has_grid, patch_activations, patch_gradients, where_map
+from concept_dict.where import WhereMap, best_way, has_grid, patch_activations, patch_gradients, where_map
 from hooked_mm.errors import BadInputError, UnknownHookError
+from hooked_mm.frames import frame
 from hooked_mm.hooked import HookedMM
 from hooked_mm.layout import ImageLayout
 from hooked_mm.scenes.dataset import SceneDataset, picture
