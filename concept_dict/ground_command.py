@@ -23,10 +23,10 @@ from concept_dict.grounding import STOPWORDS, read_words, top_words
 from concept_dict.pictures import store_pictures
 from concept_dict.report import How, ground
 from concept_dict.row_choice import described, learnt_where
-from concept_dict.run_table import output_folder
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.reader import ModelSource
+from hooked_mm.run_output import output_folder
 from hooked_mm.store import ActivationStore
 from hooked_mm.unembedding import Unembedding
 

@@ -23,9 +23,10 @@ from tqdm import tqdm
 from concept_dict.decomposition import Decomposition
 from concept_dict.dictionary import ConceptDictionary
 from concept_dict.rows import Rows
-from concept_dict.run_table import compare_runs, method_settings, output_folder
+from concept_dict.run_table import compare_runs, method_settings
 from hooked_mm.errors import BadInputError
 from hooked_mm.extraction_job import quiet_trainer
+from hooked_mm.run_output import output_folder
 from hooked_mm.store import ActivationStore
 
 

@@ -13,12 +13,12 @@ from typing import Any
 
 import numpy as np
 import torch
-import torch.distributed as dist
 from jaxtyping import Float, Float64
 from torch import Tensor
 
 from concept_dict.whitening import whitening
 from hooked_mm.errors import BadInputError
+from hooked_mm.processes import Processes
 from hooked_mm.store import ActivationStore
 
 CHUNK = 16_384
@@ -32,30 +32,6 @@ WIDENED = 512
 
 HELD_BYTES = 1e9
 """Rows that take no more as float32 are converted once and held."""
-
-
-class Processes:
-    """The processes that fit together; alone, every method gives back what it was given."""
-
-    def __init__(self) -> None:
-        self.many = dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
-        self.rank = dist.get_rank() if self.many else 0
-        self.size = dist.get_world_size() if self.many else 1
-
-    def sum(self, value: Tensor) -> Tensor:
-        """The sum over processes, bit for bit the same in all of them."""
-        if self.many:
-            value = value.clone()
-            dist.all_reduce(value)
-        return value
-
-    def gather(self, value: Any) -> list[Any]:
-        """A small value of every process."""
-        if not self.many:
-            return [value]
-        found: list[Any] = [None] * self.size
-        dist.all_gather_object(found, value)
-        return found
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,9 @@
-"""The folder of a run, and what TensorBoard's table of runs (HPARAMS) compares: settings beside what came of them."""
+"""What TensorBoard's table of runs (HPARAMS) compares: settings beside what came of them."""
 
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Mapping
 from typing import Any
 
 from sklearn.base import BaseEstimator
@@ -12,23 +11,7 @@ from torch import Tensor
 from torch.utils.tensorboard import SummaryWriter
 from torch.utils.tensorboard.summary import hparams
 
-from hooked_mm.errors import BadInputError
-
 Setting = str | bool | int | float
-
-
-def output_folder(path: str | Path) -> Path:
-    """The folder, made with those above it: before a run, so that none ends without a place for what it found.
-
-    Raises:
-        BadInputError: If it can't be made.
-    """
-    folder = Path(path)
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise BadInputError(f"the output folder {str(folder)!r} can't be made ({error}); choose another") from error
-    return folder
 
 
 def method_settings(method: BaseEstimator) -> dict[str, Setting]:
@@ -66,15 +49,3 @@ def compare_runs(
     if settings:
         for summary in hparams(dict(settings), dict(found)):
             writer._get_file_writer().add_summary(summary)
-
-
-def text_columns(rows: Sequence[Sequence[str]], left: int = 1) -> list[str]:
-    """Cells under each other: the first `left` columns to the left, as text is read, the others to the right."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    return [
-        "  ".join(
-            cell.ljust(width) if place < left else cell.rjust(width)
-            for place, (cell, width) in enumerate(zip(row, widths, strict=True))
-        ).rstrip()
-        for row in rows
-    ]

@@ -19,7 +19,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
-import torch.distributed as dist
 from jsonargparse import ArgumentParser
 from sklearn.base import clone
 
@@ -30,8 +29,6 @@ from concept_dict.dictionary import ConceptDictionary
 from concept_dict.grounding import STOPWORDS, Decode, read_words
 from concept_dict.pictures import store_pictures
 from concept_dict.row_choice import described, learnt_where
-from concept_dict.rows import Processes
-from concept_dict.run_table import output_folder
 from concept_dict.shift_cards import build_report
 from concept_dict.shift_report import write_html, write_tensorboard
 from concept_dict.shift_run import (
@@ -58,7 +55,9 @@ from hooked_mm.extraction_job import quiet
 from hooked_mm.loading import OnError
 from hooked_mm.pair_extraction import Once, Texts, extract_pair, same_base
 from hooked_mm.paired_rows import By, pair_rows
+from hooked_mm.processes import goes_on_alone
 from hooked_mm.reader import ModelSource
+from hooked_mm.run_output import output_folder
 from hooked_mm.selectors import Selector
 from hooked_mm.steering_vector import last_part, save_vectors
 from hooked_mm.store import ActivationStore
@@ -251,14 +250,6 @@ def model_name(made_by: Mapping[str, Any]) -> str:
     adapter = made_by.get("adapter")
     name = Path(str(made_by.get("model", ""))).name
     return f"{name} with {Path(adapter).name if isinstance(adapter, str) else ', '.join(adapter)}" if adapter else name
-
-
-def goes_on_alone() -> bool:
-    """Whether this process is the one that goes on, now that all have extracted: fits would wait for the others."""
-    first = not Processes().rank
-    if dist.is_available() and dist.is_initialized():
-        dist.destroy_process_group()
-    return first
 
 
 def doubts(

@@ -27,9 +27,10 @@ from jaxtyping import Float
 from concept_dict.fates import FATES
 from concept_dict.gains import compare, counted, gain, relative_gain, values
 from concept_dict.recovery import CONTROLS, FORMS, SCORES
-from concept_dict.run_table import method_settings, output_folder, text_columns
+from concept_dict.run_table import method_settings
 from concept_dict.shift_study import ShiftStudy
 from hooked_mm.errors import BadInputError
+from hooked_mm.run_output import output_folder, text_columns
 
 Row = dict[str, Any]
 Studies = ShiftStudy | Mapping[str, ShiftStudy]

@@ -23,6 +23,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.loading import AnswerSource, Prepared
 from hooked_mm.small import small_adapter_path, small_model_path
 from hooked_mm.unembedding import Unembedding
+from hooked_mm.untrained import untrained_copy
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class ModelSource:
         device_map: As in transformers; None puts the whole model on the process's own device.
         adapter: Hub id or folder of a PEFT adapter; of a shipped model, its name.
         revision: Of a model on the hub.
+        random_weights: A seed, for the same architecture with random weights: a control.
     """
 
     id: str
@@ -42,9 +44,28 @@ class ModelSource:
     device_map: str | None = None
     adapter: str | None = None
     revision: str | None = None
+    random_weights: int | None = None
+
+    def __post_init__(self) -> None:
+        if self.random_weights is not None and self.adapter is not None:
+            raise BadInputError(
+                f"random_weights={self.random_weights} and adapter={self.adapter!r}: an adapter belongs to trained "
+                "weights; give one of the two"
+            )
+
+    @property
+    def name(self) -> str:
+        """What to call it in tables and plots."""
+        with_adapter = "" if self.adapter is None else f" + {self.adapter}"
+        return f"{self.id}{with_adapter}{'' if self.random_weights is None else ', random weights'}"
 
     def load(self, device: torch.device | str) -> HookedMM:
         """The model, hooked and checked."""
+        model = self._load(device)
+        return model if self.random_weights is None else untrained_copy(model, self.random_weights)
+
+    def _load(self, device: torch.device | str) -> HookedMM:
+        """As it was trained."""
         where = self.device_map or ({"": str(device)} if str(device) != "cpu" else None)
         if self.id.startswith("small:"):
             name = self.id.removeprefix("small:")
@@ -64,6 +85,8 @@ class ModelSource:
             name = self.id.removeprefix("small:")
             path, options = small_model_path(name), {}
             adapter = None if self.adapter is None else small_adapter_path(name, self.adapter)
+        if self.random_weights is not None:
+            return self.load(device)
         try:
             return HookedMM.unembedding(path, dtype=self.dtype, device=device, adapter=adapter, **options)
         except UnsupportedModelError:
@@ -126,9 +149,12 @@ class Reader(ABC):
         """
         config = self.model.hf_model.config
         on = adapters_on(self.model.hf_model) if adapters else []
-        named = self.source.adapter if isinstance(self.source, ModelSource) else on
+        source = self.source if isinstance(self.source, ModelSource) else None
+        named = on if source is None else source.adapter
+        seed = None if source is None else source.random_weights
         return {
             "model": config._name_or_path,
+            **({} if seed is None else {"random_weights": seed}),
             "revision": getattr(config, "_commit_hash", None),
             "adapter": named if on else None,
             "family": self.model.cfg.family,

@@ -107,14 +107,25 @@ class MeanOver(Selector):
 
 @dataclass(frozen=True)
 class EachOf(Selector):
-    """Every position of a modality or role by itself, for instance `EachOf(modality="image")`; all without either."""
+    """Every position of a modality or role by itself, for instance `EachOf(modality="image")`; all without either.
+
+    Attributes:
+        modality: Of the positions; any unless given.
+        role: Of text positions; any unless given.
+        tokens: Keep the token at each position that is no image position, as its row's word.
+    """
 
     modality: str | None = None
     role: str | None = None
+    tokens: bool = False
 
     def __call__(self, batch: Batch, tokenizer: Any) -> list[Pick]:
         places = batch.mask(self.modality, self.role).nonzero().tolist()
-        return [Pick(sample, (position,)) for sample, position in places]
+        named = (batch.mask() & ~batch.mask("image")).tolist()
+        return [
+            Pick(sample, (at,), batch.tokens[sample][at] if self.tokens and named[sample][at] else None)
+            for sample, at in places
+        ]
 
 
 @dataclass(frozen=True)

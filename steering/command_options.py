@@ -15,13 +15,13 @@ from PIL import Image
 
 import hooked_mm.datasets
 import hooked_mm.scenes.dataset  # noqa: F401  (data modules are offered by name)
-from concept_dict.run_table import output_folder
-from concept_dict.shift_command import goes_on_alone
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.loading import OnError
 from hooked_mm.prepare import load_images
+from hooked_mm.processes import goes_on_alone
 from hooked_mm.reader import ModelSource
+from hooked_mm.run_output import output_folder
 from hooked_mm.runner import match_names
 from hooked_mm.steering_vector import SteeringVector, last_part
 from hooked_mm.store import ActivationStore

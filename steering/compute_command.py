@@ -17,9 +17,9 @@ import torch
 from jsonargparse import ArgumentParser
 
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.run_table import output_folder
 from hooked_mm.errors import BadInputError
 from hooked_mm.extract_command import instantiated
+from hooked_mm.run_output import output_folder
 from hooked_mm.runner import match_names
 from hooked_mm.steering_vector import FILE, SteeringVector, save_vectors
 from hooked_mm.store import ActivationStore

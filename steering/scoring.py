@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 
-from steering.intervals import bootstrap
+from hooked_mm.intervals import bootstrap
 from steering.pareto import front
 from steering.setting import Setting
 from steering.steered_answers import Answers

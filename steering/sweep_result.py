@@ -35,8 +35,8 @@ from typing import Any, cast
 
 import numpy as np
 
-from concept_dict.run_table import output_folder
 from hooked_mm.errors import BadInputError, unknown
+from hooked_mm.run_output import output_folder
 from hooked_mm.store_format import write_json
 from hooked_mm.tensor_folder import read_json
 

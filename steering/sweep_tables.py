@@ -11,7 +11,7 @@ from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from concept_dict.run_table import output_folder, text_columns
+from hooked_mm.run_output import output_folder, text_columns
 from steering.sweep_result import Row, SweepResult, further_scores, number, steered, unsteered, write_rows
 
 SAME_PLACE = ("hook", "layer", "alpha", "at", "operation", "gate")

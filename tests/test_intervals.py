@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from scipy import stats
 
+from hooked_mm import intervals
 from hooked_mm.errors import BadInputError
-from steering import intervals
-from steering.intervals import bootstrap
+from hooked_mm.intervals import bootstrap
 
 
 @pytest.mark.parametrize("level", [0.5, 0.95])

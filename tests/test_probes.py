@@ -38,7 +38,6 @@ from hooked_mm.small.probes import (
     probe,
     shuffled,
     table,
-    untrained_copy,
 )
 
 HOOKS = ["hook_embed", "blocks.2.hook_resid_post"]
@@ -274,19 +273,6 @@ def test_the_table() -> None:
     ]
     last = table(trained, untrained).splitlines()[2]
     assert last == "| size | predicts | 0.500 | 0.910 | **0.900** | 0.51 (0.48 to 0.55) | 0.550 |"
-
-
-def test_an_untrained_copy(model: HookedMM) -> None:
-    """The same architecture as the family's, other weights, one seed one model; random numbers go on as before."""
-    state = torch.get_rng_state()
-    copies = [untrained_copy(model, seed).hf_model.state_dict() for seed in (0, 0, 1)]
-    assert torch.equal(torch.get_rng_state(), state)
-    own = model.hf_model.state_dict()
-    assert {n: v.shape for n, v in copies[0].items()} == {n: v.shape for n, v in own.items()}
-    assert all(torch.equal(value, copies[1][name]) for name, value in copies[0].items())
-    name = next(name for name in ("lm_head.weight", "model.transformer.ff_out.weight") if name in own)
-    assert not torch.equal(copies[0][name], copies[2][name])
-    assert not torch.equal(copies[0][name], own[name])
 
 
 def test_every_layer_is_probed(model: HookedMM) -> None:

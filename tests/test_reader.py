@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError, StoreError, UnsupportedModelError
@@ -96,3 +97,19 @@ def test_a_model_that_is_there_decodes_words_itself(llava: HookedMM) -> None:
     assert isinstance(once.words("cpu"), Unembedding)
     once.loaded.append(llava)
     assert once.words("cpu") is llava
+
+
+@pytest.mark.usefixtures("loaded")
+def test_random_weights_are_a_model_of_their_own(llava: HookedMM, tmp_path: Path) -> None:
+    """Named so in tables and in the manifest, also where words alone are asked for; no adapter goes with them."""
+    source = ModelSource("small:llava", random_weights=1)
+    assert source.name == "small:llava, random weights"
+    assert ModelSource("x", adapter="y").name == "x + y"
+    weight = source.words("cpu").to_logits(torch.eye(llava.cfg.d_model))
+    assert torch.equal(weight, source.load("cpu").to_logits(torch.eye(llava.cfg.d_model)))
+    assert not torch.allclose(weight, llava.to_logits(torch.eye(llava.cfg.d_model)))
+    store = extract(Lengths(source), SampleDataModule(SceneDataset(1)), tmp_path / "store")
+    assert store.made_by["random_weights"] == 1
+    assert "random_weights" not in Lengths(llava).made_by()
+    with pytest.raises(BadInputError, match="random_weights=0 and adapter='place': an adapter belongs to trained"):
+        ModelSource("small:llava", adapter="place", random_weights=0)

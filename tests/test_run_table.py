@@ -12,7 +12,7 @@ from torch.utils.tensorboard import SummaryWriter
 
 from concept_dict.dictionary import METHODS
 from concept_dict.pca import PCA
-from concept_dict.run_table import compare_runs, method_settings, text_columns
+from concept_dict.run_table import compare_runs, method_settings
 from concept_dict.semi_nmf import SemiNMF
 
 
@@ -49,13 +49,3 @@ def test_a_run_stays_one_line(tmp_path: Path) -> None:
     with SummaryWriter(str(tmp_path / "bare")) as writer:
         compare_runs(writer, {}, {"a": 1.0})
     assert not [tag for tag in EventAccumulator(str(tmp_path / "bare")).Reload().summary_metadata if "hparams" in tag]
-
-
-def test_columns_of_text_stand_under_each_other() -> None:
-    """The first to the left, the others to the right; no blanks at the ends of lines."""
-    assert text_columns([["", "effect"], ["red", "1"], ["orange", "20.5"]]) == [
-        "        effect",
-        "red          1",
-        "orange    20.5",
-    ]
-    assert text_columns([["a", "bb", "1"], ["ccc", "d", "22"]], 2) == ["a    bb   1", "ccc  d   22"]

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hooked_mm.intervals import bootstrap
 from hooked_mm.steering_vector import SteeringVector
-from steering.intervals import bootstrap
 from steering.scoring import all_scores, choose, on_front, rows_of
 from steering.setting import Setting
 from steering.steered_answers import Answers

@@ -218,6 +218,10 @@ def test_each_position_and_one_position(llava: HookedMM, images: list[Image.Imag
     spelled = [[batch.tokens[p.sample][p.positions[0]] for p in answers if p.sample == n] for n in range(2)]
     assert spelled == [["a", "red", "star", "."], ["sea"]]
     assert len(EachOf()(batch, llava.tokenizer)) == int(batch.inputs["attention_mask"].sum())
+    assert {pick.word for pick in EachOf()(batch, llava.tokenizer)} == {None}
+    named = EachOf(tokens=True)(batch, llava.tokenizer)
+    assert [pick.word for pick in named if pick.sample == 1][-1] == "sea"
+    assert sum(pick.word is None for pick in named) == int(batch.mask("image").sum())
     starts = [int(row.nonzero()[0]) for row in batch.inputs["attention_mask"]]
     assert [p.positions for p in AtIndex(0)(batch, llava.tokenizer)] == [(start,) for start in starts]
     assert {p.positions for p in AtIndex(-1)(batch, llava.tokenizer)} == {(batch.input_ids.shape[1] - 1,)}

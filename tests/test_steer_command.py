@@ -11,7 +11,6 @@ from types import ModuleType
 import pytest
 
 import steering.steer_command as steer
-from hooked_mm.errors import BadInputError
 from hooked_mm.extract_command import main as extract_main
 from steering.sweep_result import SweepResult
 from tests.pages import broken_links, run_page
@@ -32,13 +31,6 @@ def test_help_is_quick_and_light() -> None:
     assert [line.split()[0] for line in lines if line.startswith("  ")] == ["compute", "apply", "evaluate", "sweep"]
 
 
-@pytest.mark.parametrize("arguments", [[], ["-h"], ["--help"], ["help"]])
-def test_every_way_to_ask_for_help(arguments: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    """Without arguments, too."""
-    steer.main(arguments)
-    assert capsys.readouterr().out == f"{steer.usage()}\n"
-
-
 @pytest.mark.parametrize("name", steer.COMMANDS)
 def test_arguments_are_handed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """What stands behind the name goes to the function of its module."""
@@ -49,14 +41,6 @@ def test_arguments_are_handed_on(name: str, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setitem(sys.modules, f"steering.{module}", fake)
     steer.main([name, "--store", "x"])
     assert given == [["--store", "x"]]
-
-
-def test_unknown_words_offer_the_nearest() -> None:
-    """The program makes exit status 2 of it."""
-    with pytest.raises(
-        BadInputError, match="no command of steer 'comptue'; nearest: compute; there are: compute, apply"
-    ):
-        steer.main(["comptue"])
 
 
 def test_it_is_a_command_of_the_program() -> None:

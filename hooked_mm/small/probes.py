@@ -36,7 +36,6 @@ from scipy.stats import rankdata
 from sklearn.linear_model import Ridge
 from sklearn.preprocessing import StandardScaler
 from tqdm import tqdm
-from transformers import AutoModelForImageTextToText
 
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -45,6 +44,7 @@ from hooked_mm.scenes.captions import STYLES, caption
 from hooked_mm.scenes.dataset import SceneDataset, picture
 from hooked_mm.scenes.world import Scene, all_facts
 from hooked_mm.selectors import LastPrompt, MeanOver, Selector, TokenOfInterest, gather
+from hooked_mm.untrained import untrained_copy
 
 HOOKS = ("hook_embed", "blocks.*.hook_resid_post")
 PENALTIES = (0.001, 0.01, 0.1, 1.0, 10.0, 100.0)
@@ -240,15 +240,6 @@ def ceilings(model: HookedMM, splits: Splits, seed: int = 0, batch_size: int = 6
                 )
             )
     return found
-
-
-def untrained_copy(model: HookedMM, seed: int = 0) -> HookedMM:
-    """The same architecture and processor with random weights; the global random state is left as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        fresh = AutoModelForImageTextToText.from_config(model.hf_model.config, dtype=model.dtype)
-    # Its names mean what they mean in the trained model, which has been checked.
-    return HookedMM(fresh.eval().requires_grad_(False).to(model.device), model.processor, check=False)
 
 
 def best(found: Sequence[Ceiling]) -> Ceiling:

@@ -1,0 +1,23 @@
+"""Analyse representations: geometry, lenses, probes, neurons; over a store or a data set, for image and text apart.
+
+    hooked-mm analyse linearity --store runs/scenes --output runs/linearity
+    hooked-mm analyse compare --results '[runs/base, runs/tuned]' --output runs/both
+
+Nothing heavy is imported before one of these is chosen.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from hooked_mm.command_table import CommandTable
+
+COMMANDS: dict[str, tuple[str, str, str]] = {
+    "compare": ("compare_command", "main", "results of several models in one plot per score"),
+}
+"""Command -> module of this package, function in it, and what it does."""
+
+TABLE = CommandTable(
+    "analyse", (__doc__ or "").splitlines()[0], COMMANDS, lambda module: import_module(f"analyses.{module}")
+)
+main = TABLE.run
