@@ -137,11 +137,8 @@ class Result:
         return "\n".join([*lines, *self.notes]).rstrip()
 
 
-def score_figure(results: Sequence[Result], score: str) -> Any:
-    """One score of one or more models over layers; None if none has it at two layers.
-
-    Colours are modalities, dashes models.
-    """
+def curves_of(results: Sequence[Result], score: str) -> list[Curve]:
+    """One score of one or more models over layers, as far as it is known at two layers."""
     curves = []
     for result in results:
         for modality in dict.fromkeys(one.modality for one in result.of(score)):
@@ -149,6 +146,12 @@ def score_figure(results: Sequence[Result], score: str) -> Any:
             if len(own) > 1:
                 points = [(one.layer, one.value, one.low, one.high) for one in own]
                 curves.append(Curve(modality, result.model, *map(list, zip(*points, strict=True))))
+    return curves
+
+
+def score_figure(results: Sequence[Result], score: str) -> Any:
+    """One score over layers as a picture; None if it is known at no two layers."""
+    curves = curves_of(results, score)
     return curves_figure(curves, score) if curves else None
 
 
