@@ -17,23 +17,7 @@ from scipy.stats import rankdata
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.frames import Box, covered
-from hooked_mm.hooked import HookedMM
-
-
-def box_of(model: HookedMM, size: tuple[int, int], grid: tuple[int, int]) -> Box:
-    """The part of a picture that a grid of this model covers.
-
-    Args:
-        model: Its processor tells how pictures are cut.
-        size: (width, height) of the picture, in pixels.
-        grid: (rows, cols) of the grid.
-
-    Returns:
-        (left, top, right, bottom) in pixels of the picture.
-    """
-    patch = getattr(getattr(model.hf_model.config, "vision_config", None), "patch_size", None)
-    return covered(model.processor, size, grid, patch if isinstance(patch, int) else None)
+from hooked_mm.frames import Box
 
 
 def on_picture(

@@ -11,9 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import jaccard_score, roc_auc_score
 
-from analyses.patch_maps import auroc, box_of, covers, iou, on_picture, pointing
+from analyses.patch_maps import auroc, covers, iou, on_picture, pointing
 from hooked_mm.errors import BadInputError
-from hooked_mm.hooked import HookedMM
 
 
 @given(st.integers(1, 7), st.integers(1, 7), st.integers(1, 4), st.integers(0, 10**6))
@@ -90,8 +89,3 @@ def test_nothing_to_score_is_not_a_number() -> None:
 def test_an_object_has_the_pixels_that_it_covers_for_more_than_half() -> None:
     """Anti-aliased masks are shares."""
     assert covers(np.array([[0.5, 0.51], [0.0, 1.0]])).tolist() == [[False, True], [False, True]]
-
-
-def test_the_small_llavas_grid_reaches_beyond_a_narrow_picture(llava: HookedMM) -> None:
-    """Its processor pads to a square."""
-    assert box_of(llava, (48, 64), (8, 8)) == (-8, 0, 56, 64)
