@@ -1,13 +1,14 @@
 """Top tokens: which words each layer would say, counted over a data set, apart for text and image positions.
 
-p^l_i = softmax(unembed(norm(h^l_i))) is the logit lens at row i behind l blocks (`logit_lens`), T^l_i its k most probable
-tokens. Over n rows of a modality, a token t has
+p^l_i = softmax(unembed(norm(h^l_i))) is the logit lens at row i behind l blocks (`logit_lens`), T^l_i its k most
+probable tokens. Over n rows of a modality, a token t has
 
     count        the number of rows with t in T^l_i;                    share  count / n
     probability  the mean of p^l_i(t) over these rows
 
-and a class of words (colours, shapes, ...) the share of rows whose most probable token is one of it, a mean over samples
-of the share within each. Only counts are kept, so a data set of any size is counted in the memory of a few vocabularies.
+and a class of words (colours, shapes, ...) the share of rows whose most probable token is one of it, a mean over
+samples of the share within each. Only counts are kept, so a data set of any size is counted in the memory of a few
+vocabularies.
 """
 
 from __future__ import annotations
