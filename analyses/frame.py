@@ -137,6 +137,13 @@ def called(made: Any, store: ActivationStore) -> str:
     return name if told.get("random_weights") is None else f"{name}, random weights"
 
 
+class _Held:
+    """Something that Lightning shall not look into for tensors to move; it refuses frozen dataclasses."""
+
+    def __init__(self, value: Any) -> None:
+        self.value = value
+
+
 class _Everywhere(lightning.LightningModule):
     """Something that every process of a trainer does once."""
 
@@ -148,9 +155,9 @@ class _Everywhere(lightning.LightningModule):
         """One item, so that there is one step."""
         return DataLoader([0])  # type: ignore[arg-type]
 
-    def predict_step(self, _: Any) -> list[Any]:
-        """What it gives back, wrapped, so that Lightning leaves it as it is."""
-        return [self.what(self.device)]
+    def predict_step(self, _: Any) -> _Held:
+        """What it gives back, wrapped."""
+        return _Held(self.what(self.device))
 
 
 def everywhere(trainer_options: Mapping[str, Any], what: Callable[[torch.device], T]) -> T:
@@ -165,7 +172,8 @@ def everywhere(trainer_options: Mapping[str, Any], what: Callable[[torch.device]
     """
     trainer = quiet_trainer(**{"accelerator": "cpu", "devices": 1, **trainer_options})
     found: Any = trainer.predict(_Everywhere(what))
-    return found[0][0]
+    made: T = found[0].value
+    return made
 
 
 def by_modality(

@@ -80,3 +80,5 @@ def test_modalities_without_rows_are_noted(tmp_path: Path) -> None:
 def test_something_done_everywhere() -> None:
     """Its result comes back as it is; on which device it runs it is told."""
     assert everywhere({}, lambda device: (str(device), torch.ones(2)))[0] == "cpu"
+    result = Result("test", "m", [Score("s", "all", 0, 1.0)])
+    assert everywhere({}, lambda _: result) is result

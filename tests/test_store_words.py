@@ -43,5 +43,5 @@ def test_no_more_than_the_unembedding_is_loaded_and_it_must_fit(tmp_path: Path) 
     """By the width of the rows."""
     source = ModelSource(str(small_model_path("llava")))
     assert isinstance(load_words(source, store(tmp_path / "fits"), "cpu"), Unembedding)
-    with pytest.raises(BadInputError, match="rows are 7 wide, the stream of .* 128"):
+    with pytest.raises(BadInputError, match=r"rows are 7 wide, the stream of .* 128"):
         load_words(source, store(tmp_path / "narrow", 7), "cpu")
