@@ -14,6 +14,7 @@ from hooked_mm.command_table import CommandTable
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
+    "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
 }
 """Command -> module of this package, function in it, and what it does."""

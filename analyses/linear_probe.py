@@ -279,7 +279,7 @@ def linear_probe(
     test = rows["test"]
     right = {name: fitted[name].predicted == tasks[name][test] for name in tasks}
     right["majority"] = labels[test] == np.bincount(labels[rows["train"]]).argmax()
-    counts = {part: len(found) for part, found in rows.items()}
+    counts: dict[str, int] = {part: len(found) for part, found in rows.items()}
     counts |= {
         "labels": len(known),
         "types": len(np.unique(types[used])),
