@@ -38,6 +38,16 @@ def data_uri(image: Image.Image) -> str:
     return f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
 
 
+def bounded_uri(image: Image.Image, side: int) -> str:
+    """The image as a `data:` address, its longer side at most `side` pixels: as JPEG, or unharmed as PNG if tiny."""
+    shown = enlarge(image, side) if max(image.size) > side else image
+    if max(shown.size) <= 128:
+        return data_uri(shown)
+    buffer = io.BytesIO()
+    shown.convert("RGB").save(buffer, "JPEG", quality=85)
+    return f"data:image/jpeg;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+
+
 def heat(values: Float[np.ndarray, "rows cols"], peak: float) -> UInt8[np.ndarray, "rows cols 4"]:
     """Colours with opacity for values: clear at 0, through orange to yellow at `peak`, through blue to cyan at -`peak`.
 
