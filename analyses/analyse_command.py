@@ -13,6 +13,7 @@ from importlib import import_module
 from hooked_mm.command_table import CommandTable
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "neurons": ("neurons_command", "main", "which neurons turn what a picture shows into a word; silenced as a check"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
