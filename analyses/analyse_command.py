@@ -13,6 +13,9 @@ from importlib import import_module
 from hooked_mm.command_table import CommandTable
 
 COMMANDS: dict[str, tuple[str, str, str]] = {
+    "linearity": ("linearity_command", "main", "how linear each layer is, in sample, adjusted and held out"),
+    "anisotropy": ("anisotropy_command", "main", "how unevenly representations fill their space"),
+    "intrinsic-dimension": ("intrinsic_dimension_command", "main", "how many dimensions they locally have"),
     "neurons": ("neurons_command", "main", "which neurons turn what a picture shows into a word; silenced as a check"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),

@@ -157,9 +157,13 @@ def _scores(explained: float, total: float, n: float, found: Basis, held_out: fl
     if n < 2 or not total > 0:
         raise BadInputError(f"linearity needs two rows and a y that varies; got {n:g} rows, spread {total:g}")
     rank, left = found.whitener.shape[1], 1 - explained / total
+    return Linearity(1 - left, adjusted(1 - left, n, rank), held_out, n, rank, found.condition)
+
+
+def adjusted(score: float, n: float, rank: int) -> float:
+    """1 - (1 - score) (n - 1) / (n - 1 - rank); NaN where n - 1 <= rank."""
     spare = n - 1 - rank
-    adjusted = 1 - left * (n - 1) / spare if spare > 0 else float("nan")
-    return Linearity(1 - left, adjusted, held_out, n, rank, found.condition)
+    return 1 - (1 - score) * (n - 1) / spare if spare > 0 else float("nan")
 
 
 def residual(fitted: LinearMap, moments: PairMoments) -> tuple[float, float]:
@@ -186,17 +190,18 @@ def cross_fits(folds: Sequence[PairMoments]) -> list[LinearMap]:
     return [fit(combine(folds, [float(other != fold) for other in every])) for fold in every]
 
 
-def held_out_score(folds: Sequence[PairMoments]) -> float:
+def held_out_score(folds: Sequence[PairMoments], maps: Sequence[LinearMap] | None = None) -> float:
     """Cross-validated 1 - sum of residuals / sum of spreads, every fold scored by the map of the others, from moments.
 
     Args:
         folds: Moments of the rows of each fold. Rows of one sample belong into one fold: rows of one picture, or of
             one prompt, are not independent, and would tell the map about each other.
+        maps: `cross_fits(folds)`, if they are there already.
 
     Raises:
         BadInputError: See `cross_fits`; or if y does not vary.
     """
-    sums = [residual(fitted, fold) for fitted, fold in zip(cross_fits(folds), folds, strict=True)]
+    sums = [residual(fitted, fold) for fitted, fold in zip(maps or cross_fits(folds), folds, strict=True)]
     left, total = (sum(column) for column in zip(*sums, strict=True))
     if not total > 0:
         raise BadInputError("y does not vary, so there is nothing to explain; give other rows")

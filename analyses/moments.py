@@ -92,7 +92,7 @@ class PairMoments:
         return combine([self, other])
 
     def difference(self) -> PairMoments:
-        """Of the pairs (x_i, y_i - x_i).
+        """Of the pairs (x_i, y_i - x_i); of 16 digits those are lost that y - x is smaller than x, squared.
 
         Raises:
             BadInputError: If the two differ in width.

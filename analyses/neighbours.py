@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 import torch
-from jaxtyping import Float64, Int
+from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError
@@ -243,3 +243,18 @@ def _widened(frame: _Frame, which: Tensor, k: int) -> tuple[Tensor, Tensor]:
         best = apart.topk(k, largest=False)
         distances[row], indices[row] = best.values, best.indices
     return distances, indices
+
+
+def row_hashes(rows: Float[Tensor, "m d"]) -> Int[Tensor, " m"]:
+    """A number per row, the same for equal rows and, but for one chance in 10^9 a pair, for no others.
+
+    Integers only, so that it does not depend on a row's place: copies are counted over chunks and processes by it.
+    """
+    # Adding 0 makes -0 a 0. What fits into float32 is hashed as such.
+    bits = (
+        (rows.detach().to(torch.promote_types(rows.dtype, torch.float32)) + 0.0).contiguous().view(torch.int32).long()
+    )
+    generator = torch.Generator().manual_seed(0)
+    odd = torch.randint(-(2**62), 2**62, (2, bits.shape[1]), generator=generator).to(bits.device) * 2 + 1
+    mixed = bits * odd[0]
+    return ((mixed ^ (mixed >> 29)) * odd[1]).sum(1)

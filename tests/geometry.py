@@ -1,15 +1,21 @@
-"""The rows that golden values of geometry are of, and how the tools they come from compute."""
+"""Rows that golden values of geometry are of, layers with planted steps, and processes played by threads."""
 
 from __future__ import annotations
 
 import threading
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
+import pytest
 import torch
 from torch import Tensor
+
+from analyses import result
+from analyses.layers import Layers
+from tests.layered import layered_store
 
 
 class Golden(NamedTuple):
@@ -29,26 +35,58 @@ def golden() -> Golden:
 
 
 class Process:
-    """One of several processes that only add up, played by threads.
+    """One of several processes (`hooked_mm.processes.Processes`), played by threads.
 
     Attributes:
         rank: Its number.
+        size: How many there are.
     """
 
-    def __init__(self, rank: int, barrier: threading.Barrier, given: list[Tensor]) -> None:
-        self.rank, self._barrier, self._given = rank, barrier, given
+    def __init__(self, rank: int, barrier: threading.Barrier, given: list[Any]) -> None:
+        self.rank, self.size, self._barrier, self._given = rank, len(given), barrier, given
 
-    def sum(self, value: Tensor) -> Tensor:
+    def gather(self, value: Any) -> list[Any]:
         """Waits for the others."""
         self._given[self.rank] = value
-        self._barrier.wait(30)
-        total = torch.stack(self._given).sum(0)
-        self._barrier.wait(30)
-        return total
+        self._barrier.wait(60)
+        found = list(self._given)
+        self._barrier.wait(60)
+        return found
+
+    def sum(self, value: Tensor) -> Tensor:
+        """Of all."""
+        return torch.stack(self.gather(value)).sum(0)
 
 
 def in_processes(work: Callable[[Process], Any], count: int = 2) -> list[Any]:
     """What the work gives in each."""
-    barrier, given = threading.Barrier(count), [torch.zeros(())] * count
+    barrier, given = threading.Barrier(count), [None] * count
     with ThreadPoolExecutor(count) as pool:
         return list(pool.map(work, [Process(rank, barrier, given) for rank in range(count)]))
+
+
+@pytest.fixture
+def unpainted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Results are written without their pictures, which take seconds."""
+    monkeypatch.setattr(result, "score_figure", lambda *_: None)
+
+
+SAMPLES = [sample for sample in range(24) for _ in range(6 + sample % 5)]
+"""Of each row of `stream`."""
+
+
+def stream(path: Path) -> Layers:
+    """Three layers of 24 samples: a linear step, then one that is not; a third of the rows image rows.
+
+    The first row of every sample is the same at layer 0, as a first token is.
+    """
+    random = torch.Generator().manual_seed(0)
+    n, d = len(SAMPLES), 6
+    own = torch.randn(24, d, generator=random)[SAMPLES]
+    first = own + torch.randn(n, d, generator=random) * torch.tensor([3.0, 2, 1, 1, 1, 1]) + 1
+    first[[SAMPLES.index(sample) for sample in range(24)]] = 1.5
+    second = first @ torch.randn(d, d, generator=random) + 2
+    third = second + 2 * torch.tanh(3 * second) + own + torch.randn(n, d, generator=random)
+    kinds = ["image" if place % 3 == 1 else "text" for place in range(n)]
+    words = [None if kind == "image" else f"w{place}" for place, kind in enumerate(kinds)]
+    return Layers.of_store(layered_store(path, {0: first, 1: second, 2: third}, SAMPLES, kinds, words))
