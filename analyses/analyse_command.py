@@ -19,6 +19,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "neurons": ("neurons_command", "main", "which neurons turn what a picture shows into a word; silenced as a check"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
+    "probe": ("probe_command", "main", "what a linear probe reads off rows, beside a control task"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
 }
 """Command -> module of this package, function in it, and what it does."""

@@ -99,7 +99,7 @@ def _analyse(whole: Layers, made: Any, device: torch.device) -> list[_Found]:
             measured = measure(partial(_rows, layers, layer, device), chosen)
             if measured.zeros:
                 found.notes.append(f"{modality}, layer {layer}: {measured.zeros} rows of norm zero left out")
-            place = {"modality": modality, "layer": layer}
+            place: dict[str, Any] = {"modality": modality, "layer": layer}
             found.scores += _scores(measured, chosen, made, **place)
             found.words += [{**place, **line} for line in _words(measured, chosen, seen.names)]
             found.sentences += [{**place, **line} for line in _sentences(measured, chosen, layers)]
