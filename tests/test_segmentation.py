@@ -20,6 +20,7 @@ from analyses.segmentation import (
     first_tokens,
     otsu,
     over_layers,
+    patch_shares,
     scored,
     word_maps,
     word_probabilities,
@@ -170,12 +171,23 @@ def test_the_layer_and_threshold_that_are_right_are_chosen() -> None:
     setting, value = best_setting(cases, [0, 4], [Threshold("fixed", 0.3), Threshold("fixed", 0.5)])
     assert (setting, value) == (Setting(4, Threshold("fixed", 0.5)), 1.0)
     found = scored(planted(4)[3:], [0, 4], setting, share=4 / 64)
-    assert found["iou"].tolist() == [1.0]
-    assert found["auroc"].tolist() == [1.0]
+    assert found["IoU"].tolist() == [1.0]
+    assert found["pixel AUROC"].tolist() == [1.0]
     # The box in the middle is rows and columns 3 and 4; the object lies in rows 6 and 7, columns 4 and 5.
-    assert found["iou of the box"].tolist() == [0.0]
+    assert found["IoU of the centre box"].tolist() == [0.0]
     with pytest.raises(BadInputError, match="no picture with a mask"):
         best_setting([], [0])
+
+
+def test_masks_in_patches_are_means_over_their_pixels() -> None:
+    """A patch outside the picture has nothing; no map of such patches can be better than theirs is."""
+    mask = torch.zeros(4, 6, dtype=torch.bool)
+    mask[:2, :3] = True
+    case = Case(0, "red", torch.zeros(2, 4, 1), (-2, 0, 6, 4), mask)
+    assert patch_shares(case).tolist() == [[0.0, 1.0, 0.5, 0.0], [0.0, 0.0, 0.0, 0.0]]
+    found = scored([case], [0], Setting(0, Threshold("otsu")), 0.1)
+    # Interpolated, the six pixels have .75, .875, .625 and three quarters of these; the last, .47, is lost.
+    assert found["IoU of masks in patches"].tolist() == [pytest.approx(5 / 6)]
 
 
 @pytest.mark.parametrize("size", [(64, 48), (48, 72), (56, 56)])
@@ -216,8 +228,8 @@ def test_colours_are_found_where_they_are(llava: HookedMM, scenes: list[Scene]) 
         setting, _ = best_setting(known, [layers[-1]], tried)
         found = {name: float(v.mean()) for name, v in scored(held_out, layers, setting, share=0.06).items()}
         if model is trained:
-            assert found["iou"] > 4 * found["iou of the box"]
-            assert found["auroc"] > 0.9 > found["auroc of the box"]
+            assert found["IoU"] > 4 * found["IoU of the centre box"]
+            assert found["pixel AUROC"] > 0.9 > found["pixel AUROC of the centre box"]
         else:
-            assert found["iou"] < 0.15
-            assert abs(found["auroc"] - 0.5) < 0.15
+            assert found["IoU"] < 0.15
+            assert abs(found["pixel AUROC"] - 0.5) < 0.15
