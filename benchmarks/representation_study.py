@@ -30,9 +30,18 @@ from hooked_mm.store import ActivationStore
 
 WEIGHTS = {"trained": None, "random weights": 0}
 ANALYSES = ("linearity", "anisotropy", "intrinsic-dimension", "contextualization")
-SHOWN = ("linearity", "anisotropy", "TwoNN dimension", "IntraSim")
-"""The scores that are drawn; all are in the tables."""
+SHOWN = (
+    "linearity",
+    "main contribution, held out",
+    "anisotropy",
+    "TwoNN dimension",
+    "self-similarity",
+    "intra-sentence similarity",
+)
+"""The scores that are drawn and listed; the work folder has all."""
 MODALITIES = ("image", "text")
+FAR = 12
+"""Values that differ by this factor are drawn on a logarithmic scale."""
 
 
 def store_of(model: str, seed: int | None, size: int, folder: Path) -> ActivationStore:
@@ -61,33 +70,29 @@ def results_of(model: str, weights: str, size: int, work: Path, draws: int) -> d
 def told_apart(trained: Result, random: Result, score: str, modality: str) -> tuple[int, int]:
     """In how many layers the bands of a score do not touch, and how many layers have one for both."""
     pairs = zip(trained.of(score, modality), random.of(score, modality), strict=True)
-    known = [(a, b) for a, b in pairs if a.layer is not None]
-    return sum(not touching(a, b) for a, b in known), len(known)
+    known = [touching(a, b) for a, b in pairs]
+    return known.count(False), len(known)
 
 
 def table(results: dict[str, dict[str, dict[str, Result]]]) -> Iterator[str]:
     """Lines of Markdown: per score, model and modality the trained model's values, the random one's, and the layers."""
     yield "| score | model | rows | trained, first to last layer | random weights | layers told apart |"
     yield "|---|---|---|---|---|---|"
-    for name in ANALYSES:
-        first = next(iter(results.values()))["trained"][name]
-        for score in first.kinds():
-            for model, by in results.items():
-                trained, random = (by[weights][name] for weights in WEIGHTS)
-                for modality in MODALITIES:
-                    values = [
-                        [f"{one.value:.3g}" for one in result.of(score, modality) if one.layer is not None]
-                        for result in (trained, random)
-                    ]
-                    if values[0]:
-                        apart, count = told_apart(trained, random, score, modality)
-                        cells = " | ".join(", ".join(own) for own in values)
-                        yield f"| {score} | {model} | {modality} | {cells} | {apart} of {count} |"
+    for score in SHOWN:
+        for model, by in results.items():
+            (name,) = (name for name in ANALYSES if score in by["trained"][name].kinds())
+            trained, random = (by[weights][name] for weights in WEIGHTS)
+            for modality in MODALITIES:
+                apart, count = told_apart(trained, random, score, modality)
+                cells = " | ".join(
+                    ", ".join(f"{one.value:.3g}" for one in result.of(score, modality)) for result in (trained, random)
+                )
+                yield f"| {score} | {model} | {modality} | {cells} | {apart} of {count} |"
 
 
 def picture(results: dict[str, dict[str, dict[str, Result]]]) -> Figure:
     """A row per score, a column per model."""
-    figure = Figure(figsize=(3.1 * len(results), 2.5 * len(SHOWN)), layout="constrained")
+    figure = Figure(figsize=(3.1 * len(results), 2.1 * len(SHOWN)), layout="constrained")
     grid = figure.subplots(len(SHOWN), len(results), squeeze=False)
     handles = {}
     for column, (model, by) in enumerate(results.items()):
@@ -101,6 +106,9 @@ def picture(results: dict[str, dict[str, dict[str, Result]]]) -> Figure:
                 if curve.modality in MODALITIES
             ]
             handles |= {handle.get_label(): handle for handle in draw_curves(axes, curves)}
+            values = [value for curve in curves for value in curve.values]
+            if min(values) > 0 and max(values) > FAR * min(values):
+                axes.set_yscale("log")
             axes.set_title(f"{model}: {score}" if not row else score, fontsize=9, loc="left")
             if row == len(SHOWN) - 1:
                 axes.set_xlabel("layer")
@@ -112,7 +120,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     """Run the study, or go on with what lies in the work folder."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--models", nargs="+", default=["llava", "idefics2", "qwen2_vl", "molmo"])
-    parser.add_argument("--size", type=int, default=150, help="scenes")
+    parser.add_argument("--size", type=int, default=100, help="scenes")
     parser.add_argument("--draws", type=int, default=200, help="of the bootstrap")
     parser.add_argument("--work", type=Path, default=Path("runs/representation_study"))
     parser.add_argument("--picture", type=Path, help="where the curves go")
