@@ -18,6 +18,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "intrinsic-dimension": ("intrinsic_dimension_command", "main", "how many dimensions they locally have"),
     "neurons": ("neurons_command", "main", "which neurons turn what a picture shows into a word; silenced as a check"),
     "segment": ("segment_command", "main", "where the model would say a word, against known masks"),
+    "logit-lens": ("logit_lens_command", "main", "what each layer would say at each token, as pages to look at"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "probe": ("probe_command", "main", "what a linear probe reads off rows, beside a control task"),

@@ -113,11 +113,6 @@ def lens_sample(
     sample: int,
     lens: Lens,
     pictures: Sequence[Image.Image] = (),
-    *,
-    title: str = "",
-    prompt: str = "",
-    answer: str | None = None,
-    facts: Sequence[tuple[str, str]] = (),
 ) -> LensSample:
     """What a page shall show of a sample of a batch.
 
@@ -127,10 +122,9 @@ def lens_sample(
         sample: Index in the batch.
         lens: Of this sample, from `logit_lens`.
         pictures: The sample's, as they were given to `prepare`.
-        title: Of the page.
-        prompt: What was asked.
-        answer: What was said.
-        facts: More to tell.
+
+    Returns:
+        Title, prompt, answer and facts are left empty: put in your own by `dataclasses.replace`.
 
     Raises:
         BadInputError: If there are not as many pictures as the sample's part of the batch has.
@@ -144,7 +138,7 @@ def lens_sample(
     kinds = [_kind(int(read.modality[sample, place]), int(read.role[sample, place])) for place in places]
     views = _views(model, batch, sample, places, pictures)
     vocabulary = int(model.cfg.d_vocab)
-    return LensSample(title, lens, tokens, kinds, text, vocabulary, pictures, views, prompt, answer, facts)
+    return LensSample("", lens, tokens, kinds, text, vocabulary, pictures, views)
 
 
 def _kind(modality: int, role: int) -> str:

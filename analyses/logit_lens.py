@@ -26,7 +26,8 @@ from hooked_mm.hooked import HookedMM
 BUDGET = 2**25
 """Logits that are made at once: 128 MiB in float32, of which a few copies are held."""
 
-STREAM = "resid_post"
+STREAM = "resid"
+"""The residual stream between blocks, as a point."""
 
 
 class Unembeds(Protocol):
@@ -148,16 +149,17 @@ def lens_points(hook_names: Iterable[str], point: str = STREAM, layers: Iterable
 
     Args:
         hook_names: Of the model.
-        point: A (b, p, d) point of the blocks, `"resid_post"`, `"resid_mid"`, `"attn_out"`, `"mlp_out"`, ... Within
-            block l - 1 it has the number l of the stream that this block makes; `"resid_post"` begins with 0, the
-            stream that enters the first block.
+        point: `"resid"`, the stream, which begins with 0 in front of the first block; or a (b, p, d) point within the
+            blocks, `"resid_mid"`, `"attn_out"`, `"mlp_out"`, ..., which has in block l - 1 the number l of the stream
+            that this block makes.
         layers: Numbers to keep, negative ones from the end; all that there are unless given.
 
     Raises:
         BadInputError: If the model's blocks have no such point, or none at a layer that is asked for.
     """
     names = list(hook_names)
-    inner = point if "hook_" in point else f"hook_{point}"
+    stream = point in (STREAM, "resid_post", "hook_resid_post")
+    inner = "hook_resid_post" if stream else point if "hook_" in point else f"hook_{point}"
     found = {
         int(match[1]) + 1: name
         for name in names
@@ -166,7 +168,7 @@ def lens_points(hook_names: Iterable[str], point: str = STREAM, layers: Iterable
     if not found:
         known = sorted({name.split(".", 2)[2] for name in names if name.startswith("blocks.")})
         raise unknown("point of the blocks", inner, known)
-    if inner == f"hook_{STREAM}":
+    if stream:
         first = next(name for name in ("blocks.0.hook_resid_pre", "hook_embed") if name in names)
         found = {0: first, **found}
     if layers is None:

@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
-from hooked_mm.drawing import data_uri, enlarge, grid, heat, overlay
+from hooked_mm.drawing import bounded_uri, data_uri, enlarge, grid, heat, overlay
 from hooked_mm.errors import BadInputError
 
 SIDES = st.integers(1, 90)
@@ -118,3 +118,18 @@ def test_a_common_peak_makes_pictures_comparable() -> None:
     own, common = (np.asarray(overlay(image, weak, peak=peak)).astype(int) for peak in (None, 1.0))
     assert (own[0, 0] == (255, 225, 60)).all()
     assert (common[0, 0] < own[0, 0] - 50).any()
+
+
+@pytest.mark.parametrize(
+    ("size", "side", "kind"), [((900, 300), 600, "JPEG"), ((128, 40), 600, "PNG"), ((300, 200), 60, "PNG")]
+)
+def test_a_bounded_picture_is_as_large_as_allowed(size: tuple[int, int], side: int, kind: str) -> None:
+    """Never enlarged; JPEG where pixels are many, and unharmed where they are few."""
+    image = noise(*size)
+    start, _, coded = bounded_uri(image, side).partition(",")
+    got = Image.open(io.BytesIO(base64.b64decode(coded)))
+    assert start == f"data:image/{kind.lower()};base64"
+    assert got.format == kind
+    assert max(got.size) == min(side, max(size))
+    if kind == "PNG" and max(size) <= side:
+        assert (np.asarray(got) == np.asarray(image)).all()

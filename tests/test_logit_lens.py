@@ -262,6 +262,7 @@ def test_layers_and_points() -> None:
     """h^l is the stream behind l blocks; what lies within block l - 1 has the number of the stream it makes."""
     assert lens_points(NAMES)[0] == "blocks.0.hook_resid_pre"
     assert lens_points(NAMES)[3] == "blocks.2.hook_resid_post"
+    assert lens_points(NAMES) == lens_points(NAMES, "resid_post") == lens_points(NAMES, "hook_resid_post")
     assert lens_points(NAMES, "attn_out") == {n + 1: f"blocks.{n}.hook_attn_out" for n in range(3)}
     assert list(lens_points(NAMES, layers=[-1, 1, 1])) == [1, 3]
     assert lens_points([n for n in NAMES if "pre" not in n])[0] == "hook_embed"
