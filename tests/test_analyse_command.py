@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 import analyses.analyse_command as analyse
+from analyses.result import Result
+from hooked_mm.extract_command import main as extract_main
+from tests.pages import broken_links, run_page
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "lightning", "nnsight", "numpy", "pyarrow", "sklearn")
@@ -43,3 +46,21 @@ def test_it_is_a_command_of_the_program() -> None:
     config.read(ROOT / "setup.cfg")
     entries = config["options.entry_points"]["hooked_mm.commands"].splitlines()
     assert "analyse = analyses.analyse_command:main" in entries
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("loaded", "unchecked")
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its commands and its Python in their order; what they say they write is there; its links lead somewhere."""
+    monkeypatch.chdir(tmp_path)
+    names = run_page("analyses.md", extract=extract_main, analyse=analyse.main)
+    assert round(names["step"].score, 6) == 0.995649
+    for run in ("linearity", "anisotropy", "dimension", "trained", "random", "place", "words"):
+        assert Result.load(tmp_path / "runs" / run).scores
+    trained, random = (Result.load(tmp_path / "runs" / run) for run in ("trained", "random"))
+    assert (trained.model, random.model) == ("trained", "small:llava, random weights")
+    pairs = zip(trained.of("anisotropy", "image"), random.of("anisotropy", "image"), strict=True)
+    assert all(ours.value > theirs.value for ours, theirs in pairs)
+    place = Result.load(tmp_path / "runs" / "place")
+    assert all(one.low > 0 for one in place.of("selectivity", "image"))
+    assert not broken_links("analyses.md")
