@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "segment": ("segment_command", "main", "where the model would say a word, against known masks"),
     "logit-lens": ("logit_lens_command", "main", "what each layer would say at each token, as pages to look at"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
+    "tuned-lens": ("tuned_lens_command", "main", "a logit lens whose layers are first translated, trained on a store"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "probe": ("probe_command", "main", "what a linear probe reads off rows, beside a control task"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),

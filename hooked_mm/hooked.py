@@ -391,10 +391,11 @@ class HookedMM:
         """nnsight's envoy of the unembedding."""
         return self._envoy(self.structure.unembed, "unembedding")
 
-    def to_logits(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+    def to_logits(self, resid: Float[Tensor, "... d_model"], *, grad: bool = False) -> Float[Tensor, "... vocab"]:
         """The logit lens: the model's logits for residual-stream values of any layer.
 
         unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
-        no final norm.
+        no final norm. With `grad` a loss of them has a gradient with respect to the values, and to weights that require
+        one.
         """
-        return logits_of(self.hf_model, self.structure.readout, resid)
+        return logits_of(self.hf_model, self.structure.readout, resid, grad=grad)

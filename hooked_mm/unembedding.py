@@ -156,9 +156,9 @@ class Unembedding:
         """The model's tokenizer, loaded when it is first asked for."""
         return AutoTokenizer.from_pretrained(self.model_id, **self._options)
 
-    def to_logits(self, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
+    def to_logits(self, resid: Float[Tensor, "... d_model"], *, grad: bool = False) -> Float[Tensor, "... vocab"]:
         """The model's logits for residual-stream values of any layer, as `HookedMM.to_logits`."""
-        return logits_of(self._model, self._end, resid)
+        return logits_of(self._model, self._end, resid, grad=grad)
 
 
 def _kept(model: Any, checkpoint: Checkpoint) -> dict[str, Any]:

@@ -107,9 +107,11 @@ def _applied(model: Any, config: Any, name: str) -> float | None:
     return value if value is not None and name in source_of(type(model).forward) else None
 
 
-def logits_of(model: nn.Module, end: Readout, resid: Float[Tensor, "... d_model"]) -> Float[Tensor, "... vocab"]:
-    """unembed(final norm(resid)), with the model's scale and soft-cap."""
-    with torch.no_grad():
+def logits_of(
+    model: nn.Module, end: Readout, resid: Float[Tensor, "... d_model"], *, grad: bool = False
+) -> Float[Tensor, "... vocab"]:
+    """unembed(final norm(resid)), with the model's scale and soft-cap; with `grad` part of the gradient's graph."""
+    with torch.set_grad_enabled(grad):
         unembed = model.get_submodule(end.unembed)
         value = one_stream(model, end, resid.to(device_of(unembed), dtype_of(unembed)))
         if end.final_norm:
