@@ -32,7 +32,8 @@ def store(llava: HookedMM, images: list[Image.Image], tmp_path_factory: pytest.T
     samples = [{"sample": f"s{n}", "sample_number": n} for n in range(12)]
     values = {name: cache[name][batch.mask()] for name in names}
     # The small model's own layers are so alike that a lens has little to learn.
-    values[names[0]] = values[names[0]] + torch.randn(128, generator=torch.Generator().manual_seed(0))
+    first = values[names[0]]
+    values[names[0]] = first + first.std() * torch.randn(128, generator=torch.Generator().manual_seed(0))
     made_by = {"model": str(small_model_path("llava"))}
     return ActivationStore.from_arrays(tmp_path_factory.mktemp("store") / "rows", values, rows, samples, made_by)
 
@@ -56,8 +57,8 @@ def test_both_lenses_are_compared_with_the_models_words(llava: HookedMM, store: 
 def test_the_command_trains_saves_and_scores(llava: HookedMM, store: ActivationStore, tmp_path: Path) -> None:
     """The tuned lens is nearer to the model's words than the plain one, on held-out samples; it can be read again."""
     out = tmp_path / "out"
-    few = ["--store", str(store.path), "--modalities", "[image, text]", "--steps", "25", "--batch", "256"]
-    main([*few, "--rate", "0.05", "--draws", "20", "--output", str(out)])
+    few = ["--store", str(store.path), "--modalities", "[image, text]", "--steps", "60", "--batch", "256"]
+    main([*few, "--rate", "0.005", "--draws", "20", "--output", str(out)])
     result = Result.load(out)
     (plain,), (tuned,) = (
         result.of(f"bits from the model's words, {name}", "image") for name in ("logit lens", "tuned lens")
