@@ -1,4 +1,4 @@
-"""The pictures of README and docs: scenes, the demo's report and TensorBoard, an explanation, a shift.
+"""The pictures of README and docs: scenes, the demo's report and TensorBoard, an explanation, a shift, a lens.
 
 `make pictures`; report and TensorBoard are as headless Chromium shows them and need Debian's chromium (`--scenes`:
 the contact sheet alone).
@@ -249,12 +249,31 @@ def steering_picture(page: Page, report: Path, target: Path) -> None:
     page.screenshot(path=target)
 
 
+LENS = """analyse logit-lens --model.id small:llava --data ScenesDataModule --data.size 12 --data.style full
+--data.seed 3 --answer generated"""
+"""What the picture of the lens is of, but for the output."""
+
+
+def lens_picture(page: Page, sample: Path, target: Path) -> None:
+    """A sample's page: a word that was searched for, and a patch that is pointed at."""
+    page.set_viewport_size({"width": 1180, "height": 790})
+    page.goto(sample.resolve().as_uri())
+    page.wait_for_selector("#c0-0")
+    page.fill("#search", "star")
+    page.evaluate("document.activeElement.blur()")
+    box = page.locator("canvas").first.bounding_box()
+    page.mouse.move(box["x"] + 0.7 * box["width"], box["y"] + 0.3 * box["height"])
+    page.wait_for_timeout(500)
+    page.screenshot(path=target)
+
+
 def main() -> None:
     """Write the pictures of docs/; all but the contact sheet from runs, made first if they are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--demo", type=Path, default=ROOT / "runs" / "demo")
     parser.add_argument("--shift", type=Path, default=ROOT / "runs" / "shift")
     parser.add_argument("--steering", type=Path, default=ROOT / "runs" / "steering")
+    parser.add_argument("--lens", type=Path, default=ROOT / "runs" / "lens")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     parser.add_argument("--scenes", action="store_true", help="only the contact sheet of the scenes")
@@ -268,6 +287,8 @@ def main() -> None:
     if not (options.shift / "KMeans-k10" / "report.html").is_file():
         words = f"[{','.join(word for name in DESCRIBED for word in WORD_CLASSES[name])}]"
         subprocess.run([program, *SHIFT.split(), "--selector.words", words, "--output", str(options.shift)], check=True)
+    if not (options.lens / "index.html").is_file():
+        subprocess.run([program, *LENS.split(), "--output", str(options.lens)], check=True)
     steered = steering_run(options.steering, program)
     explained(options.output / "explain.png", options.demo)
     with sync_playwright() as driver:
@@ -284,6 +305,7 @@ def main() -> None:
         report_picture(page, options.demo / "report.html", options.output / "report.png")
         shift_picture(page, options.shift / "KMeans-k10" / "report.html", options.output / "shift.png")
         steering_picture(page, steered, options.output / "steering.png")
+        lens_picture(page, options.lens / "pages" / "00004.html", options.output / "lens.png")
         with tensorboard(options.demo / "tensorboard") as address:
             images_picture(page, address, options.output / "tensorboard.png")
             card_picture(page, address, options.output / "tensorboard_card.png")

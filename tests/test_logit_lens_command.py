@@ -13,6 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from analyses import analyse_command
 from analyses.logit_lens import logit_lens
 from analyses.logit_lens_command import SCORES, main, sample_means
 from analyses.result import Result
@@ -22,6 +23,7 @@ from hooked_mm.reader import ModelSource
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.small import SMALL_MODELS
 from hooked_mm.testing.miniatures import miniature
+from tests.pages import broken_links, run_page
 from tests.processes import run_in_processes
 from tests.test_lens_page import made_sample
 
@@ -163,3 +165,16 @@ def test_two_processes_find_what_one_finds(tmp_path: Path) -> None:
     tables = [pq.read_table(tmp_path / out / "cells") for out in ("one", "two")]
     assert tables[0].num_rows == tables[1].num_rows
     assert len(list((tmp_path / "two" / "cells").iterdir())) == 2
+
+
+@pytest.mark.slow
+def test_the_page_of_docs_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its command and its Python, and what it says that they show."""
+    monkeypatch.chdir(tmp_path)
+    names = run_page("lenses.md", analyse=analyse_command.main)
+    assert Path("lens.html").is_file()
+    assert "star" in names["words"]
+    assert len(list(Path("runs/lens/pages").iterdir())) == 12
+    text = [round(score.value, 2) for score in Result.load("runs/lens").of("agreement with the last layer", "text")]
+    assert (text[0], text[1], text[4]) == (0, 0.55, 0.95)
+    assert not broken_links("lenses.md")

@@ -61,7 +61,7 @@ function drawGrid({ view, patch }, pen, dots) {
         pen.fillStyle = "rgba(90,90,90,.5)";
         pen.fillRect(...box);
       } else if (hitRows[row0]) {
-        pen.fillStyle = "rgba(230,97,1,.55)";
+        pen.fillStyle = "rgba(230,97,1,.42)";
         pen.fillRect(...box);
       }
     }
