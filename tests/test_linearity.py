@@ -98,6 +98,9 @@ def test_rank_deficiency_changes_nothing() -> None:
     )
     doubled, target = torch.cat([x, x], 1), y - y.mean(0)
     assert linearity(doubled, y).score == pytest.approx(expected, abs=1e-9)
+    # From moments alone there are no singular vectors of the rows to fall back on.
+    alone = score_of(pair_moments(doubled, y))
+    assert (alone.score, alone.rank) == (pytest.approx(expected, abs=1e-9), 6)
     centred = doubled - doubled.mean(0)
     left, sizes, right = torch.linalg.svd(centred / centred.norm(), full_matrices=False)
     unguarded = centred / centred.norm() @ (right.T / sizes @ left.T @ (target / target.norm()))
