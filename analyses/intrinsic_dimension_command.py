@@ -36,6 +36,9 @@ NAMES = {
 }
 """Estimate -> score."""
 
+FEW = 100
+"""Distinct rows below which it is noted that there are few: a vocabulary's embeddings are points, no manifold."""
+
 HELD_BYTES = 1e9
 """Rows of a layer that take no more are read once and held; others are read in blocks, again and again."""
 
@@ -93,6 +96,8 @@ def layer_scores(
     count = len(np.unique(samples))
     scores: list[Score] = []
     notes: list[str] = []
+    if len(near) < FEW:
+        notes.append(f"{modality}, layer {layer}: only {len(near)} distinct rows, too few for a dimension to mean much")
     for name, estimate in ESTIMATES.items():
         try:
             value, low, high = estimate(near), math.nan, math.nan

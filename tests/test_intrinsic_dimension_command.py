@@ -82,3 +82,4 @@ def test_too_few_rows_are_noted(tmp_path: Path) -> None:
     scores, notes = analyse(Layers.of_store(store), ["all"], Settings(draws=3))
     assert {one.layer for one in scores} == {1}
     assert notes[0].startswith("all, layer 0: 1 of 30 rows are distinct")
+    assert notes[1] == "all, layer 1: only 30 distinct rows, too few for a dimension to mean much"
