@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from analyses.by_sample import ratio_by_sample
 from analyses.splits import PARTS, Part
 from hooked_mm.errors import BadInputError
 
@@ -216,17 +217,10 @@ class Probed:
         return self.accuracy() - self.accuracy("control")
 
     def pseudo(self, name: str) -> Float64[Tensor, " s"]:
-        """A value per sample: their mean is the accuracy (or the `selectivity`), their bootstrap one over samples.
-
-        Samples with more rows count more in an accuracy over rows; to first order a sample's part in it is
-        S (right - accuracy rows) / all rows, S the number of samples.
-        """
+        """A value per sample: their mean is the accuracy (or the `selectivity`), their bootstrap one over samples."""
         if name == "selectivity":
             return self.pseudo("task") - self.pseudo("control")
-        _, places = np.unique(self.samples, return_inverse=True)
-        right, rows = np.bincount(places, self.right[name]), np.bincount(places)
-        value = self.accuracy(name)
-        return torch.from_numpy(value + len(rows) * (right - value * rows) / rows.sum())
+        return ratio_by_sample(self.right[name], np.ones(len(self.samples)), self.samples)
 
 
 def linear_probe(
