@@ -144,7 +144,7 @@ def _scores(
 
 def _tokens(path: Any, said: Said, words: Sequence[str]) -> None:
     """Per token, means over its rows: C_i of the mixture, its prefix's length, and information per token of that."""
-    table = []
+    table: list[tuple[Any, ...]] = []
     for word in dict.fromkeys(words):
         own = np.array([one == word for one in words])
         mixed, length = said.own[own, -1], said.tokens[own]
