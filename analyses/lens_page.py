@@ -92,6 +92,8 @@ class LensSample:
 def token_text(tokenizer: Any) -> Callable[[int], str]:
     """Token id -> the text it spells, with the space in front of a word that some tokenizers decode without.
 
+    A token that spells part of a letter is told by its name in the vocabulary.
+
     Args:
         tokenizer: A transformers tokenizer; None names tokens by their numbers.
     """
@@ -101,7 +103,11 @@ def token_text(tokenizer: Any) -> Callable[[int], str]:
     def text(token: int) -> str:
         spelt = str(tokenizer.decode([token]))
         piece = tokenizer.convert_ids_to_tokens(token)
-        begins = isinstance(piece, str) and piece[:1] in ("▁", "Ġ")
+        if not isinstance(piece, str):
+            return spelt
+        if "\ufffd" in spelt:
+            return piece
+        begins = piece[:1] in ("▁", "Ġ")
         return f" {spelt}" if begins and not spelt[:1].isspace() else spelt
 
     return text

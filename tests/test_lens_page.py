@@ -10,6 +10,7 @@ import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -174,9 +175,44 @@ def test_several_pictures_and_pictures_without_places(images: list[Image.Image])
         page_data(replace(made_sample(), tokens=["a", "b"]))
 
 
+# rows x cols of every grid of a picture of 90 x 60, or why there is none.
+GRIDS: dict[str, list[tuple[int, int] | str]] = {
+    "llava_next": [(8, 8), (4, 4)],
+    "internvl": [(4, 6), (2, 2)],
+    "qwen3_vl": [(6, 9)],
+    "mllama": ["by cross-attention"],
+    "florence2": ["a row of stages"],
+}
+
+
+@pytest.mark.parametrize("family", GRIDS)
+def test_any_grid(family: str, images: list[Image.Image], tmp_path: Path) -> None:
+    """Crops with an overview, oblong grids, none at all: each has a page, every patch a row of its own."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    picture = images[0].resize((90, 60))
+    batch = model.prepare([images[1], picture], ["what is this ?", "a longer question : what is this ?"])
+    shown = lens_sample(model, batch, 1, logit_lens(model, batch)[1], [picture])
+    assert len(shown.views) == len(GRIDS[family])
+    rows: list[int] = []
+    for view, expected in zip(shown.views, GRIDS[family], strict=True):
+        if isinstance(expected, str):
+            assert view.rows is None
+            assert expected in view.title
+        else:
+            assert view.rows is not None
+            assert tuple(view.rows.shape) == expected
+            rows += view.rows[view.rows >= 0].tolist()
+    assert len(set(rows)) == len(rows)
+    assert {shown.kinds[row] for row in rows} <= {"image"}
+    assert write_lens_page(tmp_path / "page.html", shown).stat().st_size > 10_000
+
+
 def test_the_text_of_tokens(llava: HookedMM) -> None:
-    """A space that the tokenizer leaves out is put back; without a tokenizer, numbers."""
+    """A space that the tokenizer leaves out is put back; parts of letters have names; without a tokenizer, numbers."""
     assert token_text(None)(7) == "#7"
+    pieces, texts = ["▁red", "Ġred", "red", "Ã", "<0xE2>"], ["red", " red", "red", "\ufffd", "\ufffd"]
+    made = SimpleNamespace(decode=lambda ids: texts[ids[0]], convert_ids_to_tokens=lambda token: pieces[token])
+    assert [token_text(made)(token) for token in range(5)] == [" red", " red", "red", "Ã", "<0xE2>"]
     text = token_text(llava.tokenizer)
     for word in ("red", "square"):
         (token,) = llava.tokenizer(word, add_special_tokens=False)["input_ids"]
@@ -290,6 +326,11 @@ def test_hover_lock_search_and_picture_and_nothing_runs(browser: Any, tmp_path: 
     assert page.locator("img, svg, main script").count() == 0
     assert page.inner_text("#about dd >> nth=0") == EVIL[2]
     assert not wrong
+    # Should a tag ever come through, the page's policy lets nothing of it run.
+    page.evaluate("document.body.insertAdjacentHTML('beforeend', '<img src=data:, onerror=window.ran=1>')")
+    page.wait_for_timeout(200)
+    assert page.evaluate("window.ran") is None
+    assert any("Content Security Policy" in text for text in wrong)
     page.close()
 
 
