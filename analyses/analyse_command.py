@@ -21,6 +21,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "logit-lens": ("logit_lens_command", "main", "what each layer would say at each token, as pages to look at"),
     "top-tokens": ("top_tokens_command", "main", "which words each layer would say, counted over a data set"),
     "tuned-lens": ("tuned_lens_command", "main", "a logit lens whose layers are first translated, trained on a store"),
+    "patchscope": ("patchscope_command", "main", "what the model says of a patch that is put into a question"),
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "prefix-probe": ("prefix_probe_command", "main", "how much of the text before it each token remembers"),
     "probe": ("probe_command", "main", "what a linear probe reads off rows, beside a control task"),

@@ -110,16 +110,13 @@ def effects(lost: Float64[Tensor, "samples sets"], word: str, draws: int, seed: 
     means, matched = bootstrap(lost[:, :2], draws=draws, seed=seed), lost[:, 2:].mean(0)
     about = {"rows": len(lost), "samples": len(lost)}
     names = ("top neurons silenced", "most active silenced")
-    found = [
-        Score(f"{word}: logit lost, {name}", "image", None, *(float(end[place]) for end in means), **about)
-        for place, name in enumerate(names)
-    ]
-    for name, value in (
-        ("mean", matched.mean()),
-        ("99th percentile", matched.quantile(0.99)),
-        ("largest", matched.max()),
-    ):
-        found.append(Score(f"{word}: logit lost, {name} of matched draws", "image", None, float(value), **about))
+    found = []
+    for place, name in enumerate(names):
+        value, low, high = (float(end[place]) for end in means)
+        found.append(Score(f"{word}: logit lost, {name}", "image", None, value, low, high, **about))
+    reached = {"mean": matched.mean(), "99th percentile": matched.quantile(0.99), "largest": matched.max()}
+    for name, drop in reached.items():
+        found.append(Score(f"{word}: logit lost, {name} of matched draws", "image", None, float(drop), **about))
     return found
 
 
@@ -157,14 +154,14 @@ def analyse(model: HookedMM, made: Any) -> tuple[Result, list[list[Any]]]:
         bands = bootstrap(layers, draws=made.draws, seed=made.seed)
         for place, layer in enumerate(one.scores):
             about = {"rows": one.samples, "samples": one.samples}
-            ends = (float(end[place]) for end in bands)
-            result.scores.append(Score(f"{word}: attributed to neurons", "image", layer, *ends, **about))
+            value, low, high = (float(end[place]) for end in bands)
+            result.scores.append(Score(f"{word}: attributed to neurons", "image", layer, value, low, high, **about))
         top = top_neurons({layer: value[None] for layer, value in one.scores.items()}, made.count)
         sets[word] = [top, most_active(one.activity, top)]
         sets[word] += matched_draws(one.activity, top, made.matched, pool=made.pool, seed=made.seed)  # type: ignore[operator]
         for neuron in top:
-            values = (float(of[neuron.layer][neuron.number]) / one.samples for of in (one.scores, one.activity))
-            table.append([word, *neuron, *values, " ".join(says(model, neuron))])
+            means = [float(of[neuron.layer][neuron.number]) / one.samples for of in (one.scores, one.activity)]
+            table.append([word, *neuron, *means, " ".join(says(model, neuron))])
         drawn = sum(float(one.activity[n.layer][n.number]) for drawn in sets[word][2:] for n in drawn)
         mine = sum(float(one.activity[n.layer][n.number]) for n in top) * max(1, made.matched)
         result.notes.append(f"{word}: matched neurons are {drawn / mine:.2f} times as active as the top ones")
@@ -172,8 +169,8 @@ def analyse(model: HookedMM, made: Any) -> tuple[Result, list[list[Any]]]:
         other = samples_of(made, model, made.check)
         lost = check(other, list(found), sets)
         result.notes += [f"no answer of --check says {word!r}" for word in found if word not in lost] + other.notes()
-        for word, values in lost.items():
-            result.scores += effects(values, word, made.draws, made.seed)
+        for word, drops in lost.items():
+            result.scores += effects(drops, word, made.draws, made.seed)
     return result, table
 
 

@@ -117,7 +117,8 @@ def evaluate(model: HookedMM, made: Any, word_class: str, name: str) -> tuple[li
 
     def add(what: str, layer: int | None, values: Tensor) -> None:
         band = bootstrap(by_picture(values, maps.cases, count), draws=made.draws, seed=made.seed)
-        found.append(Score(f"{word_class}: {what}", "image", layer, *(float(end) for end in band), **about))
+        value, low, high = (float(end) for end in band)
+        found.append(Score(f"{word_class}: {what}", "image", layer, value, low, high, **about))
 
     best = scored(maps.cases, maps.layers, setting, share)
     for what, values in best.items():
