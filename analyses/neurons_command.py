@@ -6,7 +6,8 @@
 
 Neurons are found on `--data`, wherever an answer says one of the words, and silenced on `--check`, other samples,
 against draws of neurons of the same layers and about as active. Writes `neurons.csv`: the top neurons of each word,
-with the words that they write. Effects may be smaller than what half precision can tell apart.
+with the words that they write. Where samples are scenes, whose masks are known, receptive fields (|z| over patches) are
+held against what the word names. Effects may be smaller than what half precision can tell apart.
 """
 
 from __future__ import annotations
@@ -23,20 +24,29 @@ from torch import Tensor
 from analyses.frame import new_parser, parsed
 from analyses.model_samples import Samples, add_model, loaded, samples_of
 from analyses.neurons import (
+    POINT,
     Neuron,
     ablated_logits,
     attributions,
     matched_draws,
     neuron_layers,
+    receptive_fields,
     top_neurons,
     written_words,
 )
+from analyses.patch_maps import auroc, iou, on_picture, pointing
 from analyses.result import Result, Score
+from analyses.segment_command import NAMED, in_parts, object_masks
+from analyses.segmentation import Threshold
 from hooked_mm.batch import Batch
 from hooked_mm.data import SampleDataModule
 from hooked_mm.errors import BadInputError
+from hooked_mm.frames import frame
 from hooked_mm.hooked import HookedMM
 from hooked_mm.intervals import bootstrap
+from hooked_mm.scenes.captions import STYLES
+from hooked_mm.scenes.dataset import SceneDataset, picture
+from hooked_mm.scenes.language import WORD_CLASSES
 from hooked_mm.selectors import TokenOfInterest
 
 
@@ -130,6 +140,53 @@ def most_active(activity: dict[int, Tensor], chosen: Sequence[Neuron]) -> list[N
     return found
 
 
+def fields(
+    model: HookedMM, data: SceneDataset, word: str, neurons: Sequence[Neuron], size: int = 32
+) -> dict[str, Float64[Tensor, "pictures neurons"]]:
+    """How well receptive fields show where in a scene a word's objects are; of the scenes that have such.
+
+    Args:
+        model: The model.
+        data: Scenes; a caption's prompt stands behind each picture.
+        word: A colour or a shape.
+        neurons: Whose fields.
+        size: Scenes at a time.
+
+    Returns:
+        `pixel AUROC`, `pointing` and `IoU`, that of the twentieth of the pixels of largest |z|.
+    """
+    attribute = next(NAMED[name] for name in NAMED if word in WORD_CLASSES[name])
+    points, rows = [POINT.format(layer) for layer in dict.fromkeys(neuron.layer for neuron in neurons)], []
+    for items in in_parts(data, size):
+        pictures = [picture(item) for item in items]
+        _, cache = model.run_with_cache(model.prepare(pictures, STYLES["any"].prompt), points)
+        for number, (item, image) in enumerate(zip(items, pictures, strict=True)):
+            if (mask := object_masks(item, attribute).get(word)) is None:
+                continue
+            (grid,) = receptive_fields(cache, neurons, number)
+            box = frame(model, image, (grid.shape[0], grid.shape[1]))
+            maps = [on_picture(grid[..., place].abs(), box, image.size) for place in range(len(neurons))]
+            top = Threshold("quantile", 0.95)
+            rows.append([[auroc(one, mask), pointing(one, mask), iou(top.choose(one), mask)] for one in maps])
+    found = torch.tensor(rows, dtype=torch.float64).reshape(-1, len(neurons), 3)
+    return dict(zip(("pixel AUROC", "pointing", "IoU"), found.unbind(2), strict=True))
+
+
+def field_scores(
+    model: HookedMM, data: SceneDataset, word: str, sets: Sequence[Sequence[Neuron]], made: Any
+) -> list[Score]:
+    """Of the top neurons' receptive fields, beside those of the first draw of matched ones."""
+    found = []
+    for name, neurons in (("top neurons", sets[0]), ("matched neurons", sets[2])):
+        for what, values in fields(model, data, word, neurons).items():
+            if len(values):
+                band = bootstrap(values.mean(1), draws=made.draws, seed=made.seed)
+                value, low, high = (float(end) for end in band)
+                title = f"{word}: {what} of receptive fields, {name}"
+                found.append(Score(title, "image", None, value, low, high, values.numel(), len(values)))
+    return found
+
+
 def says(model: HookedMM, neuron: Neuron, count: int = 5) -> list[str]:
     """The words that a neuron writes most."""
     best = written_words(model, neuron.layer, torch.tensor([neuron.number])).topk(count).indices[0]
@@ -171,6 +228,10 @@ def analyse(model: HookedMM, made: Any) -> tuple[Result, list[list[Any]]]:
         result.notes += [f"no answer of --check says {word!r}" for word in found if word not in lost] + other.notes()
         for word, drops in lost.items():
             result.scores += effects(drops, word, made.draws, made.seed)
+    scenes = getattr(made.check or made.data, "scenes", None)
+    for word in found:
+        if isinstance(scenes, SceneDataset) and any(word in WORD_CLASSES[name] for name in NAMED):
+            result.scores += field_scores(model, scenes, word, sets[word], made)
     return result, table
 
 
