@@ -23,8 +23,8 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
 
-BUDGET = 2**25
-"""Logits that are made at once: 128 MiB in float32, of which a few copies are held."""
+BUDGET = 2**24
+"""Logits that are made at once: 64 MiB in float32, of which two or three copies are held."""
 
 STREAM = "resid"
 """The residual stream between blocks, as a point."""
@@ -132,9 +132,9 @@ def _read(model: Unembeds, resid: Tensor, top: int, words: Tensor | None) -> Cel
     if words is not None:
         own = logs.gather(-1, words.to(logs.device)[:, None])
         rank, chosen = (logs > own).sum(dim=-1).cpu(), own[:, 0].exp().cpu()
-    probabilities = logs.exp()
-    # A word that a model never says has probability 0 and log-probability -inf, which adds nothing.
-    entropy = -(probabilities * logs.clamp_min(torch.finfo(logs.dtype).min)).sum(dim=-1)
+    # In place, as this is the largest tensor that there is; a word that is never said adds nothing.
+    probabilities = logs.exp_()
+    entropy = torch.special.entr(probabilities, out=probabilities).sum(dim=-1)
     return Cells(best.indices.cpu(), best.values.exp().cpu(), entropy.cpu(), rank, chosen)
 
 
