@@ -79,10 +79,17 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = Layers.of_store(store, made.point)
     found = everywhere(made.trainer, lambda device: _analyse(whole, made, device))
     result.notes = list(dict.fromkeys(note for share in found for note in share.notes))
-    result.scores = [score for name in SCORES for share in found for score in share.scores if score.score == name]
+    scores = sorted((one for share in found for one in share.scores), key=lambda one: one.layer or 0)
+    result.scores = [
+        one
+        for name in SCORES
+        for kind in made.modalities
+        for one in scores
+        if (one.score, one.modality) == (name, kind)
+    ]
     if not Processes().rank:
-        _table(made.output / "words.csv", [line for share in found for line in share.words])
-        _table(made.output / "sentences.csv", [line for share in found for line in share.sentences])
+        _table(made.output / "words.csv", [line for share in found for line in share.words], made.modalities)
+        _table(made.output / "sentences.csv", [line for share in found for line in share.sentences], made.modalities)
     finish(result, made.output)
 
 
@@ -165,8 +172,9 @@ def _sentences(measured: Contextualization, chosen: Plan, layers: Layers) -> Ite
         }
 
 
-def _table(path: Path, lines: Sequence[dict[str, Any]]) -> None:
-    """Lines as CSV; what is not known is empty."""
+def _table(path: Path, told: Sequence[dict[str, Any]], modalities: Sequence[str]) -> None:
+    """Lines as CSV by modality and layer, whichever process wrote them; what is not known is empty."""
+    lines = sorted(told, key=lambda line: (modalities.index(line["modality"]), line["layer"]))
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.DictWriter(file, list(lines[0]) if lines else [])
         writer.writeheader()

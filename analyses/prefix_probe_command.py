@@ -150,9 +150,10 @@ def _tokens(path: Any, said: Said, words: Sequence[str]) -> None:
         mixed, length = said.own[own, -1], said.tokens[own]
         gained = (said.nothing[own] - mixed).sum() / length.sum()
         table.append((word, int(own.sum()), length.mean(), mixed.mean(), mixed.sum() / length.sum(), gained))
+    table.sort(key=lambda line: -line[-1])
     with open(path, "w", newline="", encoding="utf-8") as file:
         writer = csv.writer(file)
         writer.writerow(
             ("token", "rows", "prefix_tokens", "contextualization", "loss_per_token", "information_per_token")
         )
-        writer.writerows(sorted(table, key=lambda line: -line[-1]))
+        writer.writerows(table)

@@ -82,7 +82,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = Layers.of_store(store, made.point)
     found = everywhere(made.trainer, lambda device: _analyse(whole, made, device))
     result.notes = list(dict.fromkeys(note for share in found for note in share.notes))
-    result.scores = [one for name in SCORES for share in found for one in share.scores if one.score == name]
+    scores = sorted((one for share in found for one in share.scores), key=lambda one: one.layer or 0)
+    result.scores = [
+        one
+        for name in SCORES
+        for kind in made.modalities
+        for one in scores
+        if (one.score, one.modality) == (name, kind)
+    ]
     result.notes += _best(result, {key: value for share in found for key, value in share.validation.items()})
     finish(result, made.output)
 
@@ -185,7 +192,7 @@ def _best(result: Result, validation: dict[tuple[str, int], float]) -> list[str]
     """Per modality the layer that is best on the validation rows, so that its score is not the luckiest of many."""
     told = []
     for modality in dict.fromkeys(name for name, _ in validation):
-        own = {layer: value for (name, layer), value in validation.items() if name == modality}
+        own = {layer: value for (name, layer), value in sorted(validation.items()) if name == modality}
         layer = max(own, key=lambda place: own[place])
         score = next(one for one in result.of("accuracy", modality) if one.layer == layer)
         told.append(f"{modality}: best on validation at layer {layer}, where the accuracy is {score.value:.3f}")
