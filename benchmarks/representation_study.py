@@ -16,6 +16,7 @@ from importlib.metadata import version
 from pathlib import Path
 
 from matplotlib.figure import Figure
+from matplotlib.ticker import ScalarFormatter
 
 from analyses.analyse_command import main as analyse
 from analyses.curves import draw_curves
@@ -40,8 +41,6 @@ SHOWN = (
 )
 """The scores that are drawn and listed; the work folder has all."""
 MODALITIES = ("image", "text")
-FAR = 12
-"""Values that differ by this factor are drawn on a logarithmic scale."""
 
 
 def store_of(model: str, seed: int | None, size: int, folder: Path) -> ActivationStore:
@@ -106,9 +105,9 @@ def picture(results: dict[str, dict[str, dict[str, Result]]]) -> Figure:
                 if curve.modality in MODALITIES
             ]
             handles |= {handle.get_label(): handle for handle in draw_curves(axes, curves)}
-            values = [value for curve in curves for value in curve.values]
-            if min(values) > 0 and max(values) > FAR * min(values):
-                axes.set_yscale("log")
+            if score.endswith("dimension"):
+                axes.set_yscale("log", base=2)
+                axes.yaxis.set_major_formatter(ScalarFormatter())
             axes.set_title(f"{model}: {score}" if not row else score, fontsize=9, loc="left")
             if row == len(SHOWN) - 1:
                 axes.set_xlabel("layer")
