@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import io
 import shlex
+import shutil
 import socket
 import subprocess
 import sys
@@ -23,6 +24,8 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from playwright.sync_api import Page, sync_playwright
 
+from analyses.map_pictures import neuron_sheet
+from analyses.neurons import Neuron
 from concept_dict.dictionary import ConceptDictionary
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.captions import caption
@@ -267,6 +270,22 @@ def lens_picture(page: Page, sample: Path, target: Path) -> None:
     page.screenshot(path=target)
 
 
+SEGMENT = """analyse segment --model.id small:llava --model.dtype float32 --data.size 120 --validation.size 60
+--random_weights null"""
+"""What the sheet of segmentations is of, but for the output."""
+
+NEURONS = (Neuron(2, 122), Neuron(3, 25), Neuron(0, 73), Neuron(4, 147))
+"""Of those that the small LLaVA's words have; what they are active at is in docs/words_in_pictures.md."""
+
+
+def neurons_picture(target: Path) -> None:
+    """Neurons with the scenes that they answer to."""
+    data = SceneDataset(40, split="test", seed=3)
+    pictures = [data[number].images for number in range(len(data))]
+    prompt = "what colour is the object ?"
+    neuron_sheet(HookedMM.small("llava"), pictures, NEURONS, prompt).save(target, optimize=True)
+
+
 def main() -> None:
     """Write the pictures of docs/; all but the contact sheet from runs, made first if they are missing."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -274,6 +293,7 @@ def main() -> None:
     parser.add_argument("--shift", type=Path, default=ROOT / "runs" / "shift")
     parser.add_argument("--steering", type=Path, default=ROOT / "runs" / "steering")
     parser.add_argument("--lens", type=Path, default=ROOT / "runs" / "lens")
+    parser.add_argument("--segment", type=Path, default=ROOT / "runs" / "segment")
     parser.add_argument("--chromium", default="/usr/bin/chromium")
     parser.add_argument("--output", type=Path, default=ROOT / "docs")
     parser.add_argument("--scenes", action="store_true", help="only the contact sheet of the scenes")
@@ -289,6 +309,10 @@ def main() -> None:
         subprocess.run([program, *SHIFT.split(), "--selector.words", words, "--output", str(options.shift)], check=True)
     if not (options.lens / "index.html").is_file():
         subprocess.run([program, *LENS.split(), "--output", str(options.lens)], check=True)
+    if not (options.segment / "pictures.png").is_file():
+        subprocess.run([program, *SEGMENT.split(), "--output", str(options.segment)], check=True)
+    shutil.copyfile(options.segment / "pictures.png", options.output / "segmentation.png")
+    neurons_picture(options.output / "neurons.png")
     steered = steering_run(options.steering, program)
     explained(options.output / "explain.png", options.demo)
     with sync_playwright() as driver:

@@ -11,6 +11,7 @@ from analyses.neurons import Neuron
 from analyses.segmentation import Case, Setting, Threshold
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import SceneDataset
+from tests.pages import broken_links
 
 MAGENTA = (255, 0, 200)
 
@@ -51,3 +52,8 @@ def test_a_neurons_row_begins_with_the_picture_that_moves_it_most(llava: HookedM
     peaks = (cache[point][..., 122].abs() * batch.mask("image")).amax(1)
     first = neuron_sheet(llava, [images[int(peaks.argmax())]], [Neuron(2, 122)], count=3)
     assert np.array_equal(np.array(sheet)[4:cell, 4:cell], np.array(first)[4:cell, 4:cell])
+
+
+def test_the_page_on_words_in_pictures_leads_somewhere() -> None:
+    """Its links and pictures are there."""
+    assert not broken_links("words_in_pictures.md", web=True)

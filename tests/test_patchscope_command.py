@@ -34,7 +34,7 @@ def test_the_patch_read_is_the_one_that_the_object_covers(llava: HookedMM) -> No
 @pytest.mark.usefixtures("loaded")
 def test_the_command_reads_attributes_off_patches(tmp_path: Path) -> None:
     """Far better from the object's patch than from a random one; every answer is written down."""
-    few = ["--model.id", "small:llava", "--data.size", "12", "--layers", "[0, 2]", "--draws", "20"]
+    few = ["--model.id", "small:llava", "--data.size", "8", "--layers", "[0, 2]", "--draws", "20"]
     main([*few, "--output", str(tmp_path / "out")])
     result = Result.load(tmp_path / "out")
     for name in ("colour", "shape"):

@@ -51,7 +51,7 @@ def test_words_of_a_picture_are_averaged_first() -> None:
 @pytest.mark.usefixtures("loaded")
 def test_the_command_scores_the_trained_model_beside_random_weights(tmp_path: Path) -> None:
     """Pictures, scores with their intervals, and the setting in the notes; scenes for both are refused."""
-    few = ["--model.id", "small:llava", "--data.size", "6", "--validation.size", "3", "--draws", "20"]
+    few = ["--model.id", "small:llava", "--data.size", "4", "--validation.size", "2", "--draws", "20"]
     main([*few, "--word_classes", "[colours]", "--output", str(tmp_path / "out")])
     trained, control = Result.load(tmp_path / "out"), Result.load(tmp_path / "out" / "random weights")
     (ours,), (box,), (theirs,) = (

@@ -54,7 +54,7 @@ def test_untrained_it_is_the_logit_lens_to_the_bit(llava: HookedMM) -> None:
         assert torch.equal(lens.logits(llava, layer, resid), llava.to_logits(resid))
 
 
-@pytest.mark.parametrize(("optimiser", "steps", "rate"), [("adamw", 150, 0.06), ("sgd", 150, 2.0)])
+@pytest.mark.parametrize(("optimiser", "steps", "rate"), [("adamw", 100, 0.08), ("sgd", 100, 3.0)])
 def test_a_planted_drift_is_found(drifted: Any, optimiser: Any, steps: int, rate: float) -> None:
     """A and b themselves; a layer without drift stays as it was."""
     layers, weight, bias = drifted
