@@ -16,8 +16,8 @@ decay instead, for which rates need not be fitted to the width of the stream.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Literal, Protocol
 
@@ -156,12 +156,15 @@ class ShuffledRows(IterableDataset):
                 yield {layer: self.layers.values(layer, own) for layer in self.layers.numbers}
 
 
+Load = Callable[[torch.device], Readable]
+
+
 class Training(lightning.LightningModule):
     """Trains all translators side by side.
 
     Args:
         lens: Is trained.
-        model: Whose norm and unembedding to use.
+        model: Whose norm and unembedding to use, or what loads them onto the process's device.
         steps: So many batches.
         optimiser: `adamw` or `sgd`.
         rate: Falls linearly to zero.
@@ -169,13 +172,24 @@ class Training(lightning.LightningModule):
     """
 
     def __init__(
-        self, lens: TunedLens, model: Readable, steps: int, optimiser: Optimiser, rate: float, decay: float
+        self, lens: TunedLens, model: Readable | Load, steps: int, optimiser: Optimiser, rate: float, decay: float
     ) -> None:
         super().__init__()
         self.lens, self.steps, self.optimiser, self.rate, self.decay = lens, steps, optimiser, rate, decay
         # In a list: a module that Lightning found would be moved and saved.
-        self._model = [model]
+        self._model: list[Any] = [model]
+        self._open = ExitStack()
         self.losses: list[float] = []
+
+    def on_fit_start(self) -> None:
+        """Load the ends of the model, and let their weights be."""
+        if not hasattr(self._model[0], "to_logits"):
+            self._model = [self._model[0](self.device)]
+        self._open.enter_context(frozen(self._model[0]))
+
+    def close(self) -> None:
+        """Leave the model as it was."""
+        self._open.close()
 
     def configure_optimizers(self) -> Any:
         """With a rate that falls linearly to zero."""
@@ -218,7 +232,7 @@ def frozen(model: Any) -> Iterator[None]:
 
 def train(
     layers: Layers,
-    model: Readable,
+    model: Readable | Load,
     rows: Int[np.ndarray, " n"] | None = None,
     *,
     steps: int = 250,
@@ -233,7 +247,7 @@ def train(
 
     Args:
         layers: Rows at several layers, the last of them the model's last.
-        model: Whose norm and unembedding to use.
+        model: Whose norm and unembedding to use, or a function that loads them onto a device, each process its own.
         rows: Which rows; all unless given.
         steps: Batches.
         size: Rows per batch, over all processes.
@@ -259,6 +273,8 @@ def train(
     module = Training(lens, model, steps, optimiser, RATES[optimiser] if rate is None else rate, decay)
     loader = DataLoader(ShuffledRows(layers, chosen, size, seed), batch_size=None)
     options = {"accelerator": "cpu", "devices": 1, "gradient_clip_val": 1.0 if optimiser == "sgd" else None}
-    with frozen(model):
+    try:
         quiet_trainer(**{**options, **(trainer or {}), "max_steps": steps}).fit(module, loader)
+    finally:
+        module.close()
     return lens.cpu().requires_grad_(False), module.losses

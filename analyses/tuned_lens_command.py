@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -87,7 +88,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parsed(parser, argv)
     store = opened(made)
     layers = Layers.of_store(store, layers=made.layers)
-    model = load_words(source_of_words(made, store), store, "cpu")
+    load = partial(load_words, source_of_words(made, store), store)
     groups, notes = pictures(layers, Occurrences.of(layers, "cpu"), made.group)
     # Nothing is chosen on samples of their own, so that those for choosing train as well.
     share = (1 - made.held_out) / 2
@@ -95,18 +96,21 @@ def main(argv: Sequence[str] | None = None) -> None:
     rows = np.arange(len(layers))
     training = rows[~test[layers.samples]]
     options = {name: made[name] for name in ("steps", "optimiser", "rate", "decay", "seed")}
-    lens, losses = train(layers, model, training, size=made.batch, trainer=made.trainer, **options)
+    lens, losses = train(layers, load, training, size=made.batch, trainer=made.trainer, **options)
     if not goes_on_alone():
         return
     settings = {**options, "batch": made.batch, "held_out": made.held_out, "modalities": made.modalities}
     result = Result("tuned-lens", called(made, store), [], settings, notes)
     ends = sum(losses[:10]) / len(losses[:10]), sum(losses[-10:]) / len(losses[-10:])
     result.notes.append(f"loss over all layers, nats: {ends[0]:.3f} in the first ten steps, {ends[1]:.3f} in the last")
+    on_gpu = made.trainer.get("accelerator", "cpu") != "cpu" and torch.cuda.is_available()
+    device = torch.device("cuda" if on_gpu else "cpu")
+    model = load(device)
     lens.save(made.output / "lens", {"model": called(made, store), "rows": len(training), **options})
 
     def one(part: Layers, modality: str) -> None:
         own = np.flatnonzero(test[part.samples])
-        sums, counts = compared(part, model, lens, own)
+        sums, counts = compared(part, model, lens.to(device), own, device)
         result.scores += list(_scores(sums, counts, modality, lens.layers, made))
 
     by_modality(layers, made.modalities, one, result.notes)

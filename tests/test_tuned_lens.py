@@ -100,6 +100,31 @@ def test_the_lens_has_the_gradient_of_finite_differences(llava: HookedMM) -> Non
     assert not llava.to_logits(resid).requires_grad
 
 
+def test_the_model_may_be_loaded_where_it_is_needed_and_is_left_as_it_was(drifted: Any) -> None:
+    """By a function of the device; weights that required a gradient do so again, even when a step fails."""
+    layers, _, _ = drifted
+    asked: list[torch.device] = []
+
+    def load(device: torch.device) -> Plain:
+        asked.append(device)
+        return Plain()
+
+    loaded, given = train(layers, load, steps=3)[0], train(layers, Plain(), steps=3)[0]
+    assert asked == [torch.device("cpu")]
+    assert torch.equal(loaded.weight, given.weight)
+
+    class Fails(Plain):
+        hf_model = torch.nn.Linear(2, 2)
+
+        def to_logits(self, resid: Tensor, *, grad: bool = False) -> Tensor:
+            assert not self.hf_model.weight.requires_grad
+            raise OSError("lost")
+
+    with pytest.raises(OSError, match="lost"):
+        train(layers, Fails(), steps=3)
+    assert Fails.hf_model.weight.requires_grad
+
+
 def test_the_same_seed_gives_the_same_lens(drifted: Any) -> None:
     """And another order of rows another one."""
     layers, _, _ = drifted
