@@ -88,6 +88,8 @@ def read_cells(
 ) -> Cells:
     """Most probable words of rows of a residual stream; probabilities, entropy and ranks in float32.
 
+    Norm and unembedding compute in the dtype of their weights, so that the last layer gives the model's own logits.
+
     Args:
         model: Whose norm and unembedding to use.
         resid: (n, d) rows (in a model of several streams (n, streams, d)), of any dtype.

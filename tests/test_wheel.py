@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from analyses.lens_page import SCRIPTS
 from hooked_mm.small import SMALL_MODELS, adapters_of, small_model_path
 
 ROOT = Path(__file__).parent.parent
@@ -41,6 +42,8 @@ def test_the_wheel_holds_what_it_needs(wheel: Path) -> None:
             for file in adapter
         ),
         *(f"concept_dict/templates/{page}.html" for page in ("base", "parts", "report", "shift")),
+        *(f"analyses/templates/{page}.html" for page in ("lens", "lens_index", "lens_style")),
+        *(f"analyses/templates/{part}" for part in SCRIPTS),
         "analyses/__init__.py",
         "steering/__init__.py",
         "hooked_mm/py.typed",
