@@ -75,6 +75,8 @@ SHORTER = {
     "hooked-mm learn": "--method.max_iter 20",
     "hooked-mm ground": "--count 3",
     "hooked-mm shift": "--data.size 60 --k [3] --count 2",
+    "hooked-mm analyse logit-lens": "--data.size 3",
+    "hooked-mm analyse linearity": "--data.size 8 --draws 10",
 }
 """What the quick run of a command has in addition."""
 LONG = ("hooked-mm models", "hooked-mm demo --model")
