@@ -14,11 +14,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 from torch import Tensor
+from transformers import AutoConfig
 
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.world import CANVASES, Scene, scene
-from hooked_mm.small.families import FAMILIES, build, save_processor
+from hooked_mm.small.families import FAMILIES, build, save_model, save_processor
 from hooked_mm.small.packing import Packer
 from hooked_mm.small.pool import Pool
 from hooked_mm.small.train import LanguageStage
@@ -128,8 +129,9 @@ def test_saved_and_loaded(name: str, tmp_path: Path) -> None:
     model, processor = build(name)
     for parameter in model.eval().parameters():
         parameter.data = parameter.data.bfloat16().float()
-    copy.deepcopy(model).to(torch.bfloat16).save_pretrained(tmp_path)
+    save_model(name, copy.deepcopy(model), tmp_path)
     save_processor(processor, tmp_path)
+    assert AutoConfig.from_pretrained(tmp_path).dtype == getattr(torch, FAMILIES[name].dtype)
     weights = load_file(tmp_path / "model.safetensors")
     assert all(value.dtype == torch.bfloat16 for value in weights.values())
     assert (tmp_path / "model.safetensors").stat().st_size < 4.05e6

@@ -31,12 +31,16 @@ def eager_attention_forward(
     scaling: float,
     **options: Any,
 ) -> tuple[Float[Tensor, "b q heads d"], Float[Tensor, "b heads q k"]]:
-    """softmax(q k^T * scaling + mask) v, and the pattern; the mask is additive."""
+    """softmax(q k^T * scaling + mask) v, and the pattern; the mask is additive.
+
+    Scores are of float32 at least, as in the original (`float32_attention`) and in fused kernels.
+    """
     groups = query.shape[1] // key.shape[1]
     key, value = (tensor.repeat_interleave(groups, dim=1) for tensor in (key, value))
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
+    wide = torch.promote_types(torch.float32, query.dtype)
+    scores = torch.matmul(query.to(wide), key.to(wide).transpose(2, 3)) * scaling
     scores = scores if attention_mask is None else scores + attention_mask[..., : key.shape[2]]
-    pattern = scores.softmax(dim=-1, dtype=torch.promote_types(torch.float32, scores.dtype)).to(query.dtype)
+    pattern = scores.softmax(dim=-1).to(query.dtype)
     return torch.matmul(pattern, value).transpose(1, 2).contiguous(), pattern
 
 

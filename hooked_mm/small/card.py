@@ -67,9 +67,10 @@ class Training:
 
 @dataclass(frozen=True)
 class Facts:
-    """What a model is; `image_tokens`: the least and the most that a scene's picture takes."""
+    """What a model is; `owner`: whose class, `image_tokens`: the least and the most that a scene's picture takes."""
 
     kind: str
+    owner: str
     tower: str
     connector: str
     decoder: str
@@ -94,6 +95,7 @@ def facts(folder: Path) -> Facts:
     tokens = batch.modality.eq(int(Modality.IMAGE)).sum(1).tolist()
     return Facts(
         kind=type(model.hf_model).__name__,
+        owner=type(model.hf_model).__module__.split(".")[0],
         tower=f"{kind(structure.vision.owner)}, {vision.d_model} x {vision.n_layers}",
         connector=kind(structure.projector),
         decoder=f"{kind(structure.text.owner)}, {cfg.d_model} x {cfg.n_layers}",
@@ -236,11 +238,15 @@ def card(folder: Path) -> str:
             ]
         ],
     )
+    named = {
+        "transformers": "A genuine transformers model",
+        "hooked_mm": "A transformers model, of a class that hooked-mm brings,",
+    }[is_.owner]
     count = first.questions["test"]["place"].of
     wrong = " / ".join(f"{run.wrong_image_captions.right} of {run.wrong_image_captions.of}" for run in runs)
     return f"""# {folder.name}: a small trained vision-language model
 
-A genuine transformers model with its processor, trained from nothing on hooked-mm's scenes: pictures of 48 to 72 pixels
+{named} with its processor, trained from nothing on hooked-mm's scenes: pictures of 48 to 72 pixels
 with one to three objects (6 shapes, 8 colours, 2 sizes) anywhere in one of 6 places. It exists so that interpretability
 methods can be tried and tested on a model that works, whose pictures' truth is known, without downloading anything. It
 knows nothing else; words outside the scenes' vocabulary become `<unk>`.

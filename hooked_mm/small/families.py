@@ -239,6 +239,15 @@ def build(name: str) -> tuple[Any, Any]:
     return model, processor
 
 
+def save_model(name: str, model: Any, folder: Path) -> None:
+    """As `save_pretrained`, weights in bfloat16; the configuration says in which dtype the family computes."""
+    model.to(torch.bfloat16).save_pretrained(folder)
+    path = folder / "config.json"
+    settings = json.loads(path.read_text())
+    path.write_text(json.dumps({**settings, "dtype": FAMILIES[name].dtype}, indent=2) + "\n")
+    (folder / "model.safetensors").chmod(0o644)
+
+
 def save_processor(processor: Any, folder: Path) -> None:
     """As `save_pretrained`; a processor built without its video part names it, as checkpoints do.
 

@@ -58,6 +58,8 @@ class Family(ABC):
     axes: ClassVar[int] = 1
     """Of the decoder's rotary positions."""
     steps: ClassVar[Steps] = Steps()
+    dtype: ClassVar[str] = "bfloat16"
+    """In which a saved model computes unless told otherwise; its weights are stored in bfloat16."""
     tower_batch: ClassVar[int] = 2
     """How many times as many pictures a step shows in the first two stages as in the last."""
     adapted: ClassVar[str] = r"layers\.\d+\.(self_attn|mlp)\.\w+_proj"

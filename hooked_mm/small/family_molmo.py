@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from hooked_mm.molmo import MolmoConfig, MolmoForCausalLM, MolmoImageProcessor, MolmoProcessor
 from hooked_mm.molmo.processing_molmo import COLUMN, END, PATCH, PICTURE, START
 from hooked_mm.scenes.world import Scene
-from hooked_mm.small.family import HALF, Family, Pixels, text_config
+from hooked_mm.small.family import HALF, Family, Pixels, Steps, text_config
 from hooked_mm.small.labels import IGNORE, Labels, label_cells
 from hooked_mm.small.tokenizer import build_tokenizer
 
@@ -28,6 +28,11 @@ class Molmo(Family):
     side, patch, width = 48, 4, 80
     # A picture goes through the tower as two to five crops.
     tower_batch = 1
+    # A caption's words are spread over more image tokens, and copied later, than the other families' are.
+    steps = Steps(language=3000)
+    # Scores of the pooling attention, before which nothing is normalised, reach a thousand: with queries and keys
+    # rounded to bfloat16, another of the four patches wins.
+    dtype = "float32"
     adapted = r"blocks\.\d+\.(att_proj|attn_out|ff_proj|ff_out)"
 
     def build(self) -> tuple[Any, Any]:

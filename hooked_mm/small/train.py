@@ -39,7 +39,7 @@ from hooked_mm.scenes.language import DESCRIBED, WORD_CLASSES
 from hooked_mm.small.accuracy import FILE
 from hooked_mm.small.card import Training, write_model_card
 from hooked_mm.small.evaluate import evaluate
-from hooked_mm.small.families import FAMILIES, build, save_processor
+from hooked_mm.small.families import FAMILIES, build, save_model, save_processor
 from hooked_mm.small.family import Family, Steps
 from hooked_mm.small.labels import IGNORE
 from hooked_mm.small.muon import Muon
@@ -354,9 +354,8 @@ def main(argv: list[str] | None = None) -> None:
     canvas, rows, _ = next(pool.batches(options.batch, 1, seed))
     family.settle(model, pool.pictures(pool.groups[canvas], rows, some_grey=False))
     minutes = (time.monotonic() - started) / 60
-    model.to(torch.bfloat16).save_pretrained(output)
+    save_model(options.family, model, output)
     save_processor(processor, output)
-    (output / "model.safetensors").chmod(0o644)
     recipe = (*(f"{stage}_steps" for stage in Steps._fields), "batch", "scenes", "processes")
     settings = {name: getattr(options, name) for name in recipe}
     flags = (f" --{name.replace('_', '-')} {value}" for name, value in typed.items())
