@@ -23,9 +23,9 @@ from hooked_mm.reader import ModelSource
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.small import SMALL_MODELS
 from hooked_mm.testing.miniatures import miniature
+from tests.lens_samples import made_sample
 from tests.pages import broken_links, run_page
 from tests.processes import run_in_processes
-from tests.test_lens_page import made_sample
 
 
 def _command(out: Path, *options: str, model: str = "llava", size: int = 4) -> list[str]:
