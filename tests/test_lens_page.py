@@ -223,6 +223,7 @@ def _at_patch(page: Any, x: float, y: float) -> None:
     page.mouse.move(box["x"] + x * box["width"], box["y"] + y * box["height"])
 
 
+@pytest.mark.slow
 def test_hover_lock_search_and_picture_and_nothing_runs(browser: Any, tmp_path: Path) -> None:
     """What a cell, a click, a word and a patch show is what was read there; tags are text everywhere."""
     sample = made_sample()
