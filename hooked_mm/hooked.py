@@ -395,7 +395,6 @@ class HookedMM:
         """The logit lens: the model's logits for residual-stream values of any layer.
 
         unembed(final norm(resid)), with the model's scale and soft-cap; where blocks normalise after the sum there is
-        no final norm. With `grad` a loss of them has a gradient with respect to the values, and to weights that require
-        one.
+        no final norm. With `grad` they have gradients by the values, and by weights that require them.
         """
         return logits_of(self.hf_model, self.structure.readout, resid, grad=grad)

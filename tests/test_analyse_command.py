@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import subprocess
 import sys
 from configparser import ConfigParser
@@ -12,7 +13,7 @@ import pytest
 import analyses.analyse_command as analyse
 from analyses.result import Result
 from hooked_mm.extract_command import main as extract_main
-from tests.pages import broken_links, run_page
+from tests.pages import DOCS, broken_links, run_page
 
 ROOT = Path(__file__).parent.parent
 HEAVY = ("torch", "transformers", "lightning", "nnsight", "numpy", "pyarrow", "sklearn")
@@ -46,6 +47,14 @@ def test_it_is_a_command_of_the_program() -> None:
     config.read(ROOT / "setup.cfg")
     entries = config["options.entry_points"]["hooked_mm.commands"].splitlines()
     assert "analyse = analyses.analyse_command:main" in entries
+
+
+def test_the_page_lists_every_command() -> None:
+    """With the file of its formula."""
+    rows = re.findall(
+        r"^\| `([\w-]+)` \| .* \| .*\.\./analyses/\w+\.py\)", (DOCS / "analyses.md").read_text(), re.MULTILINE
+    )
+    assert sorted(rows) == sorted(analyse.COMMANDS)
 
 
 @pytest.mark.slow
