@@ -2,10 +2,44 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Mapping, Sequence
+
 import numpy as np
 import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
+
+from analyses.result import Score
+from hooked_mm.intervals import bootstrap
+
+
+def mean_scores(
+    sums: Mapping[str, Float64[Tensor, "samples layers"]],
+    rows: Int[Tensor, " samples"],
+    modality: str,
+    layers: Sequence[int],
+    draws: int,
+    seed: int,
+) -> list[Score]:
+    """Means over samples of the mean within each, with bootstrap intervals over samples.
+
+    Args:
+        sums: Score -> summed over each sample's rows.
+        rows: How many rows each sample has; those with none do not count.
+        modality: Of the rows.
+        layers: Of the columns.
+        draws: Of the bootstrap; 0 for no intervals.
+        seed: Of the draws.
+    """
+    there, found = rows > 0, []
+    about = {"rows": int(rows.sum()), "samples": int(there.sum())}
+    for name, summed in sums.items():
+        bands = bootstrap(summed[there] / rows[there, None], draws=max(1, draws), seed=seed)
+        for place, layer in enumerate(layers):
+            ends = (float(bands.low[place]), float(bands.high[place])) if draws else (math.nan, math.nan)
+            found.append(Score(name, modality, layer, float(bands.estimate[place]), *ends, **about))
+    return found
 
 
 def ratio_by_sample(

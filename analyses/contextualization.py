@@ -32,6 +32,7 @@ import torch
 from jaxtyping import Float, Float64, Int
 from torch import Tensor
 
+from analyses.anisotropy import unit
 from hooked_mm.errors import BadInputError
 
 IntArray = Int[np.ndarray, " n"]
@@ -49,11 +50,6 @@ class Value(NamedTuple):
     slopes: Float64[Tensor, " n"]
 
 
-def _units(rows: Float[Tensor, "n d"]) -> Float64[Tensor, "n d"]:
-    wide = rows.double()
-    return wide / torch.linalg.vector_norm(wide, dim=1, keepdim=True)
-
-
 def mean_cosine(rows: Float[Tensor, "n d"]) -> Value:
     """The mean cosine over pairs of *different* rows: SelfSim of a word's occurrences, or a baseline of random ones.
 
@@ -62,7 +58,7 @@ def mean_cosine(rows: Float[Tensor, "n d"]) -> Value:
     Args:
         rows: At least two, none of norm zero.
     """
-    units, n = _units(rows), len(rows)
+    units, n = unit(rows), len(rows)
     total = units.sum(0)
     value = float((total @ total - n) / (n * n - n))
     return Value(value, 2 * ((units @ total - 1) - value * (n - 1)) / (n * n - n))
@@ -75,7 +71,7 @@ def intra_similarity(rows: Float[Tensor, "n d"]) -> float:
         rows: The tokens of one sentence, none of norm zero.
     """
     mean = rows.double().mean(0)
-    return float(_units(rows).sum(0) @ mean / (len(rows) * torch.linalg.vector_norm(mean)))
+    return float(unit(rows).sum(0) @ mean / (len(rows) * torch.linalg.vector_norm(mean)))
 
 
 def explained_by_first(rows: Float[Tensor, "n d"]) -> Value:

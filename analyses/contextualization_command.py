@@ -12,12 +12,10 @@ import csv
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 
 from analyses.contextualization import Contextualization, Plan, measure, plan
 from analyses.frame import (
@@ -33,7 +31,7 @@ from analyses.frame import (
 )
 from analyses.layers import Layers
 from analyses.occurrences import Occurrences
-from analyses.result import Result, Score
+from analyses.result import Result, Score, in_order
 from hooked_mm.intervals import bootstrap
 from hooked_mm.processes import Processes
 
@@ -79,14 +77,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = Layers.of_store(store, made.point)
     found = everywhere(made.trainer, lambda device: _analyse(whole, made, device))
     result.notes = list(dict.fromkeys(note for share in found for note in share.notes))
-    scores = sorted((one for share in found for one in share.scores), key=lambda one: one.layer or 0)
-    result.scores = [
-        one
-        for name in SCORES
-        for kind in made.modalities
-        for one in scores
-        if (one.score, one.modality) == (name, kind)
-    ]
+    result.scores = in_order([one for share in found for one in share.scores], list(SCORES), made.modalities)
     if not Processes().rank:
         _table(made.output / "words.csv", [line for share in found for line in share.words], made.modalities)
         _table(made.output / "sentences.csv", [line for share in found for line in share.sentences], made.modalities)
@@ -103,7 +94,7 @@ def _analyse(whole: Layers, made: Any, device: torch.device) -> list[_Found]:
         chosen = plan(seen.words, seen.samples, seen.firsts, **{name: made[name] for name in PLANNED})
         found.notes.extend(f"{modality}: {note}" for note in (*seen.notes, *_counted(chosen)))
         for layer in wanted[processes.rank :: processes.size]:
-            measured = measure(partial(_rows, layers, layer, device), chosen)
+            measured = measure(layers.reader(layer, device), chosen)
             if measured.zeros:
                 found.notes.append(f"{modality}, layer {layer}: {measured.zeros} rows of norm zero left out")
             place: dict[str, Any] = {"modality": modality, "layer": layer}
@@ -113,10 +104,6 @@ def _analyse(whole: Layers, made: Any, device: torch.device) -> list[_Found]:
 
     by_modality(whole, made.modalities, of_modality, found.notes)
     return processes.gather(found)
-
-
-def _rows(layers: Layers, layer: int, device: torch.device, rows: Any) -> Tensor:
-    return layers.values(layer, rows).to(device)
 
 
 def _counted(chosen: Plan) -> list[str]:

@@ -14,10 +14,11 @@ h^(L-1) and norm(h^L) would compare what can't be compared.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Literal, get_args
 
 import numpy as np
+import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
@@ -164,6 +165,10 @@ class Layers:
         if layer not in self.hooks:
             raise BadInputError(f"there is no layer {layer}; there are {self.numbers}")
         return self.store.activations(self.hooks[layer], rows)
+
+    def reader(self, layer: int, device: torch.device | str) -> Callable[[Int[np.ndarray, " m"]], Tensor]:
+        """What reads rows at one layer onto a device, for analyses that choose their rows."""
+        return lambda rows: self.values(layer, rows).to(device)
 
     def batches(
         self, layers: Sequence[int], size: int = 8192, processes: Processes | None = None

@@ -50,13 +50,7 @@ class Occurrences:
             device: Where arithmetic takes place.
         """
         samples, notes = layers.samples, []
-        patches = _patches(layers.store.rows.column("modality").to_pylist(), samples)
-        labels = [
-            word if patch < 0 else f"patch {patch}" for word, patch in zip(layers.words, patches.tolist(), strict=True)
-        ]
-        names = list(dict.fromkeys(label for label in labels if label is not None))
-        number = {name: place for place, name in enumerate(names)}
-        words = np.array([-1 if label is None else number[label] for label in labels], dtype=int)
+        names, words, patches = numbered_words(layers)
         deepest = layers.numbers[-1]
         firsts = np.arange(len(words))
         if deepest == 0:
@@ -75,6 +69,17 @@ class Occurrences:
                 f"pictures have {sizes[0]} to {sizes[-1]} patches, so a patch's number is not the same place in all"
             )
         return cls(names, words, samples, firsts, notes)
+
+
+def numbered_words(layers: Layers) -> tuple[list[str], IntArray, IntArray]:
+    """The words of rows, per row the number of its own or -1, and per row its patch or -1; no values are read."""
+    patches = _patches(layers.store.rows.column("modality").to_pylist(), layers.samples)
+    labels = [
+        word if patch < 0 else f"patch {patch}" for word, patch in zip(layers.words, patches.tolist(), strict=True)
+    ]
+    names = list(dict.fromkeys(label for label in labels if label is not None))
+    number = {name: place for place, name in enumerate(names)}
+    return names, np.array([-1 if label is None else number[label] for label in labels], dtype=int), patches
 
 
 def _patches(modality: list[str | None], samples: IntArray) -> IntArray:

@@ -12,7 +12,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from functools import partial
 from typing import Any
 
 import numpy as np
@@ -32,8 +31,8 @@ from analyses.frame import (
 )
 from analyses.layers import Layers
 from analyses.linear_probe import PENALTIES, Probed, linear_probe
-from analyses.occurrences import Occurrences, pictures
-from analyses.result import Result, Score
+from analyses.occurrences import Occurrences, numbered_words, pictures
+from analyses.result import Result, Score, in_order
 from analyses.row_labels import WORD, row_labels
 from analyses.splits import deal_out
 from hooked_mm.errors import unknown
@@ -82,14 +81,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     whole = Layers.of_store(store, made.point)
     found = everywhere(made.trainer, lambda device: _analyse(whole, made, device))
     result.notes = list(dict.fromkeys(note for share in found for note in share.notes))
-    scores = sorted((one for share in found for one in share.scores), key=lambda one: one.layer or 0)
-    result.scores = [
-        one
-        for name in SCORES
-        for kind in made.modalities
-        for one in scores
-        if (one.score, one.modality) == (name, kind)
-    ]
+    result.scores = in_order([one for share in found for one in share.scores], list(SCORES), made.modalities)
     result.notes += _best(result, {key: value for share in found for key, value in share.validation.items()})
     finish(result, made.output)
 
@@ -105,13 +97,12 @@ def _analyse(whole: Layers, made: Any, device: torch.device) -> list[_Found]:
 
     def of_modality(layers: Layers, modality: str) -> None:
         labels = row_labels(layers, made.label, made.fact)
-        types, told = control_types(
-            layers, made.types or (WORD if made.label == WORD else "sample"), Occurrences.of(layers, device).words
-        )
+        wished = made.types or (WORD if made.label == WORD else "sample")
+        types, told = control_types(layers, wished, numbered_words(layers)[1])
         found.notes.extend(f"{modality}: {note}" for note in told)
         for layer in wanted[processes.rank :: processes.size]:
             probed = linear_probe(
-                partial(_rows, layers, layer, device),
+                layers.reader(layer, device),
                 labels.numbers,
                 types,
                 layers.samples,
@@ -125,10 +116,6 @@ def _analyse(whole: Layers, made: Any, device: torch.device) -> list[_Found]:
 
     by_modality(whole, made.modalities, of_modality, found.notes)
     return processes.gather(found)
-
-
-def _rows(layers: Layers, layer: int, device: torch.device, rows: Any) -> torch.Tensor:
-    return layers.values(layer, rows).to(device)
 
 
 def control_types(layers: Layers, types: str, words: IntArray) -> tuple[IntArray, list[str]]:

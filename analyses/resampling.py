@@ -11,36 +11,15 @@ samples make any fit look better than it is.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64, Int
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.intervals import CHUNK, Interval
-
-
-def times_drawn(samples: int, draws: int, seed: int) -> Iterator[Float64[Tensor, "b samples"]]:
-    """How often each sample is in each draw, some draws at a time.
-
-    Raises:
-        BadInputError: If there are no samples or no draws.
-    """
-    if samples < 1 or draws < 1:
-        raise BadInputError(f"{samples} samples, draws={draws}; a bootstrap needs one of each at least")
-    generator, size = torch.Generator().manual_seed(seed), max(1, CHUNK // samples)
-    for start in range(0, draws, size):
-        drawn = torch.randint(samples, (min(size, draws - start), samples), generator=generator)
-        times = torch.zeros(drawn.shape, dtype=torch.float64)
-        yield times.scatter_add_(1, drawn, torch.ones_like(times))
-
-
-def _ends(values: Float64[Tensor, "draws s"], level: float) -> tuple[Tensor, Tensor]:
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = values.nanquantile(tails, dim=0)
-    return low, high
+from hooked_mm.intervals import Interval, middle, times_drawn
 
 
 def share(
@@ -69,7 +48,7 @@ def share(
         )
     above, below = parts.double().cpu(), wholes.double().cpu()
     drawn = torch.cat([times @ above / (times @ below) for times in times_drawn(len(above), draws, seed)])
-    return Interval(above.sum(0) / below.sum(0), *_ends(drawn, level))
+    return Interval(above.sum(0) / below.sum(0), *middle(drawn, level))
 
 
 def of_rows(
@@ -103,4 +82,4 @@ def of_rows(
                 found.append(list(estimate(rows)))
             except BadInputError:
                 found.append([float("nan")] * len(whole))
-    return Interval(torch.tensor(whole, dtype=torch.float64), *_ends(torch.tensor(found, dtype=torch.float64), level))
+    return Interval(torch.tensor(whole, dtype=torch.float64), *middle(torch.tensor(found, dtype=torch.float64), level))

@@ -137,6 +137,13 @@ class Result:
         return "\n".join([*lines, *self.notes]).rstrip()
 
 
+def in_order(scores: Sequence[Score], names: Sequence[str], modalities: Sequence[str]) -> list[Score]:
+    """Scores by name, then modality, then layer, whatever processes found them; those of other names are left out."""
+    by_layer = sorted(scores, key=lambda one: one.layer or 0)
+    wanted = [(name, modality) for name in names for modality in modalities]
+    return [one for pair in wanted for one in by_layer if (one.score, one.modality) == pair]
+
+
 def curves_of(results: Sequence[Result], score: str) -> list[Curve]:
     """One score of one or more models over layers, as far as it is known at two layers."""
     curves = []

@@ -18,13 +18,13 @@ import torch
 from jaxtyping import Bool, Float64, Int
 from torch import Tensor
 
+from analyses.by_sample import mean_scores
 from analyses.frame import add_layers, add_rows, by_modality, called, everywhere, finish, new_parser, opened, parsed
 from analyses.layers import Layers
 from analyses.logit_lens import Unembeds, read_cells
 from analyses.result import Result, Score
 from analyses.store_words import add_words, load_words, source_of_words
 from analyses.top_tokens import TokenCount, TopTokens, class_tokens, markdown, shares_by_sample
-from hooked_mm.intervals import bootstrap
 from hooked_mm.processes import Processes
 from hooked_mm.store import ActivationStore
 from hooked_mm.word_classes import words_of
@@ -90,19 +90,6 @@ def count_tokens(
     )
 
 
-def scores_of(counted: Counted, modality: str, draws: int, seed: int) -> list[Score]:
-    """Means over samples of the mean within each, with bootstrap intervals over samples."""
-    there, found = counted.rows > 0, []
-    for name, sums in counted.sums.items():
-        means = sums[there] / counted.rows[there, None]
-        bands = bootstrap(means, draws=max(1, draws), seed=seed)
-        for place, layer in enumerate(counted.tokens):
-            ends = (float(bands.low[place]), float(bands.high[place])) if draws else (float("nan"), float("nan"))
-            about = {"rows": int(counted.rows.sum()), "samples": int(there.sum())}
-            found.append(Score(name, modality, layer, float(bands.estimate[place]), *ends, **about))
-    return found
-
-
 def write_tokens(found: Sequence[TokenCount], tokenizer: Any, folder: Path) -> None:
     """`tokens.csv` and `tokens.md`."""
     with open(folder / "tokens.csv", "w", newline="", encoding="utf-8") as file:
@@ -125,7 +112,7 @@ def analyse(store: ActivationStore, made: Any, device: torch.device) -> Result:
         counted = count_tokens(part, model, made.top, classes, Processes(), device)
         for layer, tokens in counted.tokens.items():
             listed.extend(tokens.best(made.count, modality, layer))
-        scores.extend(scores_of(counted, modality, made.draws, made.seed))
+        scores.extend(mean_scores(counted.sums, counted.rows, modality, list(counted.tokens), made.draws, made.seed))
 
     by_modality(layers, made.modalities, one, result.notes)
     if not Processes().rank:

@@ -12,21 +12,20 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import numpy as np
 import torch
 from jaxtyping import Float64, Int
 from torch import Tensor
 
+from analyses.by_sample import mean_scores
 from analyses.frame import add_layers, add_rows, by_modality, called, finish, new_parser, opened, parsed
 from analyses.layers import Layers
 from analyses.occurrences import Occurrences, pictures
-from analyses.result import Result, Score
+from analyses.result import Result
 from analyses.splits import deal_out
 from analyses.store_words import add_words, load_words, source_of_words
 from analyses.tuned_lens import Optimiser, Readable, TunedLens, divergence, train
-from hooked_mm.intervals import bootstrap
 from hooked_mm.processes import goes_on_alone
 
 SCORES = ("bits from the model's words", "same most probable word as the model")
@@ -111,19 +110,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     def one(part: Layers, modality: str) -> None:
         own = np.flatnonzero(test[part.samples])
         sums, counts = compared(part, model, lens.to(device), own, device)
-        result.scores += list(_scores(sums, counts, modality, lens.layers, made))
+        named = {f"{score}, {kind}": values for (score, kind), values in sums.items()}
+        result.scores += mean_scores(named, counts, modality, lens.layers, made.draws, made.seed)
 
     by_modality(layers, made.modalities, one, result.notes)
     finish(result, made.output)
-
-
-def _scores(sums: Any, counts: Tensor, modality: str, numbers: Sequence[int], made: Any) -> list[Score]:
-    """Means over samples of the mean within each."""
-    there, found = counts > 0, []
-    for (score, lens), values in sums.items():
-        band = bootstrap(values[there] / counts[there, None], draws=max(1, made.draws), seed=made.seed)
-        for place, layer in enumerate(numbers):
-            low, high = (float(band.low[place]), float(band.high[place])) if made.draws else (math.nan, math.nan)
-            about = {"rows": int(counts.sum()), "samples": int(there.sum())}
-            found.append(Score(f"{score}, {lens}", modality, layer, float(band.estimate[place]), low, high, **about))
-    return found

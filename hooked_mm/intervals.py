@@ -7,6 +7,7 @@ intervals of two settings on the same samples move together, and that of their d
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import NamedTuple
 
 import torch
@@ -25,6 +26,28 @@ class Interval(NamedTuple):
     estimate: Float64[Tensor, "*s"]
     low: Float64[Tensor, "*s"]
     high: Float64[Tensor, "*s"]
+
+
+def times_drawn(samples: int, draws: int, seed: int) -> Iterator[Float64[Tensor, "b samples"]]:
+    """How often each sample is in each draw, some draws at a time.
+
+    Raises:
+        BadInputError: If there are no samples or no draws.
+    """
+    if samples < 1 or draws < 1:
+        raise BadInputError(f"{samples} samples, draws={draws}; a bootstrap needs one of each at least")
+    generator, size = torch.Generator().manual_seed(seed), max(1, CHUNK // samples)
+    for start in range(0, draws, size):
+        drawn = torch.randint(samples, (min(size, draws - start), samples), generator=generator)
+        times = torch.zeros(drawn.shape, dtype=torch.float64)
+        yield times.scatter_add_(1, drawn, torch.ones_like(times))
+
+
+def middle(values: Float64[Tensor, "draws s"], level: float) -> tuple[Float64[Tensor, " s"], Float64[Tensor, " s"]]:
+    """The ends of the middle `level` of the draws; those that are NaN do not count."""
+    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
+    low, high = values.nanquantile(tails, dim=0)
+    return low, high
 
 
 def bootstrap(
@@ -53,15 +76,8 @@ def bootstrap(
     # Around one of its values, a column of equal values is exactly 0, and its interval has no width.
     first = wide.gather(0, counts.int().argmax(0, keepdim=True))
     apart = torch.where(counts, wide - first, 0)
-    generator, means = torch.Generator().manual_seed(seed), []
-    size = max(1, CHUNK // len(wide))
-    for start in range(0, draws, size):
-        drawn = torch.randint(len(wide), (min(size, draws - start), len(wide)), generator=generator)
-        times = torch.zeros(drawn.shape, dtype=torch.float64)
-        times.scatter_add_(1, drawn, torch.ones_like(times))
-        # A draw without any sample that counts for a setting has no mean there: 0 / 0.
-        means.append(first + times @ apart / (times @ counts.double()))
-    tails = torch.tensor([(1 - level) / 2, (1 + level) / 2], dtype=torch.float64)
-    low, high = torch.cat(means).nanquantile(tails, dim=0)
+    # A draw without any sample that counts for a setting has no mean there: 0 / 0.
+    means = [first + times @ apart / (times @ counts.double()) for times in times_drawn(len(wide), draws, seed)]
+    low, high = middle(torch.cat(means), level)
     estimate = first[0] + apart.sum(0) / counts.sum(0)
     return Interval(*(end.reshape(values.shape[1:]) for end in (estimate, low, high)))

@@ -8,9 +8,9 @@ import torch
 
 from analyses.anisotropy import anisotropy
 from analyses.linearity import linearity
-from analyses.resampling import of_rows, share, times_drawn
+from analyses.resampling import of_rows, share
 from hooked_mm.errors import BadInputError
-from hooked_mm.intervals import bootstrap
+from hooked_mm.intervals import bootstrap, times_drawn
 
 
 def test_shares_are_those_of_plain_loops() -> None:

@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
-from analyses.result import RESULT, Result, Score, compare, touching
+from analyses.result import RESULT, Result, Score, compare, in_order, touching
 from hooked_mm.errors import BadInputError
 
 RESULT_A = Result(
@@ -78,6 +78,18 @@ def test_the_table_has_layers_in_order() -> None:
         "       0.25",
         "",
         "one row was left out",
+    ]
+
+
+def test_scores_come_in_one_order() -> None:
+    """By name and modality as they are given, then by layer, whoever found them."""
+    given = (("b", "text", 1), ("a", "image", 2), ("c", "text", 0), ("a", "text", 0), ("a", "image", 1))
+    found = in_order([Score(name, modality, layer, 0.0) for name, modality, layer in given], "ab", ["image", "text"])
+    assert [(one.score, one.modality, one.layer) for one in found] == [
+        ("a", "image", 1),
+        ("a", "image", 2),
+        ("a", "text", 0),
+        ("b", "text", 1),
     ]
 
 

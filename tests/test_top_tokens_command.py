@@ -11,10 +11,11 @@ import pytest
 import torch
 from PIL import Image
 
+from analyses.by_sample import mean_scores
 from analyses.layers import Layers
 from analyses.result import Result
 from analyses.top_tokens import class_tokens
-from analyses.top_tokens_command import count_tokens, main, scores_of
+from analyses.top_tokens_command import count_tokens, main
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.small import small_model_path
@@ -55,7 +56,9 @@ def test_counts_and_shares_are_those_of_single_rows(llava: HookedMM, store: Acti
         assert {item.token: item.count for item in found} == times
         inside = torch.tensor([llava.tokenizer.decode([t]) in words_of("colours") for t in best.indices[:, 0].tolist()])
         shares = inside.reshape(3, 64).double().mean(1)
-        one = [s for s in scores_of(counted, "image", 50, 0) if s.layer == layer]
+        one = [
+            s for s in mean_scores(counted.sums, counted.rows, "image", list(counted.tokens), 50, 0) if s.layer == layer
+        ]
         assert one[0].score == "top token is of colours"
         assert one[0].value == pytest.approx(float(shares.mean()))
         assert (one[0].rows, one[0].samples) == (192, 3)
@@ -63,7 +66,7 @@ def test_counts_and_shares_are_those_of_single_rows(llava: HookedMM, store: Acti
         assert one[1].value == pytest.approx(float(best.values[:, 0].mean()), rel=1e-5)
         assert counted.rows.tolist() == [64] * 3
         assert counted.sums["top token is of colours"][:, place].tolist() == (shares * 64).tolist()
-    assert all(s.low != s.low for s in scores_of(counted, "image", 0, 0))
+    assert all(s.low != s.low for s in mean_scores(counted.sums, counted.rows, "image", list(counted.tokens), 0, 0))
 
 
 def test_the_command_writes_tables_and_curves(store: ActivationStore, tmp_path: Path) -> None:
