@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 import torch
 from jaxtyping import Int
-from jinja2 import Environment, PackageLoader, StrictUndefined
+from jinja2 import Environment
 from markupsafe import Markup
 from PIL import Image
 from torch import Tensor
 
+from analyses.gallery import environment
 from analyses.logit_lens import Lens
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.drawing import bounded_uri, data_uri, enlarge
@@ -265,9 +266,9 @@ def as_script(data: Any) -> Markup:
 
 
 def _environment() -> Environment:
-    loader = PackageLoader("analyses")
-    made = Environment(loader=loader, autoescape=True, undefined=StrictUndefined, trim_blocks=True)
-    parts = "\n".join(loader.get_source(made, name)[0] for name in SCRIPTS)
+    made = environment()
+    assert made.loader is not None
+    parts = "\n".join(made.loader.get_source(made, name)[0] for name in SCRIPTS)
     # In a block of its own, so that no name meets one of the browser's.
     script = f'"use strict";\n{{\n{parts}\n}}\n'
     made.globals["script"] = Markup(script)

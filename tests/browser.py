@@ -23,3 +23,16 @@ def chromium() -> Iterator[Any]:
         browser = running.chromium.launch(executable_path=str(CHROMIUM), args=options)
         yield browser
         browser.close()
+
+
+def opened(
+    browser: Any, path: Path, width: int = 1300, height: int = 800, timeout: float = 20_000
+) -> tuple[Any, list[str]]:
+    """A page, and what it complains of or asks other machines for."""
+    page, wrong = browser.new_page(viewport={"width": width, "height": height}), []
+    page.set_default_timeout(timeout)
+    page.on("pageerror", lambda error: wrong.append(str(error)))
+    page.on("console", lambda message: wrong.append(message.text))
+    page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url))
+    page.goto(path.as_uri())
+    return page, wrong

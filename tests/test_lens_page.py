@@ -33,7 +33,7 @@ from analyses.lens_page import (
 from analyses.logit_lens import logit_lens, read_cells
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
-from tests.browser import chromium
+from tests.browser import chromium, opened
 from tests.lens_samples import EVIL, large_sample, made_lens, made_sample
 from tests.processors import processor
 from tests.tiny import tiny
@@ -187,19 +187,6 @@ def browser() -> Iterator[Any]:
         yield running
 
 
-def _opened(
-    browser: Any, path: Path, width: int = 1300, height: int = 800, timeout: float = 20_000
-) -> tuple[Any, list[str]]:
-    """A page, and what it complains of or asks other machines for."""
-    page, wrong = browser.new_page(viewport={"width": width, "height": height}), []
-    page.set_default_timeout(timeout)
-    page.on("pageerror", lambda error: wrong.append(str(error)))
-    page.on("console", lambda message: wrong.append(message.text))
-    page.on("request", lambda asked: None if asked.url.startswith(("file:", "data:")) else wrong.append(asked.url))
-    page.goto(path.as_uri())
-    return page, wrong
-
-
 def _top(sample: LensSample, row: int, layer: int) -> tuple[list[str], list[float]]:
     """What was read at a cell."""
     cells = sample.lens.cells
@@ -227,7 +214,7 @@ def _at_patch(page: Any, x: float, y: float) -> None:
 def test_hover_lock_search_and_picture_and_nothing_runs(browser: Any, tmp_path: Path) -> None:
     """What a cell, a click, a word and a patch show is what was read there; tags are text everywhere."""
     sample = made_sample()
-    page, wrong = _opened(browser, write_lens_page(tmp_path / "page.html", sample, {EVIL[0]: "index.html"}))
+    page, wrong = opened(browser, write_lens_page(tmp_path / "page.html", sample, {EVIL[0]: "index.html"}))
     assert page.title() == EVIL[0]
 
     def check(row: int, layer: int, locked: bool) -> None:
@@ -310,7 +297,7 @@ def test_the_index_leads_to_every_sample_and_back(browser: Any, tmp_path: Path) 
         entries.append(
             IndexEntry(f"{number}.html", f"sample {number}", EVIL[0], EVIL[1] if number else None, 40, sample.pictures)
         )
-    page, wrong = _opened(browser, write_index(tmp_path / "index.html", EVIL[0], [("model", EVIL[2])], entries))
+    page, wrong = opened(browser, write_index(tmp_path / "index.html", EVIL[0], [("model", EVIL[2])], entries))
     assert page.locator("tbody tr").count() == 2
     assert page.locator("tbody tr >> nth=1").inner_text().count("onerror") == 2
     assert page.locator("img").count() == 2
@@ -343,7 +330,7 @@ def test_a_sample_of_2900_tokens_opens_in_three_seconds_and_weighs_less_than_fiv
     took = []
     for _ in range(3):
         before, start = _busy(), time.perf_counter()
-        page, wrong = _opened(browser, path, timeout=60_000)
+        page, wrong = opened(browser, path, timeout=60_000)
         page.wait_for_selector("#c0-0")
         took.append((time.perf_counter() - start) / max(before, _busy()))
         if took[-1] < 3:
@@ -366,7 +353,7 @@ def test_a_sample_of_2900_tokens_opens_in_three_seconds_and_weighs_less_than_fiv
 @pytest.mark.parametrize("width", [400, 1300])
 def test_nothing_sticks_out_and_heads_stay(browser: Any, tmp_path: Path, width: int) -> None:
     """On a telephone's width, too: the page does not scroll sideways, the table does, and its heads stay in sight."""
-    page, wrong = _opened(browser, write_lens_page(tmp_path / "page.html", made_sample(400, 40)), width)
+    page, wrong = opened(browser, write_lens_page(tmp_path / "page.html", made_sample(400, 40)), width)
     assert page.evaluate("document.documentElement.scrollWidth") <= width
     grid = page.locator("#grid").bounding_box()
     page.evaluate("document.getElementById('grid').scrollTo(900, 5000)")
