@@ -270,15 +270,35 @@ class _Builder:
         view = Map() if maps or (path and self._takes_a_map(path)) else plain
         meanings = ("tower features that are projected (n, p, d)", "image tokens (n, p, d_model)")
         leaving: Access | None = None
+        yield from self._connector(before=True)
         if path:
             entering = ModuleValue(path, "input", view)
             yield HookPoint("projector.hook_in", "projector", None, meanings[0], entering, (), True, True)
             leaving = ModuleValue(path, "output", plain)
+        yield from self._connector(before=False)
         if structure.projector_out:
             last, name = structure.projector_out
             leaving = FieldValue(last, name) if name else ModuleValue(last, "output")
         if leaving is not None:
             yield HookPoint("projector.hook_out", "projector", None, meanings[1], leaving, (), True, True)
+
+    def _connector(self, *, before: bool) -> Iterator[HookPoint]:
+        """The patterns of the attention between tower and text, in front of or behind what enters the projector."""
+        for number, own in enumerate(self.structure.connector):
+            if own.before == before:
+                yield HookPoint(
+                    f"projector.attn.{number}.hook_pattern",
+                    "projector",
+                    None,
+                    "pattern of a resampler or pooling (rows, heads, q, k)",
+                    ModuleValue(f"taps:{own.path}:pattern", "output"),
+                    (),
+                    needs_image=True,
+                    once=True,
+                    costly=True,
+                    tap=(own.path, "pattern"),
+                    form="pattern",
+                )
 
     def _takes_a_map(self, path: str) -> bool:
         """Whether a projector begins with a convolution, which takes (n, d, rows, cols)."""

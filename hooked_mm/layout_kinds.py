@@ -268,7 +268,8 @@ def _merge(shape: tuple[int, int], per: int) -> tuple[int, int]:
 
 
 def _resampled(config: Any) -> bool:
-    return any(hasattr(config, name) for name in ("perceiver_config", "qformer_config", "latent_query_num"))
+    names = ("perceiver_config", "qformer_config", "latent_query_num", "projector_patch_to_query_dict")
+    return any(hasattr(config, name) for name in names)
 
 
 def _tiles(source: Source, samples: list[int], per: int) -> list[Tiles]:

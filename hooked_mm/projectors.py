@@ -7,14 +7,16 @@ from __future__ import annotations
 
 import ast
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from torch import nn
 
 from hooked_mm.architectures import PROJECTOR_NAMES, Oddity
+from hooked_mm.attention_own import by_interface, by_softmax
 from hooked_mm.blocks import first
 from hooked_mm.sources import source_of
-from hooked_mm.structure import submodule
+from hooked_mm.structure import ConnectorAttention, submodule
 from hooked_mm.vocabulary import contains
 
 _LOOPS = (ast.For, ast.AsyncFor, ast.While, ast.ListComp, ast.GeneratorExp, ast.SetComp, ast.DictComp)
@@ -93,6 +95,23 @@ def image_tokens_field(
     if tower is not None and projector is not None and contains(tower, {id(projector)}):
         return (tower, "pooler_output") if hasattr(vision_config, "window_size") else None
     return None
+
+
+def connector_attention(
+    core: nn.Module, projector: nn.Module | None, exception: Oddity, paths: Mapping[int, str]
+) -> tuple[ConnectorAttention, ...]:
+    """The attention modules of what stands before the projector, where an exception names it, and inside the projector.
+
+    They are called in the order in which these list them.
+    """
+    before = submodule(core, exception.pooling) if exception.pooling else None
+    found = [
+        ConnectorAttention(paths[id(module)], owner is before, not by_interface(module))
+        for owner in (before, projector)
+        for module in (() if owner is None else owner.modules())
+        if by_interface(module) or by_softmax(module)
+    ]
+    return tuple(found)
 
 
 def runs_in_a_loop(owner: nn.Module, name: str) -> bool:

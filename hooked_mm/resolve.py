@@ -20,7 +20,7 @@ from hooked_mm.architectures import EMBED_NORM_NAMES, IMAGE_TOKEN_NAMES, PART_NA
 from hooked_mm.blocks import Flow, find_block, first, with_cross_blocks
 from hooked_mm.encoders import encoder_config, vision_config
 from hooked_mm.flow import Wired, captured, wire
-from hooked_mm.projectors import image_tokens_field, layered, runs_in_a_loop
+from hooked_mm.projectors import connector_attention, image_tokens_field, layered, runs_in_a_loop
 from hooked_mm.skeleton import final_norm, find_lists, readout, skeleton
 from hooked_mm.structure import Block, Stack, Structure, submodule
 from hooked_mm.vocabulary import find_head
@@ -200,6 +200,7 @@ def resolve(model: Any) -> Structure:
         projector=None if looped else path,
         projector_out=(paths[id(out[0])], out[1]) if out else None,
         projector_each=path if looped else None,
+        connector=() if looped else connector_attention(core, projector, exception, paths),
         final_norm=end.final_norm,
         embed=paths[id(embed)],
         unembed=end.unembed,

@@ -382,7 +382,11 @@ def _version(value: Tensor) -> int:
 
 
 def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, AttentionSite]]:
-    """Every attention module of the model's stacks, by path."""
+    """Every attention module of the model's stacks and connector, by path."""
+    for own in structure.connector:
+        module = model.get_submodule(own.path)
+        owner = model.get_submodule(own.path.rpartition(".")[0] if own.before else structure.projector or own.path)
+        yield own.path, AttentionSite(module, AttentionTaps(), configurations(owner, [module]), False, own.own_softmax)
     for stack in structure.stacks.values():
         blocks = [model.get_submodule(block.path) for block in stack.blocks]
         configs = configurations(model.get_submodule(stack.owner), blocks)

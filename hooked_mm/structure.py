@@ -145,6 +145,21 @@ class Stack(StackConfig):
     streams: int = 1
 
 
+@dataclass(frozen=True)
+class ConnectorAttention:
+    """One attention module between tower and text: a resampler's layer, or a pooling.
+
+    Attributes:
+        path: In the transformers model.
+        before: It runs before what `projector.hook_in` shows.
+        own_softmax: It computes its pattern itself, and not by transformers' attention interface.
+    """
+
+    path: str
+    before: bool = False
+    own_softmax: bool = False
+
+
 PREFIXES = {"text": "", "encoder": "encoder.", "vision": "vision."}
 """Stream -> what its hook names begin with."""
 
@@ -185,6 +200,7 @@ class Structure:
         projector_out: Module and field that hold the image tokens in picture order, where not the projector's output;
             no field: the module's output.
         projector_each: Path of a projector that runs once per image: a pass has no one value of it, and it no points.
+        connector: The attention modules between tower and text whose pattern can be looked into, as they are called.
         final_norm: None where blocks normalise after the sum, or where there is none.
         embed: Token embedding.
         unembed: From the final norm to the vocabulary.
@@ -217,6 +233,7 @@ class Structure:
     cross_attention: bool
     plain_positions: bool
     projector_each: str | None = None
+    connector: tuple[ConnectorAttention, ...] = ()
     words: int | None = None
     collapse: str | None = None
     no_generation: str = ""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Callable
 from typing import Any
 
 # Before torch is imported: tests run in one process per core.
@@ -36,6 +37,19 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def llava() -> HookedMM:
     """The shipped small LLaVA, float32."""
     return HookedMM.small("llava")
+
+
+@pytest.fixture(scope="session")
+def small(llava: HookedMM) -> Callable[[str], HookedMM]:
+    """The shipped small models by name, each loaded once per process and without the check, which has its own tests."""
+    kept = {"llava": llava}
+
+    def get(name: str) -> HookedMM:
+        if name not in kept:
+            kept[name] = HookedMM.small(name, check=False)
+        return kept[name]
+
+    return get
 
 
 @pytest.fixture
