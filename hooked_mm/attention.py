@@ -5,6 +5,9 @@ of ours instead of the model's own, which calls *taps*: modules that do nothing,
 writes like any other's. Only blocks whose pattern is asked for compute it eagerly; all others run the function that the
 model was loaded with. Afterwards everything is as before.
 
+Whoever needs some rows of a pattern only gets them from a row tap: the block goes on running the function that the
+model was loaded with, and no more than those rows is computed (`attention_rows`).
+
 Eager attention needs a full additive mask where SDPA may do with none, so the mask function is registered together
 with the attention function (a private "eager" setting of single layers would leave them without a mask at all).
 """
@@ -15,18 +18,19 @@ import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from typing import Any, Literal
 
 import torch
-from jaxtyping import Float
 from torch import Tensor, nn
 from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, eager_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hooked_mm.attention_own import watched
+from hooked_mm.pattern import PatternRows, block_mask, causal, eager_attention, row_patterns, rows_of
 
-TapName = Literal["q", "k", "pattern"]
+TapName = Literal["q", "k", "pattern", "rows"]
 _PREFIX = "hooked_mm_"
 # transformers hands all images of a packed tower over in one call, with their bounds, to functions named so.
 _EAGER, _PACKED = f"{_PREFIX}eager", f"{_PREFIX}flash_like"
@@ -39,11 +43,15 @@ class Tap(nn.Identity):
 
 
 class AttentionTaps(nn.Module):
-    """The taps of one attention module, all (batch, heads, pos, ...)."""
+    """The taps of one attention module, all (batch, heads, pos, ...).
+
+    `rows`, if set, is called once a pass with what gives rows of the pattern that acts.
+    """
 
     def __init__(self) -> None:
         super().__init__()
         self.q, self.k, self.pattern = Tap(), Tap(), Tap()
+        self.rows: Callable[[PatternRows], None] | None = None
 
 
 @dataclass
@@ -58,47 +66,6 @@ class _Active:
 # transformers' functions get nothing but the module, so this can't be an argument. Empty outside runs.
 _ACTIVE: dict[int, _Active] = {}
 _ORIGINAL: dict[int, str] = {}
-
-
-def eager_attention(
-    query: Float[Tensor, "b heads q d"],
-    key: Float[Tensor, "b heads k d"],
-    mask: Tensor | None,
-    scaling: float,
-    softcap: float | None = None,
-    sinks: Float[Tensor, " heads"] | None = None,
-    bias: Float[Tensor, "#b heads q k"] | None = None,
-) -> Float[Tensor, "b heads q k"]:
-    """Attention pattern softmax(cap(q k^T * scaling) + mask), in at least float32, cast to the queries' dtype.
-
-    Args:
-        query: After rotary embedding.
-        key: After rotary embedding, one per query head.
-        mask: Additive, or boolean with True where attention is allowed; None for everything.
-        scaling: Usually 1 / sqrt(d_head).
-        softcap: Scores become softcap * tanh(scores / softcap) (Gemma 2).
-        sinks: A further score per head that takes its share and gives nothing (rows then sum to less than 1).
-        bias: Added to the scores: one number per head and distance (T5).
-    """
-    scores = torch.matmul(query, key.transpose(2, 3)) * scaling
-    if softcap is not None:
-        scores = softcap * torch.tanh(scores / softcap)
-    if bias is not None:
-        scores = scores + bias
-    if mask is not None:
-        mask = mask[..., : key.shape[2]]
-        scores = scores.masked_fill(~mask, torch.finfo(scores.dtype).min) if mask.dtype == torch.bool else scores + mask
-    wide = torch.float64 if scores.dtype == torch.float64 else torch.float32
-    if sinks is not None:
-        extra = sinks.to(scores.dtype).reshape(1, -1, 1, 1).expand(*scores.shape[:3], 1)
-        return torch.cat([scores, extra], dim=-1).softmax(dim=-1, dtype=wide)[..., :-1].to(query.dtype)
-    return scores.softmax(dim=-1, dtype=wide).to(query.dtype)
-
-
-def _block_mask(bounds: Tensor, length: int, device: torch.device) -> Tensor:
-    """(1, 1, length, length) boolean: True within one image."""
-    image = torch.bucketize(torch.arange(length, device=device), bounds[1:].to(device), right=True)
-    return (image[:, None] == image[None, :])[None, None]
 
 
 def _per_image(
@@ -126,7 +93,13 @@ def _attention(
     implementation = module.config._attn_implementation
     bounds = options.get("cu_seq_lens_q") if implementation == _PACKED else None
     if active is not None and "pattern" in wanted:
-        return _eager(active.taps.pattern, module, query, key, value, attention_mask, bounds, options)
+        mixed, pattern = _eager(active.taps.pattern, module, query, key, value, attention_mask, bounds, options)
+        if active.taps.rows is not None:
+            active.taps.rows(rows_of(pattern))
+        return mixed, pattern
+    if active is not None and active.taps.rows is not None:
+        take = partial(row_patterns, module, query, key, attention_mask, bounds, options)
+        active.taps.rows(PatternRows((*query.shape[:3], key.shape[2]), take))
     # The additive mask of eager attention is one that SDPA takes and flash attention does not.
     name = "sdpa" if implementation == _EAGER and "flash" in original else original
     function = _own_eager(module) if name == "eager" else ALL_ATTENTION_FUNCTIONS[name]
@@ -152,9 +125,8 @@ def _eager(
     options: dict[str, Any],
 ) -> tuple[Tensor, Tensor]:
     if bounds is not None:
-        mask = _block_mask(bounds, key.shape[2], key.device)
-    causal = options.get("is_causal")
-    if mask is None and query.shape[2] > 1 and (getattr(module, "is_causal", True) if causal is None else causal):
+        mask = block_mask(bounds, key.shape[2], key.device)
+    if mask is None and query.shape[2] > 1 and causal(module, options):
         # What SDPA does of itself when there is no mask.
         mask = torch.ones(query.shape[2], key.shape[2], dtype=torch.bool, device=query.device).tril()
     repeats = query.shape[1] // key.shape[1]
@@ -236,7 +208,7 @@ class AttentionSite:
     """One attention module of a model, with its taps.
 
     `configs`: every configuration object that decides how this module attends and how its mask is made; `own`: it
-    computes its pattern itself.
+    computes its pattern itself; `heads`: how many it has, which such patterns may have flattened into their samples.
     """
 
     module: nn.Module
@@ -244,20 +216,37 @@ class AttentionSite:
     configs: tuple[Any, ...]
     packed: bool
     own: bool = False
+    heads: int = 1
+
+
+_SEEN = frozenset({"pattern", "rows"})
+# Taps of what a softmax gives, which needs a mask that says what may be seen.
+
+
+def _own_tap(site: AttentionSite, names: frozenset[str]) -> Callable[[Tensor], Tensor]:
+    """What the pattern of a module that computes it itself goes through."""
+
+    def through(pattern: Tensor) -> Tensor:
+        pattern = site.taps.pattern(pattern) if "pattern" in names else pattern
+        if site.taps.rows is not None:
+            site.taps.rows(rows_of(pattern.unflatten(0, (-1, site.heads)) if pattern.ndim == 3 else pattern))
+        return pattern
+
+    return through
 
 
 @contextmanager
 def tapped(wanted: Iterable[tuple[AttentionSite, frozenset[str]]]) -> Iterator[None]:
-    """While open, these attention modules call their taps (`"q"`, `"k"`, `"pattern"`); undone at the end."""
+    """While open, these attention modules call their taps (`"q"`, `"k"`, `"pattern"`, `"rows"`); undone at the end."""
     every = list(wanted)
-    own = [(site.module, site.taps.pattern) for site, names in every if site.own and "pattern" in names]
+    own = [(site.module, _own_tap(site, names)) for site, names in every if site.own and names & _SEEN]
     rows = [(site, names) for site, names in every if not site.own]
     patterns: dict[int, bool] = {}
     configs: dict[int, tuple[Any, bool]] = {}
     for site, names in rows:
         for config in site.configs:
             configs[id(config)] = (config, site.packed)
-            patterns[id(config)] = patterns.get(id(config), False) or "pattern" in names
+            patterns[id(config)] = patterns.get(id(config), False) or bool(names & _SEEN)
     originals = {key: config._attn_implementation_internal for key, (config, _) in configs.items()}
     modules = [id(site.module) for site, _ in rows]
     try:

@@ -17,6 +17,7 @@ from torch.overrides import TorchFunctionMode
 
 from hooked_mm.sources import source_of
 
+Tap = Callable[[torch.Tensor], torch.Tensor]
 _SOFTMAX = (torch.softmax, torch.nn.functional.softmax, torch.Tensor.softmax)
 
 
@@ -36,7 +37,7 @@ def by_softmax(attention: nn.Module) -> bool:
 class _Watch(TorchFunctionMode):
     """Sends what a softmax gives through a tap."""
 
-    def __init__(self, tap: nn.Module) -> None:
+    def __init__(self, tap: Tap) -> None:
         super().__init__()
         self.tap = tap
 
@@ -48,7 +49,7 @@ class _Watch(TorchFunctionMode):
 
 
 @contextmanager
-def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
+def watched(taps: Iterable[tuple[nn.Module, Tap]]) -> Iterator[None]:
     """While open, the softmax of each attention module goes through its tap; pairs (attention, tap).
 
     timm's attention has a switch between a fused kernel and a softmax of its own; it is set to the latter.
@@ -58,7 +59,7 @@ def watched(taps: Iterable[tuple[nn.Module, nn.Module]]) -> Iterator[None]:
     handles = []
     fused: list[Any] = [attention for attention, _ in taps if getattr(attention, "fused_attn", False)]
 
-    def enter(tap: nn.Module) -> Callable[..., None]:
+    def enter(tap: Tap) -> Callable[..., None]:
         def begin(*_: Any) -> None:
             watch = _Watch(tap)
             watch.__enter__()

@@ -129,13 +129,13 @@ class Runner:
         self.points: Mapping[str, HookPoint] = points
         if structure.left_out:
             self.withdraw({name: NO_TOWER for name, point in points.items() if point.needs_image})
-        self._sites = dict(_sites(model, structure))
+        self.sites = dict(_sites(model, structure))
         self._tap_paths = {
             f"taps:{path}:{tap}": f"taps.{index}.{tap}"
-            for index, path in enumerate(self._sites)
+            for index, path in enumerate(self.sites)
             for tap in ("q", "k", "pattern")
         }
-        self._root = root = _Root(model, [site.taps for site in self._sites.values()])
+        self._root = root = _Root(model, [site.taps for site in self.sites.values()])
         # Not `train()`, which would set every module of the model, also those that were set one by one.
         root.training = model.training
         self.nnsight = _Traced(root)
@@ -216,14 +216,14 @@ class Runner:
 
     def _taps(self, visits: Iterable[_Visit]) -> Any:
         """What must be switched on in the attention modules for these visits."""
-        wanted: dict[str, set[str]] = {}
+        wanted = {path: {"rows"} for path, site in self.sites.items() if site.taps.rows is not None}
         for visit in visits:
             if visit.point.tap is not None:
                 path, tap = visit.point.tap
                 wanted.setdefault(path, set()).add(tap)
         if not wanted:
             return nullcontext()
-        return tapped([(self._sites[path], frozenset(names)) for path, names in wanted.items()])
+        return tapped([(self.sites[path], frozenset(names)) for path, names in wanted.items()])
 
     def _once(self, visits: Iterable[_Visit]) -> Any:
         """Refuses points of a tower or projector that runs several times."""
@@ -393,10 +393,5 @@ def _sites(model: nn.Module, structure: Structure) -> Iterable[tuple[str, Attent
         for block in stack.blocks:
             for role in ("attn", "xattn"):
                 if role in block.parts and block.patterns:
-                    path = f"{block.path}.{block.parts[role]}"
-                    yield (
-                        path,
-                        AttentionSite(
-                            model.get_submodule(path), AttentionTaps(), configs, stack.packed, block.own_softmax
-                        ),
-                    )
+                    path, about = f"{block.path}.{block.parts[role]}", (stack.packed, block.own_softmax, block.n_heads)
+                    yield path, AttentionSite(model.get_submodule(path), AttentionTaps(), configs, *about)

@@ -17,8 +17,9 @@ from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from hooked_mm import attention
 from hooked_mm.architectures import FAMILIES
-from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, eager_attention, tapped
+from hooked_mm.attention import AttentionSite, AttentionTaps, configurations, tapped
 from hooked_mm.hooked import HookedMM
+from hooked_mm.pattern import eager_attention
 from hooked_mm.testing.miniatures import miniature, miniature_inputs
 
 Named = dict[str, Tensor]
