@@ -158,7 +158,7 @@ def patched_scores(
     Returns:
         NaN for a pair that has no position of a group.
     """
-    run, source = _sides(pairs, direction)
+    run, source = run_and_source(pairs, direction)
     return _patched(model, pairs, points, groups, run, source, None)
 
 
@@ -187,7 +187,7 @@ def control_scores(
     return clean - corrupt
 
 
-def _sides(pairs: PairBatch, direction: Direction) -> tuple[Batch, Batch]:
+def run_and_source(pairs: PairBatch, direction: Direction) -> tuple[Batch, Batch]:
     """What is run, and where values are taken from."""
     if direction not in ("denoise", "noise"):
         raise unknown("direction", direction, ("denoise", "noise"))

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
@@ -48,6 +49,7 @@ class KnockOut(Intervention):
         keys: What may no longer be read.
         heads: Only in these heads; None for all.
         tower: In the vision tower instead of the language model; rules then choose patches.
+        spare_self: A position that is among both may go on reading itself.
     """
 
     layers: int | Sequence[int] | None = None
@@ -55,6 +57,7 @@ class KnockOut(Intervention):
     keys: At = ALL
     heads: int | Sequence[int] | None = None
     tower: bool = False
+    spare_self: bool = field(default=False, kw_only=True)
 
     def __post_init__(self) -> None:
         for name in ("queries", "keys"):
@@ -85,14 +88,18 @@ class KnockOut(Intervention):
             BadInputError: If the shape does not fit the batch, a rule makes no sense there, or a head does not exist.
         """
         rows, heads, count, length = value.shape
+        here, there = (row_layout(hook, rows, size) for size in (count, length))
         queries, keys = (
-            as_rule(rule).mask(row_layout(hook, rows, size)).to(value.device)
-            for rule, size in ((self.queries, count), (self.keys, length))
+            as_rule(rule).mask(places).to(value.device) for rule, places in ((self.queries, here), (self.keys, there))
         )
         if where is not None:
             queries = queries & where.to(value.device)
         chosen = head_mask(self.heads, heads, hook.name, value.device)
         removed = queries[:, None, :, None] & keys[:, None, None, :] & chosen[:, None, None]
+        if self.spare_self:
+            # Both hold the last positions that there are: the last query is the last key.
+            itself = torch.eye(length, dtype=torch.bool, device=value.device)[length - count :]
+            removed = removed & ~itself
         return cut(value, removed)
 
     def __repr__(self) -> str:

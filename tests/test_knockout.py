@@ -15,6 +15,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.knockout import KnockOut, cut
+from hooked_mm.positions import ALL, Positions
 from hooked_mm.runner import Hook
 
 NAME = "blocks.1.attn.hook_pattern"
@@ -87,6 +88,18 @@ def test_rules_in_every_step(
     got = KnockOut(1, queries, keys, heads).apply(raw.softmax(-1), Hook(NAME, 1, step, batch))
     expected = raw.masked_fill(removed, -torch.inf).softmax(-1).nan_to_num(0.0)
     assert (got - expected).abs().max() < 1e-12
+
+
+@given(step=st.integers(0, 2))
+def test_a_position_may_go_on_reading_itself(batch: Batch, step: int) -> None:
+    """All are cut from all: in every step a query reads its own key and nothing else, the newest the newest."""
+    length, count = batch.length + step, 1 if step else batch.length
+    pattern = scores(2, count, length).softmax(-1)
+    every = ALL | Positions(modality="pad")
+    got = KnockOut(1, every, every, spare_self=True).apply(pattern, Hook(NAME, 1, step, batch))
+    itself = torch.eye(length, dtype=torch.float64)[length - count :]
+    assert torch.equal(got, itself.expand_as(got))
+    assert not KnockOut(1, every, every).apply(pattern, Hook(NAME, 1, step, batch)).any()
 
 
 def masked_logits(llava: HookedMM, batch: Batch, queries: torch.Tensor, keys: torch.Tensor) -> torch.Tensor:
