@@ -219,8 +219,8 @@ class AttentionSite:
     heads: int = 1
 
 
-_SEEN = frozenset({"pattern", "rows"})
 # Taps of what a softmax gives, which needs a mask that says what may be seen.
+_SEEN = frozenset({"pattern", "rows"})
 
 
 def _own_tap(site: AttentionSite, names: frozenset[str]) -> Callable[[Tensor], Tensor]:
