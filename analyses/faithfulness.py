@@ -7,8 +7,8 @@ Where in a picture the asked object is, is known for scenes; a map over pixels i
     IoU             of as many pixels of largest value as the object has
 
 No map made of patches can trace an outline; `coarsened` is the object itself seen through a patch grid: each patch has
-the share of it that the object covers, which no order of patches beats. What the model itself relies on is tested on its
-answer (Petsiuk et al. 2018, arXiv 1806.07421), with p the probability of the target token:
+the share of it that the object covers, which no order of patches beats. What the model itself relies on is tested on
+its answer (Petsiuk et al. 2018, arXiv 1806.07421), with p the probability of the target token:
 
     deletion        area under p while pixels of largest value are covered first, from none to all: low is faithful
     insertion       area under p while they are uncovered first in an empty picture: high is faithful

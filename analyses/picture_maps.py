@@ -8,7 +8,7 @@ whole, and a crop and the overview that show the same place add up there.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -92,18 +92,53 @@ def picture_maps(
             whole = torch.zeros(batch.modality.shape, dtype=found.dtype, device=found.device)
             whole[sample] = found
             sheet, where = (connector or connector_map(model, batch)).on_patches(whole), "patches"
+    return _read(model, batch, zip(own, images, strict=True), sheet[..., None], where)
+
+
+def _read(
+    model: HookedMM,
+    batch: Batch,
+    pictures: Iterable[tuple[int, Image.Image]],
+    sheet: Tensor,
+    where: Where,
+) -> list[PictureMap]:
+    """The grids of some images, given with their numbers in the batch."""
+    names = {"sequence": ("grid", "overview"), "patches": ("patches", "patches_overview")}
+    first, second = names.get(where, ("tokens", "tokens_overview"))
     made = []
-    for number, (image, picture) in enumerate(zip(own, images, strict=True)):
-        place = layout.images[image]
-        names = {"sequence": ("grid", "overview"), "patches": ("patches", "patches_overview")}
-        first, second = names.get(where, ("tokens", "tokens_overview"))
+    for number, (image, picture) in enumerate(pictures):
+        place = batch.layout.images[image]
         for name, overview in ((first, False), (second, True)):
+            # Without any grid the first is asked for, as it tells why there is none.
             if getattr(place, name) is None and (overview or getattr(place, second) is not None):
                 continue
-            grid = layout.read(image, sheet, where, overview=overview)
+            grid = batch.layout.read(image, sheet, where, overview=overview)[..., 0]
             box = frame(model, picture, (grid.shape[0], grid.shape[1]), overview)
             made.append(PictureMap(number, overview, grid.cpu(), box))
     return made
+
+
+def tower_maps(
+    model: HookedMM, batch: Batch, sample: int, values: Float[Tensor, "..."], images: Sequence[Image.Image]
+) -> list[PictureMap]:
+    """What is said of patches in the tower, over a sample's pictures; as `picture_maps`.
+
+    Args:
+        model: The model.
+        batch: The batch that the values are of.
+        sample: Index in the batch.
+        values: One per patch, laid out as a point of the tower is, class tokens included; without its width.
+        images: The sample's pictures, as they were given to `prepare`.
+
+    Raises:
+        BadInputError: If there are not as many pictures as the sample has, or patches have no grid; it says why.
+    """
+    layout = batch.layout
+    own = (layout.image_sample == sample).nonzero()[:, 0].tolist()
+    if len(own) != len(images):
+        raise BadInputError(f"{len(images)} pictures were given for a sample of {len(own)}; give those of the batch")
+    # A width of one: a packed tower's values have no rows.
+    return _read(model, batch, zip(own, images, strict=True), values.detach()[..., None], "patches")
 
 
 def _attended(

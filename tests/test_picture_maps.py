@@ -9,7 +9,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analyses.picture_maps import PictureMap, on_pixels, picture_maps
+from analyses.picture_maps import PictureMap, on_pixels, picture_maps, tower_maps
 from hooked_mm.batch import Batch
 from hooked_mm.connector import connector_map
 from hooked_mm.errors import BadInputError
@@ -83,6 +83,31 @@ def test_latents_hand_their_values_to_the_patches_they_are_made_of(small: Small,
         expected[place[0], place[1]] = 2.0 * weight
     assert torch.allclose(found.values, expected, atol=1e-6)
     assert float(found.values.sum()) == pytest.approx(2.0, rel=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "idefics2", "qwen2_vl", "molmo"])
+def test_what_a_painted_patch_changes_in_the_tower_lies_where_it_was_painted(
+    name: str, small: Small, scenes: list[Scene]
+) -> None:
+    """A square of the picture is painted; before the tower mixes patches, only those under it move."""
+    model = small(name)
+    first, second = picture(scenes[0]), picture(scenes[1])
+    pixels = np.array(second)
+    pixels[16:32, 8:24] = (255, 0, 255)
+    seen = []
+    for image in (second, Image.fromarray(pixels)):
+        batch = model.prepare([[first], [image]], [QUESTION] * 2)
+        seen.append(model.run_with_cache(batch, "vision.hook_embed", stop_at_layer=0)[1]["vision.hook_embed"])
+    moved = (seen[0] - seen[1]).norm(dim=-1)
+    maps = tower_maps(model, batch, 1, moved, [second])
+    assert [one.overview for one in maps] == ([False, True] if name == "molmo" else [False])
+    for one in maps:
+        found = one.on_pixels(second.size, smooth=False).nan_to_num()
+        left, top, right, bottom = one.box
+        reach = max((right - left) / one.values.shape[1], (bottom - top) / one.values.shape[0]) + 2
+        inside = torch.zeros(found.shape, dtype=torch.bool)
+        inside[max(0, int(16 - reach)) : int(32 + reach), max(0, int(8 - reach)) : int(24 + reach)] = True
+        assert float(found[17:31, 9:23].min()) > 10 * float(found[~inside].max())
 
 
 @pytest.mark.usefixtures("unchecked")
