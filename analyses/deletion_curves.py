@@ -1,4 +1,4 @@
-"""Deletion and insertion: how fast a prediction falls as tokens go in the order of an attribution, and rises as they come.
+"""Deletion and insertion: how a prediction falls as tokens go in the order of an attribution, and rises as they come.
 
 Petsiuk et al. 2018 (arXiv 1806.07421), on image tokens instead of pixels. A sample has n tokens, taken in k steps from
 the largest attribution down; after step i, c_i = round(i n / k) of them are

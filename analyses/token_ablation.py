@@ -335,12 +335,23 @@ def ablated_scores(
         asked = targets.take(number[mine])
         chosen = None if keys is None else [keys[sample] for sample in samples]
         asked = Targets(which[mine] - start, asked.row, asked.token, asked.foil)
-        found[mine] = _scores(model, batch.take(samples), asked, replace_tokens(points, part, fill, chosen), kind)
+        found[mine] = scores_of(model, batch.take(samples), asked, replace_tokens(points, part, fill, chosen), kind)
     return found.reshape(sets, count)
 
 
-def _scores(model: HookedMM, batch: Batch, targets: Targets, hooks: Sequence[HookSpec], kind: ScoreKind) -> Tensor:
-    """Scores of one pass, of which only the logits from the first target's row on are made."""
+def scores_of(model: HookedMM, batch: Batch, targets: Targets, hooks: Sequence[HookSpec], kind: ScoreKind) -> Tensor:
+    """Scores of targets in one pass, of which only the logits from the first target's row on are made.
+
+    Args:
+        model: The model.
+        batch: Whose targets they are.
+        targets: What is predicted.
+        hooks: To run under.
+        kind: As in `ablated_scores`.
+
+    Returns:
+        (n,) float64.
+    """
     length = batch.length
     with torch.no_grad():
         logits = model.run_with_hooks(batch, hooks, logits_to_keep=length - int(targets.row.min()))

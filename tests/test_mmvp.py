@@ -35,6 +35,28 @@ def test_questions_with_their_pairs(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("name", ["Index", "lndex"])
+@pytest.mark.parametrize("mark", ["", "\ufeff"])
+def test_the_column_of_ids_may_begin_with_a_small_l(tmp_path: Path, name: str, mark: str) -> None:
+    """As in the published table; also with a byte order mark and Windows' line ends."""
+    text = mark + MMVP.replace("Index", name, 1).replace("\n", "\r\n")
+    (tmp_path / "Questions.csv").write_bytes(text.encode())
+    data = Mmvp(tmp_path)
+    assert [data.dataset[number] for number in range(4)] == [
+        Mmvp(written(tmp_path)).dataset[number] for number in range(4)
+    ]
+
+
+def test_pairs_go_by_number_not_by_the_order_of_names(tmp_path: Path) -> None:
+    """In a listing 10.jpg comes before 9.jpg, and 100.jpg before 99.jpg; rows may come in any order."""
+    numbers = [10, 100, 9, 99]
+    rows = [f"{number},Is it?,(a) Yes (b) No,({'ab'[number % 2]})\n" for number in numbers]
+    data = Mmvp(written(tmp_path, "lndex,Question,Options,Correct Answer\n" + "".join(rows)))
+    samples = [data.dataset[place] for place in range(4)]
+    assert [Path(str(sample.images)).name for sample in samples] == ["10.jpg", "100.jpg", "9.jpg", "99.jpg"]
+    assert [sample.columns["pair"] for sample in samples] == [5, 50, 5, 50]
+
+
 def test_filters(tmp_path: Path) -> None:
     """A pair can be chosen; ids and pairs do not change by it."""
     data = Mmvp(written(tmp_path), where=Selection(equal={"pair": 2}))

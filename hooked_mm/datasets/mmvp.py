@@ -12,7 +12,9 @@ from hooked_mm.datasets.selection import Selection
 from hooked_mm.datasets.table import InFolder, Table, TableDataModule
 from hooked_mm.errors import BadInputError
 
-COLUMNS = ("Index", "Question", "Options", "Correct Answer")
+NUMBERS = ("Index", "lndex")
+"""What the column of ids is called: some copies of the published table begin with a small L."""
+COLUMNS = ("Question", "Options", "Correct Answer")
 
 
 class Mmvp(TableDataModule):
@@ -47,16 +49,18 @@ def _table(folder: Path) -> Table:
     path = folder / "Questions.csv"
     raw = read_bytes(path)
     header, rows = read_csv(path, raw)
-    if not set(COLUMNS) <= set(header):
-        raise BadInputError(f"{str(path)!r} has the columns {', '.join(header)}, but MMVP has {', '.join(COLUMNS)}")
-    found = {name: [row[header.index(name)].strip() for row in rows] for name in COLUMNS}
+    number = next((name for name in NUMBERS if name in header), NUMBERS[0])
+    names = (number, *COLUMNS)
+    if not set(names) <= set(header):
+        raise BadInputError(f"{str(path)!r} has the columns {', '.join(header)}, but MMVP has {', '.join(names)}")
+    found = {name: [row[header.index(name)].strip() for row in rows] for name in names}
     for name, values in found.items():
-        bad = next((value for value in values if not value or (name == "Index" and not value.isdecimal())), None)
+        bad = next((value for value in values if not value or (name == number and not value.isdecimal())), None)
         if bad is not None:
             raise BadInputError(f"{str(path)!r} has {name}={bad!r} in row {values.index(bad) + 1}; repair the file")
-    index = [int(value) for value in found["Index"]]
-    pair = [(number + 1) // 2 for number in index]
-    single = next((number for number, count in Counter(pair).items() if count == 1), None)
+    index = [int(value) for value in found[number]]
+    pair = [(entry + 1) // 2 for entry in index]
+    single = next((entry for entry, count in Counter(pair).items() if count == 1), None)
     if single is not None:
         raise BadInputError(
             f"{str(path)!r} has only one of the questions {2 * single - 1} and {2 * single}, which are a pair; take "
@@ -64,8 +68,9 @@ def _table(folder: Path) -> Table:
         )
     return Table(
         source=str(path),
-        ids=[f"mmvp-{number}" for number in index],
-        pictures=InFolder(folder / "MMVP Images", pa.array([f"{number}.jpg" for number in index])),
+        ids=[f"mmvp-{entry}" for entry in index],
+        # By number, never by place in a listing of the folder, where 10.jpg comes before 2.jpg.
+        pictures=InFolder(folder / "MMVP Images", pa.array([f"{entry}.jpg" for entry in index])),
         columns={"index": index, "pair": pair, "options": found["Options"]},
         question=[f"{q} {options}" for q, options in zip(found["Question"], found["Options"], strict=True)],
         answer=found["Correct Answer"],
