@@ -174,9 +174,11 @@ def of_text(found: PatternGradients, one: Round, *, normalise: bool = True) -> R
     """
     samples, rows = one.targets.sample, one.targets.row
     weighted = {
-        name: None if value is None else value[samples.to(value.device)] for name, value in one.weighted.items()
+        name: None if value is None else value[samples.to(value.device)]
+        for name, value in one.weighted.items()
+        if name.startswith(("blocks.", "encoder."))
     }
-    names = [name for name in found.patterns if name.startswith("blocks.")]
+    names = [name for name in weighted if name.startswith("blocks.")]
     for name in names:
         queries, keys = found.patterns[name].shape[-2:]
         if queries != keys and ".attn." in name:
@@ -196,7 +198,7 @@ def of_text(found: PatternGradients, one: Round, *, normalise: bool = True) -> R
     here, rows = torch.arange(len(rows), device=own.device), rows.to(own.device)
     row, sources = own[here, rows], read[here, rows]
     row[here, rows] -= 1
-    encoder = [weighted[name] for name in found.patterns if name.startswith("encoder.")]
+    encoder = [value for name, value in weighted.items() if name.startswith("encoder.")]
     scores = found.scores[one.places]
     if not encoder:
         return Relevancies(one.targets, scores, divided(row), keys=sources)

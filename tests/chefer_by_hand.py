@@ -7,8 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from contextlib import ExitStack
+from importlib import import_module
 from typing import Any
 
+import pytest
 import torch
 from torch import Tensor, nn
 
@@ -103,3 +105,42 @@ class Attentions(ExitStack):
         value = self.kept[path]
         gradient = torch.zeros_like(value) if value.grad is None else value.grad
         return weigh(value[row].detach(), gradient[row])
+
+
+class EagerCalls:
+    """Weights of every call of a modeling file's eager attention, with gradients, for modules that keep them back.
+
+    Args:
+        monkeypatch: Of the test.
+        path: Of the function, `transformers.models.qwen2_vl.modeling_qwen2_vl.eager_attention_forward`.
+    """
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch, path: str) -> None:
+        self.kept: dict[int, list[Tensor]] = {}
+        file, name = path.rsplit(".", 1)
+        real = getattr(import_module(file), name)
+
+        def call(module: nn.Module, *args: Any, **options: Any) -> Any:
+            out, weights = real(module, *args, **options)
+            if weights.requires_grad:
+                weights.retain_grad()
+                self.kept.setdefault(id(module), []).append(weights)
+            return out, weights
+
+        monkeypatch.setattr(path, call)
+
+    def weighed(self, module: nn.Module, call: int = 0, row: int = 0) -> Tensor:
+        """Eq. 5 of one call of a module, in one row of it."""
+        value = self.kept[id(module)][call]
+        gradient = torch.zeros_like(value) if value.grad is None else value.grad
+        return torch.tensor(weigh(value[row].detach(), gradient[row]), dtype=torch.float64)
+
+
+def mixed(layers: Sequence[Tensor]) -> Tensor:
+    """R^ of a stack too long for loops: eq. 6, 8 and 9 by matrices, the first layer first."""
+    one = torch.eye(len(layers[0]), dtype=torch.float64)
+    relevancy = one
+    for layer in layers:
+        relevancy = relevancy + layer @ relevancy
+    rest = relevancy - one
+    return rest / rest.sum(1, keepdim=True).clamp_min(1e-300) + one
