@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from analyses.targets import Kind, Targets
@@ -30,11 +30,14 @@ class Round:
         targets: The targets themselves.
         weighted: Name of a pattern -> Abar (rows, q, k), None where the targets do not depend on it; all rows of the
             pattern, in execution order.
+        reached: Name of a pattern -> (rows, q), whether a row of attention has any gradient: whether the targets depend
+            on what it reads.
     """
 
     places: Int[Tensor, " m"]
     targets: Targets
     weighted: dict[str, Float[Tensor, "rows q k"] | None]
+    reached: dict[str, Bool[Tensor, "rows q"]]
 
 
 def weighted_attention(
@@ -101,5 +104,11 @@ class PatternGradients:
                 name: None if gradient is None else weighted_attention(value.detach(), gradient)
                 for (name, value), gradient in zip(self.patterns.items(), gradients, strict=True)
             }
+            reached = {
+                name: torch.zeros_like(value[:, 0, :, 0], dtype=torch.bool)
+                if gradient is None
+                else (gradient != 0).any(dim=-1).any(dim=1)
+                for (name, value), gradient in zip(self.patterns.items(), gradients, strict=True)
+            }
             del gradients
-            yield Round(places, self.targets.take(places), found)
+            yield Round(places, self.targets.take(places), found, reached)

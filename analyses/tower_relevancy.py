@@ -24,13 +24,12 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.pattern_gradients import PatternGradients, Round
-from analyses.picture_maps import PictureMap
+from analyses.picture_maps import PictureMap, tower_maps
 from analyses.relevancy import Relevancies, joined, of_text, stack_points, text_points, through
 from analyses.targets import Kind, Targets
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map, connector_patterns
 from hooked_mm.errors import BadInputError
-from hooked_mm.frames import frame
 from hooked_mm.hooked import HookedMM
 from hooked_mm.layout import Layout
 
@@ -62,21 +61,8 @@ class TowerRelevancies:
         Raises:
             BadInputError: If there are not as many pictures as the sample has.
         """
-        layout, sheet = batch.layout, self.sheets[int(self.round_of[number])]
-        own = (layout.image_sample == int(self.text.targets.sample[number])).nonzero()[:, 0].tolist()
-        if len(own) != len(images):
-            raise BadInputError(
-                f"{len(images)} pictures were given for a sample of {len(own)}; give those of the batch"
-            )
-        made = []
-        for place, (image, picture) in enumerate(zip(own, images, strict=True)):
-            for name, overview in (("patches", False), ("patches_overview", True)):
-                if getattr(layout.images[image], name) is None:
-                    continue
-                grid = layout.read(image, sheet, "patches", overview=overview)
-                box = frame(model, picture, (grid.shape[0], grid.shape[1]), overview)
-                made.append(PictureMap(place, overview, grid.cpu(), box))
-        return made
+        sample = int(self.text.targets.sample[number])
+        return tower_maps(model, batch, sample, self.sheets[int(self.round_of[number])], images)
 
 
 def tower_places(layout: Layout, width: int) -> Int[Tensor, " width"]:
