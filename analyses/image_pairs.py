@@ -27,6 +27,7 @@ from torch import Tensor
 from analyses.position_groups import SHARE, Groups, object_positions, position_groups, subject_positions
 from analyses.targets import Targets, token_ids
 from hooked_mm.batch import Batch, Modality, Role
+from hooked_mm.connector import connector_map
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -247,28 +248,22 @@ def differing(clean: Batch, corrupt: Batch, sample: int) -> str | None:
     return None if sides[0] == sides[1] else "the prompts are not the same tokens"
 
 
-def pair_groups(
-    model: HookedMM,
-    pairs: PairBatch,
-    share: float = SHARE,
-    latents: Sequence[Float[Tensor, "tokens patches"] | None] | None = None,
-) -> Groups:
+def pair_groups(model: HookedMM, pairs: PairBatch, share: float = SHARE) -> Groups:
     """The groups of positions of pairs, the same in both runs: `object` is where the pictures differ.
+
+    A resampler's latents are the object's by what they take from its patches in the clean picture.
 
     Args:
         model: Who is asked.
         pairs: Where one has no mask, the image stays one group.
         share: A patch is the object's if the mask covers more than this share of it.
-        latents: See `position_groups.object_positions`; a model that resamples, without them, has no object's positions
-            either.
     """
     masks = [pair.mask for pair in pairs.pairs]
-    known = all(mask is not None for mask in masks) and bool(len(masks))
-    placed = all(one.grid is not None or one.overview is not None for one in pairs.clean.layout.images)
-    objects = None
-    if known and pairs.clean.layout.images and (placed or latents is not None):
+    layout, objects = pairs.clean.layout, None
+    if layout.kind not in ("none", "cross", "runs") and all(mask is not None for mask in masks):
         shown = [clean for clean, _ in pairs.pictures]
-        objects = object_positions(model, pairs.clean, shown, masks, share, latents)
+        connector = connector_map(model, pairs.clean) if layout.kind == "resampled" else None
+        objects = object_positions(model, pairs.clean, shown, masks, share, connector)
     subjects = subject_positions(pairs.clean, model.tokenizer, [pair.subject for pair in pairs.pairs])
     return position_groups(pairs.clean, pairs.targets.row, objects=objects, subjects=subjects)
 

@@ -11,13 +11,12 @@
 | `last` | the row that predicts it: the prompt's last position, where nothing is answered yet |
 
 Every position but padding and what comes behind `last` is in one group. A model that resamples pictures has latents
-that belong to no place: there a latent counts as the object's by the share of its attention that the object's patches
-get, which the caller's map of latents to patches says.
+that belong to no place: there a latent counts as the object's by how much it takes from the object's patches.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +28,7 @@ from torch import Tensor
 
 from analyses.targets import token_ids
 from hooked_mm.batch import Batch, Modality, Role
+from hooked_mm.connector import Connector
 from hooked_mm.errors import BadInputError
 from hooked_mm.frames import Box, Framed, frame
 from hooked_mm.positions import PositionRule
@@ -164,7 +164,7 @@ def object_positions(
     pictures: Sequence[Image.Image],
     masks: Sequence[Mask | None],
     share: float = SHARE,
-    latents: Sequence[Float[Tensor, "tokens patches"] | None] | None = None,
+    connector: Connector | None = None,
 ) -> Bool[Tensor, "b p"]:
     """The image positions whose patches an object covers, in crops and overviews alike.
 
@@ -174,52 +174,77 @@ def object_positions(
         pictures: One per image, in batch order, as they were given.
         masks: The object's pixels in each; None where there is no object.
         share: A patch is the object's if the mask covers more than this share of it.
-        latents: Of a model that resamples: per image, how much each of its positions takes from each patch of the
-            tower, rows summing to 1 (`hooked_mm.connector`).
+        connector: Of a model that resamples, how much each of its positions takes from each patch of the tower
+            (`hooked_mm.connector.connector_map`): a latent is the object's if it takes more than this share of what it
+            takes from the object.
 
     Raises:
         BadInputError: If images, pictures and masks do not correspond; if the image's positions belong to no place in
-            the picture and `latents` is not given.
+            the picture and `connector` is not given.
     """
     _checked(batch, pictures, masks)
     layout, found = batch.layout, torch.zeros_like(batch.modality, dtype=torch.bool)
+    latents: list[int] = []
     for image, (picture, mask) in enumerate(zip(pictures, masks, strict=True)):
-        if mask is None:
-            continue
-        sample, own = int(layout.image_sample[image]), layout.images[image]
-        if own.grid is None and own.overview is None:
-            weights = None if latents is None else latents[image]
-            if weights is None:
-                raise BadInputError(
-                    "the positions of its image belong to no place in the picture "
-                    f"({layout.why or f'layout {layout.kind!r}'}), so none of them are an object's; give latents=, how "
-                    "much each takes from each patch, or work without masks",
-                    sample,
-                )
-            places = (layout.image_index[sample] == image).nonzero()[:, 0]
-            found[sample, places] = (latent_shares(model, own, picture, mask, weights) > share).to(found.device)
+        own = layout.images[image]
+        if mask is not None and own.grid is None and own.overview is None:
+            latents.append(image)
             continue
         for grid, overview in ((own.grid, False), (own.overview, True)):
-            if grid is not None:
-                box = frame(model, picture, (grid.shape[0], grid.shape[1]), overview)
-                covered = coverage(mask, box, (grid.shape[0], grid.shape[1])).to(grid.device) > share
+            if mask is not None and grid is not None:
+                sample = int(layout.image_sample[image])
+                covered = _covered(model, picture, mask, grid, overview).to(grid.device) > share
                 found[sample, grid[covered & (grid >= 0)]] = True
-    return found
+    if not latents:
+        return found
+    if connector is None:
+        raise BadInputError(
+            "the positions of its image belong to no place in the picture "
+            f"({layout.why or f'layout {layout.kind!r}'}), so none of them are an object's; give connector=, what each "
+            "takes from the patches, or work without masks",
+            int(layout.image_sample[latents[0]]),
+        )
+    taken = latent_shares(model, connector, {image: (pictures[image], masks[image]) for image in latents})
+    return found | (taken > share).to(found.device)
+
+
+def _covered(
+    model: Framed, picture: Image.Image, mask: Mask, grid: Tensor, overview: bool
+) -> Float[Tensor, "rows cols"]:
+    """How much of each patch of a grid a mask covers."""
+    size = (grid.shape[0], grid.shape[1])
+    return coverage(mask, frame(model, picture, size, overview), size)
 
 
 def latent_shares(
-    model: Framed, own: Any, picture: Image.Image, mask: Mask, weights: Float[Tensor, "tokens patches"]
-) -> Float[Tensor, " tokens"]:
-    """How much of what each latent takes comes from an object: its patches' weights times how far it covers them."""
-    grid = own.patches
-    if grid is None or grid.shape[0] * grid.shape[1] > weights.shape[1]:
-        raise BadInputError(
-            f"a map of {tuple(weights.shape)} from positions to patches does not fit the grid of the tower's patches"
-        )
-    box = frame(model, picture, (grid.shape[0], grid.shape[1]))
-    covered = torch.zeros(weights.shape[1], dtype=torch.float64)
-    covered[grid[..., 1].flatten().cpu()] = coverage(mask, box, (grid.shape[0], grid.shape[1])).flatten()
-    return weights.double().cpu() @ covered
+    model: Framed, connector: Connector, objects: Mapping[int, tuple[Image.Image, Mask | None]]
+) -> Float[Tensor, "b p"]:
+    """How much of what each position takes comes from an object: its patches' weights times how far it covers them.
+
+    Args:
+        model: Whose patches.
+        connector: What positions take from patches.
+        objects: Number of an image -> picture and mask.
+
+    Raises:
+        BadInputError: If an image has no grid of patches in the tower, either.
+    """
+    layout = connector.batch.layout
+    covered = torch.zeros(connector.size, dtype=torch.float64)
+    for image, (picture, mask) in objects.items():
+        own = layout.images[image]
+        if own.patches is None:
+            raise BadInputError(
+                f"image {image} has no grid of patches in the tower: {layout.why or 'it is not known'}; work without "
+                "masks"
+            )
+        for grid, overview in ((own.patches, False), (own.patches_overview, True)):
+            if grid is not None and mask is not None:
+                rows, places = grid[..., 0].cpu(), grid[..., 1].cpu()
+                covered[rows, places] = _covered(model, picture, mask, grid, overview)
+    parts = connector.weight.double().cpu() * covered[connector.row.cpu(), connector.patch.cpu()]
+    found = torch.zeros(connector.batch.modality.shape, dtype=torch.float64)
+    return found.index_put((connector.sample.cpu(), connector.position.cpu()), parts, accumulate=True)
 
 
 def patch_positions(

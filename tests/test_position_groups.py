@@ -12,12 +12,14 @@ from PIL import Image
 from analyses.position_groups import (
     Masked,
     coverage,
+    latent_shares,
     object_positions,
     patch_positions,
     position_groups,
     subject_positions,
 )
 from hooked_mm.batch import Modality
+from hooked_mm.connector import Connector
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.positions import ALL
@@ -150,24 +152,39 @@ def test_the_towers_patches_of_an_object_are_those_of_the_sequence(
 
 
 @pytest.mark.usefixtures("unchecked")
-def test_a_resamplers_latents_are_refused_or_dealt_out_by_their_attention(
+def test_a_resamplers_latents_are_refused_or_dealt_out_by_what_they_take(
     scenes: list[Scene], images: list[Image.Image]
 ) -> None:
-    """The k-th latent looks at the k-th patch alone here, so those of the object's patches are the object's."""
-    model, masks = HookedMM.small("idefics2"), masks_of(scenes[:1])
-    batch = model.prepare(images[:1], QUESTIONS[0])
+    """The k-th latent takes from the k-th patch alone here, half of it from another: the object's own are the object's."""
+    model, masks = HookedMM.small("idefics2"), masks_of(scenes[:2])
+    batch = model.prepare(images[:2], QUESTIONS[0])
     with pytest.raises(BadInputError, match="sample 0: the positions of its image belong to no place"):
-        object_positions(model, batch, images[:1], masks)
-    grid = batch.layout.images[0].patches
-    assert grid is not None
-    count, tokens = grid.shape[0] * grid.shape[1], int(batch.mask("image").sum())
-    weights = torch.zeros(tokens, count)
-    weights[torch.arange(tokens), torch.arange(tokens) % count] = 1
-    found = object_positions(model, batch, images[:1], masks, 0.5, [weights])
+        object_positions(model, batch, images[:2], masks)
     _, cache = model.run_with_cache(batch, "vision.blocks.0.hook_resid_post")
-    patches = patch_positions(model, batch, images[:1], masks, cache["vision.blocks.0.hook_resid_post"].shape, 0.5)
-    assert found[0][batch.mask("image")[0]].tolist() == patches[0, torch.arange(tokens) % count].tolist()
-    assert 0 < int(found.sum()) < tokens
+    shape = cache["vision.blocks.0.hook_resid_post"].shape
+    patches = patch_positions(model, batch, images[:2], masks, shape, 0.5)
+    sample, position = batch.mask("image").nonzero(as_tuple=True)
+    count = len(sample) // 2
+    patch = torch.arange(count).repeat(2)
+    weight = torch.ones(len(sample))
+    found = object_positions(
+        model, batch, images[:2], masks, 0.5, Connector(sample, position, sample, patch, weight, batch)
+    )
+    assert torch.equal(found[sample, position], patches[sample, patch])
+    assert 0 < int(found.sum()) < len(sample)
+    half = Connector(
+        *(torch.cat([one, one]) for one in (sample, position, sample)),
+        torch.cat([patch, patch.flip(0)]),
+        torch.cat([weight, weight]) / 2,
+        batch,
+    )
+    mixed = latent_shares(model, half, dict(enumerate(zip(images[:2], masks, strict=True))))
+    alone = latent_shares(
+        model,
+        Connector(sample, position, sample, patch, weight, batch),
+        dict(enumerate(zip(images[:2], masks, strict=True))),
+    )
+    torch.testing.assert_close(mixed.sum(1), alone.sum(1), rtol=0, atol=1e-9)
 
 
 def test_what_does_not_correspond_is_refused(llava: HookedMM, images: list[Image.Image]) -> None:
