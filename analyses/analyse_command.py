@@ -25,6 +25,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "contextualization": ("contextualization_command", "main", "what of its context a token's representation holds"),
     "prefix-probe": ("prefix_probe_command", "main", "how much of the text before it each token remembers"),
     "probe": ("probe_command", "main", "what a linear probe reads off rows, beside a control task"),
+    "ablation": ("ablation_command", "main", "what an answer loses without some of the image's tokens"),
     "mmvp": ("mmvp_command", "main", "the MMVP benchmark: pairs of pictures, a pair right only if both answers are"),
     "attention": ("attention_command", "main", "what each answer token attends to: heads x layers, maps of heads"),
     "faithfulness": ("faithfulness_command", "main", "attribution methods against known masks and the model's answer"),

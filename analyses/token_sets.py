@@ -3,6 +3,7 @@
 | set | tokens |
 |---|---|
 | region | those whose patch an object's mask covers for a share at least; if none, those it covers most |
+| region of latents | a resampler's: those that look at the object most, as many as its share of patches |
 | complement | all others |
 | largest norm | registers, which hold other things than their patch (Darcet et al. 2023, arXiv 2309.16588) |
 | random | as many as another set has, drawn without repeats |
@@ -25,6 +26,7 @@ from analyses.segmentation import Case, patch_shares
 from analyses.token_ablation import ImageTokens
 from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
+from hooked_mm.connector import connector_map
 from hooked_mm.errors import BadInputError
 from hooked_mm.frames import Box, frame
 from hooked_mm.hooked import HookedMM
@@ -77,7 +79,7 @@ def region_tokens(
         tokens: Its image tokens.
         masks: Per sample a mask per picture, in the picture's own pixels.
         share: Of a patch's pixels that must lie in the mask, above 0. In a grid where no patch reaches it, those that
-            the mask covers most are taken; a mask without pixels has no tokens.
+            the mask covers most are taken; a mask without pixels has no tokens. Latents are chosen without it.
 
     Raises:
         BadInputError: As `token_grids`, or if `share` is out of range or masks are not one list per sample.
@@ -86,6 +88,8 @@ def region_tokens(
         raise BadInputError(
             f"masks of {len(masks)} samples for {len(batch)}, share={share}; one list each, above 0 to 1"
         )
+    if batch.layout.kind == "resampled":
+        return _looking_at(model, batch, tokens, masks)
     chosen = torch.zeros(tokens.real.shape, dtype=torch.bool)
     for sample, own in enumerate(masks):
         sizes = [(mask.shape[1], mask.shape[0]) for mask in own]
@@ -96,6 +100,43 @@ def region_tokens(
                 most = float(covered.max())
                 if most > 0:
                     chosen[sample, numbers[covered >= min(share, most)].long()] = True
+    return chosen
+
+
+def _looking_at(model: HookedMM, batch: Batch, tokens: ImageTokens, masks: Masks) -> Bool[Tensor, "b n"]:
+    """The latents that get the largest share of what they are made of from a region, by the connector's attention."""
+    connector, layout = connector_map(model, batch), batch.layout
+    covered, chosen = torch.zeros(connector.size), torch.zeros(tokens.real.shape, dtype=torch.bool)
+    shares = []
+    for sample, own in enumerate(masks):
+        images = (layout.image_sample == sample).nonzero()[:, 0].tolist()
+        if len(images) != len(own):
+            raise BadInputError(f"has {len(images)} pictures, but {len(own)} masks were given for it", sample)
+        for image, mask in zip(images, own, strict=True):
+            parts = []
+            for patches, small in (
+                (layout.images[image].patches, False),
+                (layout.images[image].patches_overview, True),
+            ):
+                if patches is None:
+                    continue
+                grid = (patches.shape[0], patches.shape[1])
+                box = frame(model, Image.new("1", (mask.shape[1], mask.shape[0])), grid, overview=small)
+                part = patch_shares(Case(sample, "", torch.zeros(*grid, 1), box, mask)).float()
+                row, patch = patches.cpu().unbind(-1)
+                covered[row[patch >= 0], patch[patch >= 0]] = part[patch >= 0]
+                parts.append(part.flatten())
+            shares.append(float(torch.cat(parts).mean()) if parts else 0.0)
+    looked = torch.zeros(batch.modality.shape)
+    weight = connector.weight.cpu().float() * covered[connector.row.cpu(), connector.patch.cpu()]
+    looked.index_put_((connector.sample.cpu(), connector.position.cpu()), weight, accumulate=True)
+    numbers, index = tokens.numbers(), batch.image_index.cpu()
+    for image, share in enumerate(shares):
+        place = ((index == image) & ~numbers.isnan()).nonzero()
+        if share > 0 and len(place):
+            best = looked[place[:, 0], place[:, 1]].argsort(descending=True, stable=True)
+            taken = place[best[: max(1, round(share * len(place)))]]
+            chosen[taken[:, 0], numbers[taken[:, 0], taken[:, 1]].long()] = True
     return chosen
 
 

@@ -123,6 +123,14 @@ def test_every_question_of_a_scene_is_a_sample() -> None:
     assert len(list(SceneDataset(0, "questions"))) == 0
 
 
+def test_the_scene_of_a_sample_is_told() -> None:
+    """Also where several samples share one."""
+    asked = SceneDataset(3, "questions", seed=1)
+    shown = [asked.shown(index) for index in range(len(asked))]
+    assert [item.place for item in shown] == [asked[index].columns["place"] for index in range(len(asked))]
+    assert list(dict.fromkeys(shown)) == [asked.scene(number) for number in range(3)]
+
+
 def test_counting_questions_draws_no_picture(monkeypatch: pytest.MonkeyPatch) -> None:
     """Length and ids are known without; the data module passes the task on."""
     monkeypatch.setattr("hooked_mm.scenes.dataset.render", lambda *_: pytest.fail("a picture was drawn"))

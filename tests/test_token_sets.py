@@ -19,6 +19,7 @@ from analyses.token_sets import (
     region_tokens,
     token_grids,
 )
+from hooked_mm.connector import connector_map
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.world import Scene
@@ -82,14 +83,47 @@ def test_crops_and_overview_both_show_an_object(images: list[Image.Image], scene
     assert torch.equal(blobs.sum(2), found.sum(1).expand(3, -1))
 
 
-def test_latents_lie_nowhere(images: list[Image.Image]) -> None:
-    """A resampler's tokens have no grid, and that is said."""
+def test_latents_lie_nowhere_but_look_somewhere(images: list[Image.Image], scenes: list[Scene]) -> None:
+    """A resampler's region is chosen by its connector's attention; a random place has no meaning, and that is said."""
     model = HookedMM.small("idefics2", check=False)
-    batch = model.prepare(images[0], "what")
+    batch = model.prepare(images[:2], ["what", "what place is this ?"])
     tokens, _ = token_features(model, batch)
-    mask = torch.ones(images[0].height, images[0].width, dtype=torch.bool)
+    masks = [mask_of(scene) for scene in scenes[:2]]
+    found = region_tokens(model, batch, tokens, [[mask] for mask in masks])
+    connector = connector_map(model, batch)
+    for sample, mask in enumerate(masks):
+        rows, cols = batch.layout.images[sample].patches.shape[:2]  # type: ignore[union-attr]
+        side = (mask.shape[1] // cols, mask.shape[0] // rows)
+        share = mask.double().mean()
+        assert abs(int(found[sample].sum()) - max(1, float(share) * 36)) < 2
+        place = batch.mask("image")[sample].nonzero()[:, 0].tolist()
+        looked = torch.zeros(36, dtype=torch.float64)
+        grid = batch.layout.images[sample].patches[..., 1].tolist()  # type: ignore[index]
+        cover = {
+            grid[row][col]: float(
+                mask[
+                    round(row * mask.shape[0] / rows) : round((row + 1) * mask.shape[0] / rows),
+                    round(col * mask.shape[1] / cols) : round((col + 1) * mask.shape[1] / cols),
+                ]
+                .double()
+                .mean()
+            )
+            for row in range(rows)
+            for col in range(cols)
+        }
+        assert min(side) > 0
+        entries = zip(
+            *(getattr(connector, name).tolist() for name in ("sample", "position", "patch", "weight")), strict=True
+        )
+        for own, position, patch, weight in entries:
+            if own == sample:
+                looked[place.index(position)] += weight * cover[patch]
+        assert looked[found[sample]].min() > looked[~found[sample]].max() - 0.02
+        assert looked[found[sample]].mean() > looked.mean()
     with pytest.raises(BadInputError, match="no grid of sequence"):
-        region_tokens(model, batch, tokens, [[mask]])
+        random_regions(model, batch, tokens, found.sum(1), [[image.size] for image in images[:2]], 2)
+    with pytest.raises(BadInputError, match="1 pictures, but 2 masks"):
+        region_tokens(model, batch, tokens, [masks, [masks[0]]])
 
 
 def test_registers_are_the_tokens_of_largest_norm() -> None:

@@ -98,6 +98,10 @@ class SceneDataset(Dataset):
             raise IndexError(f"scene {index} of {self.size}")
         return scene(self.split, index, self.seed, count=self.count)
 
+    def shown(self, index: int) -> Scene:
+        """The scene of a sample, which samples share where every question is asked."""
+        return self.scene(self._place(index)[0])
+
     def _questions(self, number: int, item: Scene) -> tuple[list[Question], np.random.Generator]:
         """The questions of a scene, and what then draws one of them."""
         rng = np.random.default_rng([SPLITS.index(self.split), self.seed, number, 1])
