@@ -29,6 +29,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "mmvp": ("mmvp_command", "main", "the MMVP benchmark: pairs of pictures, a pair right only if both answers are"),
     "attention": ("attention_command", "main", "what each answer token attends to: heads x layers, maps of heads"),
     "faithfulness": ("faithfulness_command", "main", "attribution methods against known masks and the model's answer"),
+    "sinks": ("sinks_command", "main", "which keys take far more than their share; what goes to which kind of token"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
 }
 """Command -> module of this package, function in it, and what it does."""
