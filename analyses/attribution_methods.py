@@ -16,11 +16,14 @@ from PIL import Image
 from torch import Tensor
 
 from analyses.attention_views import rows_by_sample, sees_by
+from analyses.grad_cam import grad_cam
+from analyses.logit_attribution import logit_attribution
 from analyses.occlusion import Scores, occlusion
 from analyses.picture_maps import PictureMap, picture_maps, tower_maps
 from analyses.relevancy import relevancies
 from analyses.saliency import Measure, saliency
 from analyses.targets import Kind, Targets, prompt_targets
+from analyses.tower_relevancy import end_to_end
 from hooked_mm.attention_rows import attention_rows, pattern_layers
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, unknown
@@ -104,6 +107,24 @@ def _relevancy(one: Case) -> Maps:
     return one.on_positions(found.positions if found.keys is None else found.keys)
 
 
+def _patch_relevancy(one: Case) -> Maps:
+    found = end_to_end(one.model, one.batch, one.targets, kind=one.kind)
+    places = enumerate(one.targets.sample.tolist())
+    return [found.maps(one.model, one.batch, number, one.images[sample]) for number, sample in places]
+
+
+def _grad_cam(one: Case) -> Maps:
+    """Of the row that predicts the target, mean over layers."""
+    found = grad_cam(one.model, one.batch, one.targets, kind=one.kind)
+    return one.on_positions(torch.stack([found.mean(number) for number in range(len(one.targets))]))
+
+
+def _logit_attribution(one: Case) -> Maps:
+    """What all heads of all layers write into the logit from each position."""
+    found = logit_attribution(one.model, one.batch, one.targets)
+    return one.on_positions(found.by_position())
+
+
 def _saliency(one: Case, measure: Measure, inside: bool = False) -> Maps:
     point = "vision.hook_embed" if inside else "hook_embed" if one.batch.decoder is None else "encoder.hook_embed"
     found = saliency(one.model, one.batch, one.targets, point, measure=measure, kind=one.kind)
@@ -153,6 +174,9 @@ METHODS: dict[str, tuple[Method, str]] = {
     "attention": (_attention, "attention of the row that predicts the token, mean over layers and heads"),
     "attention, last layer": (partial(_attention, last=True), "of the last layer alone"),
     "relevancy": (_relevancy, "attention and its gradients through all layers of the language model"),
+    "relevancy, patches": (_patch_relevancy, "the same through connector and tower"),
+    "Grad-CAM": (_grad_cam, "gradient times attention of the row that predicts the token, mean over layers"),
+    "logit attribution": (_logit_attribution, "what heads write into the logit directly from each image token"),
     "gradient": (partial(_saliency, measure="norm"), "the norm of the gradient at image tokens"),
     "gradient x input": (partial(_saliency, measure="input"), "the size of gradient times image token"),
     "gradient x input, signed": (partial(_saliency, measure="signed input"), "the same with its sign"),

@@ -3,8 +3,9 @@
     hooked-mm analyse faithfulness --model.id small:llava --size 100 --output runs/faithfulness
 
 Questions about one attribute of one object of a scene (`hooked_mm.scenes.pairs`), whose mask is known; those that the
-model answers wrongly are left out and counted. Writes `faithfulness.csv`, a row per method and the controls, and
-pictures of the first samples beside each other.
+model answers wrongly are left out and counted. With `--only_right false` they stay, and it is the right answer that is
+explained: so can a model of random weights be held beside (Adebayo et al. 2018, arXiv 1810.03292). Writes
+`faithfulness.csv`, a row per method and the controls, and pictures of the first samples beside each other.
 """
 
 from __future__ import annotations
@@ -98,17 +99,18 @@ def asked_of(pair: ScenePair) -> Asked:
     return Asked(f"{pair.question} {pair.answers[0]}", picture(pair.one), own, others)
 
 
-def right_cases(
-    model: HookedMM, pairs: Sequence[ScenePair], size: int, found: Found
+def cases(
+    model: HookedMM, pairs: Sequence[ScenePair], size: int, found: Found, only_right: bool = True
 ) -> Iterator[tuple[list[Asked], Case]]:
-    """Questions that the model answers rightly, so many at a time."""
+    """Questions that the model answers rightly, or all, so many at a time; wrong answers are counted."""
     for start in range(0, len(pairs), size):
         part = pairs[start : start + size]
         images = [picture(pair.one) for pair in part]
         batch = model.prepare([[image] for image in images], [pair.question for pair in part])
         said = model.generate(batch, 8).text
-        kept = [pair for pair, text in zip(part, said, strict=True) if text.strip() == pair.answers[0]]
-        found.wrong += len(part) - len(kept)
+        right = [pair for pair, text in zip(part, said, strict=True) if text.strip() == pair.answers[0]]
+        found.wrong += len(part) - len(right)
+        kept = right if only_right else part
         if kept:
             first = [model.tokenizer(pair.answers[0], add_special_tokens=False)["input_ids"][0] for pair in kept]
             asked = [asked_of(pair) for pair in kept]
@@ -146,8 +148,9 @@ def judge(
     steps: int = 10,
     pictures: int = 6,
     seed: int = 0,
+    only_right: bool = True,
 ) -> Found:
-    """Every method's maps of the questions that the model answers rightly, held against truth and answer.
+    """Every method's maps of what the model is asked, held against truth and answer.
 
     Args:
         model: The model.
@@ -157,6 +160,7 @@ def judge(
         steps: Of deletion and insertion; 0 leaves these out, which take most of the time.
         pictures: How many samples are kept to be drawn.
         seed: Of the random control.
+        only_right: Leave out what the model answers wrongly.
 
     Raises:
         BadInputError: For an unknown method.
@@ -165,7 +169,7 @@ def judge(
         if name not in METHODS:
             raise unknown("attribution method", name, METHODS)
     found = Found()
-    for asked, one in right_cases(model, pairs, size, found):
+    for asked, one in cases(model, pairs, size, found, only_right):
         maps = control_maps(one, asked, seed + len(found.values.get("ideal", {}).get("IoU", [])))
         for name in methods:
             if name in found.refused:
@@ -228,6 +232,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--attribute", type=str, default="colour", help=f"what is asked: {', '.join(ATTRIBUTES)}")
     parser.add_argument("--split", type=str, default="test", help=f"of scenes: {', '.join(SPLITS)}")
     parser.add_argument("--size", type=int, default=100, help="questions")
+    parser.add_argument("--only_right", type=bool, default=True, help="leave out what the model answers wrongly")
     parser.add_argument("--batch_size", type=int, default=16, help="questions at a time")
     parser.add_argument("--steps", type=int, default=10, help="of deletion and insertion; 0 leaves them out")
     parser.add_argument("--pictures", type=int, default=6, help="samples that are drawn")
@@ -245,14 +250,16 @@ def main(argv: Sequence[str] | None = None) -> None:
         steps=made.steps,
         pictures=made.pictures,
         seed=made.seed,
+        only_right=made.only_right,
     )
     if not found.values:
         raise BadInputError(f"the model answers none of {made.size} questions rightly, so there is nothing to explain")
-    names = ("attribute", "split", "size", "steps", "draws", "seed")
-    result = Result("faithfulness", made.name or made.model.name, scored(found, made.draws, made.seed))
-    result.settings = {name: made[name] for name in names}
+    settings = {name: made[name] for name in ("attribute", "split", "size", "only_right", "steps", "draws", "seed")}
+    means = scored(found, made.draws, made.seed)
+    result = Result("faithfulness", made.name or made.model.name, means, settings)
     if found.wrong:
-        result.notes.append(f"{found.wrong} of {made.size} questions are answered wrongly and left out")
+        what = "left out" if made.only_right else "explained by what would be right"
+        result.notes.append(f"{found.wrong} of {made.size} questions are answered wrongly and {what}")
     result.notes += [f"{name}: {why}" for name, why in found.refused.items()]
     rows = table(result, found)
     with open(made.output / "faithfulness.csv", "w", newline="", encoding="utf-8") as file:

@@ -1,0 +1,106 @@
+"""How faithful attribution methods are on the small models: all methods in one table, beside controls.
+
+    python -m benchmarks.attribution_study --picture docs/attribution.png --output tables.md
+
+Questions about the colour of one object of a scene, whose mask is known, by `hooked-mm analyse faithfulness`; the same
+methods on random weights of the same architecture say what of a map comes from the picture and the architecture alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from datetime import date
+from importlib.metadata import version
+from pathlib import Path
+
+from PIL import Image
+
+from analyses.attribution_methods import METHODS, attribution
+from analyses.faithfulness_command import CONTROLS, MEASURES, cases, drawn
+from analyses.faithfulness_command import Found as Judged
+from analyses.faithfulness_command import main as faithfulness
+from analyses.map_overlay import blended
+from analyses.map_pictures import outlined
+from analyses.result import RESULT, Result
+from hooked_mm.drawing import enlarge, grid, titled
+from hooked_mm.reader import ModelSource
+from hooked_mm.scenes.pairs import scene_pair
+
+MODELS = ("llava", "idefics2", "qwen2_vl", "molmo")
+SIDE = 150
+
+
+def result_of(model: str, size: int, steps: int, work: Path, *, random: bool = False) -> Result:
+    """The command's result for one model; made again unless it is there."""
+    out = work / model / ("random" if random else "trained")
+    if not (out / RESULT).is_file():
+        options = {"model.id": f"small:{model}", "model.dtype": "float32", "size": size, "steps": steps, "output": out}
+        if random:
+            # What the right answer would be is explained; covering pictures says nothing of such a model.
+            options |= {"model.random_weights": 0, "only_right": "false", "steps": 0}
+        faithfulness([f"--{name}={value}" for name, value in options.items()])
+    return Result.load(out)
+
+
+def table(trained: Result, random: Result) -> Iterator[str]:
+    """Markdown of one model: a row per method, best first; the last column is the same method on random weights."""
+    by, other = ({one.score: one for one in result.scores} for result in (trained, random))
+    names = [name.removeprefix("pixel AUROC, ") for name in by if name.startswith("pixel AUROC, ")]
+    names.sort(key=lambda name: -by[f"pixel AUROC, {name}"].value)
+    yield f"| {trained.model} | {' | '.join(MEASURES)} | pixel AUROC, random weights |"
+    yield f"|---|{'---|' * (len(MEASURES) + 1)}"
+    for name in names:
+        cells = []
+        for measure in MEASURES:
+            one = by.get(f"{measure}, {name}")
+            band = f" [{one.low:.3f}, {one.high:.3f}]" if one is not None and measure == MEASURES[0] else ""
+            cells.append("" if one is None else f"{one.value:.3f}{band}")
+        control = other.get(f"pixel AUROC, {name}")
+        known = "" if control is None or name in CONTROLS else f"{control.value:.3f}"
+        yield f"| {f'*{name}*' if name in CONTROLS else name} | {' | '.join(cells)} | {known} |"
+
+
+def sheet(models: Sequence[str], methods: Sequence[str], numbers: Sequence[int]) -> Image.Image:
+    """Rows: models; columns: the picture with the asked object outlined, and every method's map, for some questions."""
+    rows: list[Image.Image] = []
+    for name in models:
+        model = ModelSource(f"small:{name}", dtype="float32").load("cpu")
+        for number in numbers:
+            ((asked, one),) = cases(model, [scene_pair("test", number, "colour")], 1, Judged(), only_right=False)
+            item = asked[0]
+            rows.append(titled(outlined(item.image, item.mask, SIDE), f"{name}: {item.title}", SIDE))
+            for method in methods:
+                (pixels,) = drawn(attribution(method, one), asked)
+                rows.append(titled(enlarge(blended(item.image, pixels), SIDE), method, SIDE))
+    return grid(rows, len(methods) + 1, side=SIDE + 26, gap=4)
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """Run the study, or go on with what lies in the work folder."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument("--size", type=int, default=100, help="questions")
+    parser.add_argument("--steps", type=int, default=10, help="of deletion and insertion")
+    parser.add_argument("--work", type=Path, default=Path("runs/attribution_study"))
+    parser.add_argument("--picture", type=Path, help="where the sheet of maps goes")
+    parser.add_argument("--output", type=Path, help="a Markdown file to write; printed unless given")
+    options = parser.parse_args(argv)
+    head = f"{date.today()}, " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
+    lines = [f"{head}; {options.size} questions of the split `test`, {options.steps} steps."]
+    for model in options.models:
+        trained = result_of(model, options.size, options.steps, options.work)
+        random = result_of(model, options.size, options.steps, options.work, random=True)
+        lines += ["", *table(trained, random), "", *(f"{note}." for note in trained.notes)]
+    text = "\n".join(lines) + "\n"
+    if options.picture is not None:
+        shown = [name for name in METHODS if "signed" not in name and "last" not in name]
+        sheet(options.models, shown, [2]).save(options.picture, optimize=True)
+    if options.output is None:
+        print(text)
+    else:
+        options.output.write_text(text)
+
+
+if __name__ == "__main__":
+    main()
