@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import io
 from collections.abc import Sequence
+from functools import partial
 
 import numpy as np
 from jaxtyping import Float
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.colors import LinearSegmentedColormap
 from matplotlib.figure import Figure
-from matplotlib.ticker import MaxNLocator
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 from PIL import Image
 from torch import Tensor
 
@@ -59,7 +60,7 @@ def head_figure(
         drawn = axes.imshow(values, cmap=COLOURS, vmin=0, vmax=peak or 1.0, aspect="auto", origin="lower")
         for axis, numbers in ((axes.xaxis, heads), (axes.yaxis, layers)):
             axis.set_major_locator(MaxNLocator(min(len(numbers), 10), integer=True, steps=[1, 2, 4, 5, 10]))
-            axis.set_major_formatter(lambda at, _, own=numbers: str(own[int(at)]) if 0 <= at < len(own) else "")
+            axis.set_major_formatter(FuncFormatter(partial(_number, numbers)))
         axes.set_xlabel("head")
         axes.set_ylabel("layer" if not place else "")
         axes.set_title(name, fontsize=10, loc="left", parse_math=False)
@@ -67,6 +68,10 @@ def head_figure(
     if title:
         figure.suptitle(title, fontsize=11, x=0.01, ha="left", parse_math=False)
     return figure
+
+
+def _number(numbers: Sequence[int], at: float, _: int | None = None) -> str:
+    return str(numbers[int(at)]) if 0 <= at < len(numbers) else ""
 
 
 def as_picture(figure: Figure, dpi: int = 90) -> Image.Image:

@@ -48,6 +48,8 @@ from hooked_mm.tensor_folder import write_folder
 GROUPS = ("first", "image", "question", "template")
 """Kinds of keys among which sinks are looked for."""
 
+QueryKind = Literal["image", "question", "template", "answer"]
+
 VISUAL = ("share of image tokens that are visual sinks", "attention on visual sinks over that on other image tokens")
 
 
@@ -126,8 +128,8 @@ def scores(found: Found, queries: Sequence[str], draws: int, seed: int) -> list[
             return
         band = bootstrap(values, draws=draws, seed=seed)
         for place, layer in enumerate(found.layers):
-            ends = (float(end[place]) for end in band)
-            made.append(Score(name, modality, layer, *ends, rows=int(there.sum()), samples=int(there.sum())))
+            value, low, high = (float(end[place]) for end in band)
+            made.append(Score(name, modality, layer, value, low, high, int(there.sum()), int(there.sum())))
 
     for query in queries:
         for place, key in enumerate(KEYS):
@@ -157,7 +159,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     group = parser.add_argument_group("sinks")
     group.add_argument("--layers", type=list[int] | None, help="only these; all unless given")
     group.add_argument("--part", type=Literal["attn", "xattn"], default="attn", help="xattn: cross-attention")
-    group.add_argument("--queries", type=list[Literal[QUERIES]], default=["answer", "question"], help="in the scores")
+    group.add_argument("--queries", type=list[QueryKind], default=["answer", "question"], help="in the scores")
     group.add_argument("--epsilon", type=float, default=EPSILON, help="what a sink receives more than, of each query")
     group.add_argument("--least", type=int, default=LEAST, help="queries that must be able to see a sink")
     group.add_argument("--tau", type=float | None, help="of massive activations; 20 sqrt(width / 4096) unless given")

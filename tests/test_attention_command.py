@@ -14,6 +14,7 @@ from analyses.picture_maps import PictureMap
 from analyses.result import Result
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.prepare import load_images
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.tensor_folder import read_json, read_tensors
 
@@ -40,7 +41,7 @@ def test_what_is_written_is_what_the_views_say(llava: HookedMM, tmp_path: Path) 
     main([*MODEL, *DATA, *layers, "--output", str(out)])
     data = ScenesDataModule(task="questions", size=2)
     samples = [data.dataset[number] for number in range(len(data.ids()))]
-    pictures = [sample.images if isinstance(sample.images, Image.Image) else sample.images[0] for sample in samples]
+    pictures = [load_images(sample.images)[0] for sample in samples]
     batch = llava.generate(llava.prepare(pictures, [sample.text for sample in samples]), 3).batch
     assert batch is not None
     found = answer_attention(llava, batch, "first", [1, 4])
