@@ -171,7 +171,7 @@ def test_bad_requests_are_refused(batch: Batch) -> None:
         ({"point": "encoder.blocks.{}.attn.hook_pattern"}, "choose among them"),
     ):
         with pytest.raises(BadInputError, match=why):
-            grad_cam(wide(), batch, targets, **options)  # type: ignore[arg-type]
+            grad_cam(wide(), batch, targets, **options)
     bare = wide().prepare(None, ["what place is this ?"], answers=["city"])
     with pytest.raises(BadInputError, match="has none of the rows"):
         grad_cam(wide(), bare, answer_targets(bare), rows="image")
