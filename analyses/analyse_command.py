@@ -30,6 +30,7 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "attention": ("attention_command", "main", "what each answer token attends to: heads x layers, maps of heads"),
     "faithfulness": ("faithfulness_command", "main", "attribution methods against known masks and the model's answer"),
     "sinks": ("sinks_command", "main", "which keys take far more than their share; what goes to which kind of token"),
+    "causal-graph": ("causal_graph_command", "main", "which tokens cause a prediction, verified by masking them"),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
 }
 """Command -> module of this package, function in it, and what it does."""

@@ -4,8 +4,8 @@ An end of an edge is a *tail* where that node causes the other (is its ancestor)
 a *circle* where it is not known. `a -> b`: a causes b; `a <-> b`: neither causes the other, so something that is not
 observed causes both; `a o-> b`: one of these. * stands for any end, a path is uncovered if no two nodes two steps apart
 are adjacent, and potentially directed if none of its edges has an arrowhead at its start or a tail at its end. With
-S(a, b) the set that separated a and b (Zhang 2008, "On the completeness of orientation rules for causal discovery in the presence of latent
-confounders and selection bias"):
+S(a, b) the set that separated a and b, the rules of Zhang 2008 ("On the completeness of orientation rules for causal
+discovery in the presence of latent confounders and selection bias"):
 
     R0   a *-* b *-* c, a and c not adjacent, b not in S(a, c)                       a *-> b <-* c
     R1   a *-> b o-* c, a and c not adjacent                                         b -> c
