@@ -31,6 +31,13 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "faithfulness": ("faithfulness_command", "main", "attribution methods against known masks and the model's answer"),
     "sinks": ("sinks_command", "main", "which keys take far more than their share; what goes to which kind of token"),
     "causal-graph": ("causal_graph_command", "main", "which tokens cause a prediction, verified by masking them"),
+    "patching": ("patching_command", "main", "where clean values, patched into a corrupt run, bring the answer back"),
+    "knockout": ("knockout_command", "main", "which positions must read which others for the answer to be right"),
+    "logit-attribution": (
+        "logit_attribution_command",
+        "main",
+        "what heads, MLPs and visual tokens put into a logit; the parts sum to it",
+    ),
     "compare": ("compare_command", "main", "results of several models in one plot per score"),
 }
 """Command -> module of this package, function in it, and what it does."""

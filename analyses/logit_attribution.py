@@ -86,7 +86,8 @@ class LogitShares:
         return torch.stack([self.sources[layer].sum(1) for layer in chosen]).sum(0)
 
     def by_kind(self, visual: Bool[Tensor, "n p"]) -> dict[str, Float[Tensor, " n"]]:
-        """Sums of parts: heads from image positions, heads from others, MLPs, embedding, all else.
+        """Sums of parts: heads from image positions, heads from others, MLPs, embedding, and all else: biases, heads of
+        layers that were not split.
 
         Args:
             visual: Which positions are the image's, per target.
