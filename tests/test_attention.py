@@ -155,19 +155,20 @@ def models(family: str) -> tuple[HookedMM, Any]:
 def weights_of(model: Any, hooked: HookedMM, inputs: Named) -> tuple[Tensor, Named]:
     """Logits, and the attention weights that transformers' own eager modules return, by our names."""
     found: Named = {}
-    handles = []
+    paths = {f"projector.attn.{i}.hook_pattern": own.path for i, own in enumerate(hooked.structure.connector)}
     for stream, stack in hooked.structure.stacks.items():
         prefix = {"text": "", "encoder": "encoder.", "vision": "vision."}[stream]
         for layer, block in enumerate(stack.blocks):
             for role in {"attn", "xattn"} & set(block.parts):
-                name = f"{prefix}blocks.{layer}.{role}.hook_pattern"
+                paths[f"{prefix}blocks.{layer}.{role}.hook_pattern"] = f"{block.path}.{block.parts[role]}"
+    handles = []
+    for name, path in paths.items():
 
-                def keep(module: Any, args: Any, output: Any, name: str = name) -> None:
-                    if isinstance(output, tuple) and isinstance(output[1], Tensor):
-                        found[name] = output[1].clone()
+        def keep(module: Any, args: Any, output: Any, name: str = name) -> None:
+            if isinstance(output, tuple) and isinstance(output[1], Tensor):
+                found[name] = output[1].clone()
 
-                module = model.get_submodule(f"{block.path}.{block.parts[role]}")
-                handles.append(module.register_forward_hook(keep))
+        handles.append(model.get_submodule(path).register_forward_hook(keep))
     try:
         with torch.no_grad():
             return model(**inputs).logits, found
