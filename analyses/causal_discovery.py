@@ -67,9 +67,10 @@ class _Search:
     def sets(self, pag: Pag, a: int, b: int, size: int) -> Iterator[tuple[int, ...]]:
         """What may separate two nodes, each set once."""
         roots = [max((a, b), key=lambda node: self.tiers[node])] if self.tiers[a] != self.tiers[b] else [b, a]
-        when = np.asarray(self.tiers)
-        # With one condition there is not yet a graph to trust: every neighbour that is not later.
-        likely = when <= max(when[[a, b]]) if size == 1 else pag.possible_ancestors()[:, [a, b]].any(axis=1)
+        likely = pag.possible_ancestors()[:, [a, b]].any(axis=1)
+        if size == 1:
+            # As in the reference: while ends rest on pairs alone, every neighbour that is not later may separate.
+            likely = np.less_equal(self.tiers, max(self.tiers[a], self.tiers[b]))
         seen: set[frozenset[int]] = set()
         for root in roots:
             pool = [node for node in pds_paths(pag, root, size) if likely[node] and node not in (a, b)]

@@ -53,6 +53,11 @@ from hooked_mm.scenes.draw import mask as cover
 from hooked_mm.store_format import write_json
 
 FILE = "graphs.json"
+SETTINGS = (
+    *("tokens", "layer", "heads", "threshold", "most_images", "alpha", "samples", "depth", "most_conditions"),
+    *("most_tests", "how", "budget", "chance", "answer", "draws", "seed"),
+)
+"""Options that are written beside the scores."""
 
 
 @dataclass
@@ -353,9 +358,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         judge.batch(items, batch, asked_masks(made.data, items))
     if not judge.found:
         raise BadInputError("no answer has such a token; give samples with answers, or other --tokens")
-    names = ("tokens", "layer", "heads", "threshold", "most_images", "alpha", "samples", "depth", "most_conditions")
-    names += ("most_tests", "how", "budget", "chance", "answer", "draws", "seed")
-    result = Result("causal-graph", made.name or made.model.name, [], {name: made[name] for name in names})
+    result = Result("causal-graph", made.name or made.model.name, [], {name: made[name] for name in SETTINGS})
     result.scores += scores(judge.found, made.draws, made.seed)
     result.notes += [*notes(judge.found), *samples.notes()]
     write_json(made.output / FILE, {"graphs": [as_json(one) for one in judge.found]})

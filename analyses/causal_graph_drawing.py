@@ -13,7 +13,9 @@ from io import BytesIO
 import numpy as np
 import torch
 from jaxtyping import Float
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Polygon
 from PIL import Image
 from torch import Tensor
 
@@ -83,22 +85,18 @@ def graph_picture(explanation: Explanation, labels: Sequence[str], subset: Colle
     return Image.open(buffer).convert("RGB")
 
 
-def _draw_end(axes: object, tip: np.ndarray, way: np.ndarray, mark: Mark) -> None:
+def _draw_end(axes: Axes, tip: np.ndarray, way: np.ndarray, mark: Mark) -> None:
     """A mark whose outer point is at `tip`, pointing along `way`."""
-    from matplotlib.patches import Polygon
-
     side = np.array([-way[1], way[0]])
     if mark == Mark.ARROW:
         corners = [tip, tip - 0.11 * way + 0.05 * side, tip - 0.11 * way - 0.05 * side]
-        axes.add_patch(Polygon(corners, closed=True, color="#333333", zorder=3))  # type: ignore[attr-defined]
+        axes.add_patch(Polygon(corners, closed=True, color="#333333", zorder=3))
     elif mark == Mark.CIRCLE:
         x, y = tip - 0.045 * way
-        axes.add_patch(_circle(x, y, 0.045, "white", "#333333", 1))  # type: ignore[attr-defined]
+        axes.add_patch(_circle(x, y, 0.045, "white", "#333333", 1))
 
 
-def _circle(x: float, y: float, radius: float, inside: str, rim: str, width: float) -> object:
-    from matplotlib.patches import Circle
-
+def _circle(x: float, y: float, radius: float, inside: str, rim: str, width: float) -> Circle:
     return Circle((x, y), radius, facecolor=inside, edgecolor=rim, linewidth=width, zorder=3)
 
 

@@ -37,7 +37,7 @@ def pds_paths(
     found: dict[int, tuple[int, ...]] = {}
     # A step depends on the one before it, so what is visited are edges, not nodes.
     layer = [(root, node) for node in np.flatnonzero(adjacent[root] & allowed).tolist()]
-    paths = {step: step for step in layer}
+    paths: dict[tuple[int, int], tuple[int, ...]] = {step: step for step in layer}
     steps = 1
     while layer and (depth is None or steps <= depth):
         following = []
