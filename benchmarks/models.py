@@ -77,6 +77,40 @@ def mid_llava(seed: int = 0) -> Size:
     return Size("mid", model.requires_grad_(False).eval(), 44)
 
 
+def long_llava(seed: int = 0) -> Size:
+    """2,900 positions: 2,704 image tokens (728 px, patches of 14), 196 of text; 256 x 16 layers, 8 heads; random."""
+    config = LlavaConfig(
+        vision_config=CLIPVisionConfig(
+            hidden_size=64,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            image_size=728,
+            patch_size=14,
+            projection_dim=64,
+        ),
+        text_config=LlamaConfig(
+            vocab_size=1000,
+            hidden_size=256,
+            intermediate_size=512,
+            num_hidden_layers=16,
+            num_attention_heads=8,
+            num_key_value_heads=8,
+            max_position_embeddings=4096,
+            tie_word_embeddings=False,
+        ),
+        image_token_id=4,
+        vision_feature_layer=-1,
+        vision_feature_select_strategy="default",
+        image_seq_length=(728 // 14) ** 2,
+        tie_word_embeddings=False,
+    )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        model = LlavaForConditionalGeneration(config)
+    return Size("long", model.requires_grad_(False).eval(), 196)
+
+
 def llava_batch(config: LlavaConfig, samples: int, text_positions: int, seed: int = 0) -> LlavaInputs:
     """Forward tensors of `samples` prompts with one random picture each, padded on the left.
 
