@@ -22,7 +22,7 @@ from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
-from analyses.segmentation import Case, patch_shares
+from analyses.position_groups import coverage, latent_shares
 from analyses.token_ablation import ImageTokens
 from hooked_mm.batch import Batch
 from hooked_mm.cache import ActivationCache
@@ -95,8 +95,7 @@ def region_tokens(
         sizes = [(mask.shape[1], mask.shape[0]) for mask in own]
         for mask, grids in zip(own, token_grids(model, batch, tokens, sample, sizes), strict=True):
             for numbers, box in grids:
-                covered = patch_shares(Case(sample, "", numbers[..., None], box, mask))
-                covered = covered.masked_fill(numbers.isnan(), 0)
+                covered = coverage(mask, box, (numbers.shape[0], numbers.shape[1])).masked_fill(numbers.isnan(), 0)
                 most = float(covered.max())
                 if most > 0:
                     chosen[sample, numbers[covered >= min(share, most)].long()] = True
@@ -104,39 +103,21 @@ def region_tokens(
 
 
 def _looking_at(model: HookedMM, batch: Batch, tokens: ImageTokens, masks: Masks) -> Bool[Tensor, "b n"]:
-    """The latents that get the largest share of what they are made of from a region, by the connector's attention."""
-    connector, layout = connector_map(model, batch), batch.layout
-    covered, chosen = torch.zeros(connector.size), torch.zeros(tokens.real.shape, dtype=torch.bool)
-    shares = []
-    for sample, own in enumerate(masks):
-        images = (layout.image_sample == sample).nonzero()[:, 0].tolist()
-        if len(images) != len(own):
-            raise BadInputError(f"has {len(images)} pictures, but {len(own)} masks were given for it", sample)
-        for image, mask in zip(images, own, strict=True):
-            parts = []
-            for patches, small in (
-                (layout.images[image].patches, False),
-                (layout.images[image].patches_overview, True),
-            ):
-                if patches is None:
-                    continue
-                grid = (patches.shape[0], patches.shape[1])
-                box = frame(model, Image.new("1", (mask.shape[1], mask.shape[0])), grid, overview=small)
-                part = patch_shares(Case(sample, "", torch.zeros(*grid, 1), box, mask)).float()
-                row, patch = patches.cpu().unbind(-1)
-                covered[row[patch >= 0], patch[patch >= 0]] = part[patch >= 0]
-                parts.append(part.flatten())
-            shares.append(float(torch.cat(parts).mean()) if parts else 0.0)
-    looked = torch.zeros(batch.modality.shape)
-    weight = connector.weight.cpu().float() * covered[connector.row.cpu(), connector.patch.cpu()]
-    looked.index_put_((connector.sample.cpu(), connector.position.cpu()), weight, accumulate=True)
-    numbers, index = tokens.numbers(), batch.image_index.cpu()
-    for image, share in enumerate(shares):
-        place = ((index == image) & ~numbers.isnan()).nonzero()
-        if share > 0 and len(place):
-            best = looked[place[:, 0], place[:, 1]].argsort(descending=True, stable=True)
-            taken = place[best[: max(1, round(share * len(place)))]]
-            chosen[taken[:, 0], numbers[taken[:, 0], taken[:, 1]].long()] = True
+    """The latents that take most from a region, by the connector's attention: as many as its share of the picture."""
+    owner, flat = batch.image_sample.tolist(), [mask for own in masks for mask in own]
+    wrong = next((sample for sample, own in enumerate(masks) if len(own) != owner.count(sample)), None)
+    if wrong is not None:
+        raise BadInputError(
+            f"has {owner.count(wrong)} pictures, but {len(masks[wrong])} masks were given for it", wrong
+        )
+    objects = {image: (Image.new("1", (mask.shape[1], mask.shape[0])), mask) for image, mask in enumerate(flat)}
+    taken = tokens.gather(latent_shares(model, connector_map(model, batch), objects)).cpu()
+    number, chosen = tokens.image.cpu(), torch.zeros(tokens.real.shape, dtype=torch.bool)
+    for image, (sample, mask) in enumerate(zip(owner, flat, strict=True)):
+        place = (number[sample] == image - owner.index(sample)).nonzero()[:, 0]
+        if bool(mask.any()):
+            best = taken[sample, place].argsort(descending=True, stable=True)
+            chosen[sample, place[best[: max(1, round(float(mask.double().mean()) * len(place)))]]] = True
     return chosen
 
 
