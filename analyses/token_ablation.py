@@ -243,27 +243,27 @@ def data_means(model: HookedMM, batches: Sequence[Batch]) -> dict[str, Float[Ten
 
 
 def replace_tokens(
-    points: Sequence[str], gone: Bool[Tensor, "b n"], fill: Fill, keys: Sequence[int] | None = None
+    points: Sequence[str], gone: Bool[Tensor, "b n"] | None, fill: Fill, keys: Sequence[int] | None = None
 ) -> list[HookSpec]:
     """Hooks that replace image tokens, for `run_with_hooks`, `hooks` and generation.
 
     Args:
         points: Of `ablated_points`.
-        gone: Which tokens of each sample, in the order of `image_tokens`.
+        gone: Which tokens of each sample, in the order of `image_tokens`; None for all.
         fill: By what.
         keys: As in `Fill.instead`.
     """
 
     def change(value: Tensor, hook: Hook) -> Tensor | None:
-        if hook.step > 0 or not bool(gone.any()):
+        if hook.step > 0 or (gone is not None and not bool(gone.any())):
             return None
         tokens = image_tokens(hook.name, hook.batch, value.shape)
-        if gone.shape != tokens.real.shape:
+        if gone is not None and gone.shape != tokens.real.shape:
             raise BadInputError(
                 f"tokens to replace are {tuple(gone.shape)}, but the batch has {tuple(tokens.real.shape)} at "
                 f"{hook.name!r}; give one flag for each token of `image_tokens`"
             )
-        lost = gone.to(tokens.real.device)
+        lost = tokens.real if gone is None else gone.to(tokens.real.device)
         chosen = lost & tokens.real
         instead = fill.instead(tokens.held(value), tokens, keys).to(value.dtype)
         changed = value.reshape(*tokens.shape, value.shape[-1]).clone()
