@@ -37,6 +37,7 @@ from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
 from hooked_mm.intervals import Interval, bootstrap
 from hooked_mm.patching import Patch
+from hooked_mm.value_layout import stream_of
 
 Direction = Literal["denoise", "noise"]
 COMPONENTS = ("resid_pre", "resid_mid", "resid_post", "attn_out", "mlp_out", "xattn_out")
@@ -69,28 +70,34 @@ def recovery(
     return torch.where(whole == 0, torch.nan, part / whole)
 
 
-def point_names(model: HookedMM, components: Sequence[str], layers: Sequence[int] | None = None) -> dict[str, str]:
-    """Hook names of the language model's components, layer by layer: name -> component.
+def point_names(
+    model: HookedMM, components: Sequence[str], layers: Sequence[int] | None = None, *, tower: bool = False
+) -> dict[str, str]:
+    """Hook names of components of blocks, layer by layer: name -> component.
 
     Args:
         model: The model.
         components: Of `COMPONENTS`, or any other point of a block: `attn.hook_z`, ...
         layers: Numbers from 0; all unless given.
+        tower: Of the vision tower's blocks instead of the language model's.
 
     Raises:
         BadInputError: If a layer does not exist, or no layer that is asked for has a component.
     """
-    count = model.cfg.n_layers
+    stack = model.cfg.vision if tower else model.cfg
+    if stack is None:
+        raise BadInputError(f"this {model.cfg.family} model has no vision tower")
+    count, prefix = stack.n_layers, "vision." if tower else ""
     asked = list(range(count)) if layers is None else list(layers)
     if wrong := [layer for layer in asked if not 0 <= layer < count]:
         raise BadInputError(f"layer {wrong[0]} was asked for; this model has the layers 0 to {count - 1}")
     found: dict[str, str] = {}
     for component in components:
         inner = component if "hook_" in component else f"hook_{component}"
-        names = [name for layer in asked if (name := f"blocks.{layer}.{inner}") in model.hook_points]
+        names = [name for layer in asked if (name := f"{prefix}blocks.{layer}.{inner}") in model.hook_points]
         if not names:
             raise BadInputError(
-                f"no layer of this {model.cfg.family} model has a component {component!r} (blocks.LAYER.{inner}); "
+                f"no layer of this {model.cfg.family} model has a component {component!r}, {prefix}blocks.LAYER.{inner}; "
                 f"components are {', '.join(COMPONENTS)}, and what else model.hook_names lists of a block"
             )
         found |= dict.fromkeys(names, component)
@@ -151,8 +158,9 @@ def patched_scores(
     Args:
         model: The model.
         pairs: Their runs.
-        points: Hook points of the language model (`point_names`).
-        groups: Masks over the positions, one patch each; the same in both runs.
+        points: Hook points (`point_names`), of the language model or of the tower.
+        groups: Masks over the positions (`pair_groups`), one patch each; the same in both runs. At points of the tower
+            masks over its patches (`pair_patches`).
         direction: `denoise` runs the corrupt batch and patches clean values into it, `noise` the other way round.
 
     Returns:
@@ -170,7 +178,7 @@ def control_scores(
     Args:
         model: The model.
         pairs: Their runs.
-        points: As in `patched_scores`.
+        points: Of the language model: in a tower patches of pictures of other shapes have no counterpart.
         groups: As in `patched_scores`.
         order: Each pair's other one; `partners` unless given.
 
@@ -178,8 +186,13 @@ def control_scores(
         To be divided by LD_clean - LD_corrupt; NaN for a pair that has no position of a group.
 
     Raises:
-        BadInputError: If a pair has no partner.
+        BadInputError: If a pair has no partner, or a point lies in the tower.
     """
+    if inside := [point for point in points if stream_of(point) == "tower"]:
+        raise BadInputError(
+            f"{inside[0]!r} lies in the tower, whose patches of one picture have no counterpart in another's; control "
+            "at points of the language model"
+        )
     other = partners(pairs) if order is None else list(order)
     clean, corrupt = (
         _patched(model, pairs, points, groups, pairs.corrupt, source, other) for source in (pairs.clean, pairs.corrupt)
@@ -204,18 +217,29 @@ def _patched(
     order: Sequence[int] | None,
 ) -> Float[Tensor, "points groups n"]:
     found = torch.full((len(points), len(groups), len(pairs)), torch.nan)
-    rules = {name: Masked.of_positions(run, mask) for name, mask in groups.items()}
     with torch.no_grad():
         for place, point in enumerate(points):
-            _, cache = model.run_with_cache(source, point)
+            tower, layer = stream_of(point) == "tower", model.hook_points[point].layer
+            stop = 0 if tower else None if layer is None else layer + 1
+            _, cache = model.run_with_cache(source, point, stop_at_layer=stop)
             values = cache[point]
-            for number, (name, mask) in enumerate(groups.items()):
+            for number, mask in enumerate(groups.values()):
+                rule = Masked.of_patches(run, mask) if tower else Masked.of_positions(run, mask)
                 given = values if order is None else stretched(values, mask, order)
-                logits = model.run_with_hooks(run, [Patch(point, given, rules[name], batch=source)])
+                logits = model.run_with_hooks(run, [Patch(point, given, rule, batch=source)])
                 assert logits is not None
                 found[place, number] = pairs.targets.scores(logits).float().cpu()
-    there = torch.stack([mask.any(1).cpu() for mask in groups.values()])
-    return found.masked_fill(~there[None], torch.nan)
+                there = patch_samples(run, mask) if tower else mask.any(1)
+                found[place, number, ~there.cpu()] = torch.nan
+    return found
+
+
+def patch_samples(batch: Batch, mask: Bool[Tensor, "rows places"]) -> Bool[Tensor, " b"]:
+    """Which samples have a patch of a mask over the tower's rows."""
+    owners = batch.layout.owners(*mask.shape).to(mask.device)[mask]
+    found = torch.zeros(len(batch), dtype=torch.bool, device=mask.device)
+    found[batch.layout.image_sample.to(mask.device)[owners[owners >= 0]]] = True
+    return found
 
 
 def traced(

@@ -24,7 +24,14 @@ from jaxtyping import Bool, Float
 from PIL import Image
 from torch import Tensor
 
-from analyses.position_groups import SHARE, Groups, object_positions, position_groups, subject_positions
+from analyses.position_groups import (
+    SHARE,
+    Groups,
+    object_positions,
+    patch_positions,
+    position_groups,
+    subject_positions,
+)
 from analyses.targets import Targets, token_ids
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.connector import connector_map
@@ -251,13 +258,16 @@ def differing(clean: Batch, corrupt: Batch, sample: int) -> str | None:
 def pair_groups(model: HookedMM, pairs: PairBatch, share: float = SHARE) -> Groups:
     """The groups of positions of pairs, the same in both runs: `object` is where the pictures differ.
 
-    A resampler's latents are the object's by what they take from its patches in the clean picture.
+    A resampler's latents are the object's by what they take from its patches in the clean picture. Of an
+    encoder-decoder, whose question and picture are the encoder's, only the decoder's positions are grouped.
 
     Args:
         model: Who is asked.
         pairs: Where one has no mask, the image stays one group.
         share: A patch is the object's if the mask covers more than this share of it.
     """
+    if pairs.clean.decoder is not None:
+        return position_groups(pairs.clean, pairs.targets.row)
     masks = [pair.mask for pair in pairs.pairs]
     layout, objects = pairs.clean.layout, None
     if layout.kind not in ("none", "cross", "runs") and all(mask is not None for mask in masks):
@@ -266,6 +276,32 @@ def pair_groups(model: HookedMM, pairs: PairBatch, share: float = SHARE) -> Grou
         objects = object_positions(model, pairs.clean, shown, masks, share, connector)
     subjects = subject_positions(pairs.clean, model.tokenizer, [pair.subject for pair in pairs.pairs])
     return position_groups(pairs.clean, pairs.targets.row, objects=objects, subjects=subjects)
+
+
+def pair_patches(model: HookedMM, pairs: PairBatch, share: float = SHARE) -> Groups:
+    """The same of the tower's patches, as masks over its rows: `object` and `other patches`, or `image` without masks.
+
+    Args:
+        model: Who is asked.
+        pairs: As in `pair_groups`.
+        share: As in `pair_groups`.
+
+    Raises:
+        BadInputError: If the model has no tower, or it is not known which patch is where.
+    """
+    point = next((name for name in model.hook_names if name.startswith("vision.blocks.0.hook_resid")), None)
+    if point is None:
+        raise BadInputError(f"this {model.cfg.family} model has no blocks of a vision tower; group positions instead")
+    with torch.no_grad():
+        _, cache = model.run_with_cache(pairs.clean, point, stop_at_layer=0)
+    shape, masks = cache[point].shape, [pair.mask for pair in pairs.pairs]
+    sheet = pairs.clean.layout.sheet(cache[point]).shape[:2]
+    image = pairs.clean.layout.owners(sheet[0], sheet[1]) >= 0
+    if any(mask is None for mask in masks):
+        return {"image": image}
+    objects = patch_positions(model, pairs.clean, [clean for clean, _ in pairs.pictures], masks, shape, share)
+    objects = objects.to(image.device)
+    return {"object": image & objects, "other patches": image & ~objects}
 
 
 def as_pair(made: ScenePair, name: str) -> ImagePair:

@@ -59,8 +59,7 @@ def pairs_of(made: Any) -> tuple[list[ImagePair], list[str]]:
     given = [made.attribute is not None, made.mmvp is not None, any(item is not None for item in own)]
     if sum(given) != 1:
         raise BadInputError(
-            "give one of --attribute (scenes), --mmvp (its folder), or two pictures: "
-            + ", ".join(f"--{n}" for n in OWN)
+            f"give one of --attribute (scenes), --mmvp (its folder), or two pictures: --{', --'.join(OWN)}"
         )
     if made.attribute is not None:
         return scene_pairs(made.attribute, made.count, made.split, made.seed, objects=made.objects), []

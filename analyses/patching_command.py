@@ -25,7 +25,7 @@ from analyses.causal_tracing import Direction, control, joined, over_pairs, part
 from analyses.frame import finish, new_parser, parsed
 from analyses.gallery import Entry, write_gallery
 from analyses.heat_table import heat_figure
-from analyses.image_pairs import PairBatch, pair_groups
+from analyses.image_pairs import PairBatch, pair_groups, pair_patches
 from analyses.map_overlay import SIDE, blended, scale_of
 from analyses.model_samples import loaded
 from analyses.pair_options import add_pairs, batches_of, refuse_none, rounded, settings_of
@@ -94,17 +94,17 @@ def pair_entries(model: HookedMM, pairs: PairBatch, groups: Groups, point: str, 
 
 def analyse(model: HookedMM, made: Any) -> tuple[Result, dict[str, Table], list[Entry]]:
     """The result, every pair's numbers, and entries of a gallery."""
-    points = point_names(model, made.components, made.layers)
-    layers = [int(name.split(".")[1]) for name in points]
+    points = point_names(model, made.components, made.layers, tower=made.tower)
+    layers = [model.hook_points[name].layer or 0 for name in points]
     batches, notes = batches_of(made, model)
     parts: dict[str, list[Table]] = {"recovery": [], "control": [], "attribution": []}
     entries: list[Entry] = []
     kept = 0
     for pairs in batches:
-        groups = pair_groups(model, pairs, made.share)
+        groups = (pair_patches if made.tower else pair_groups)(model, pairs, made.share)
         kept += len(pairs)
         parts["recovery"].append(by_name(traced(model, pairs, list(points), groups, made.direction), groups))
-        if made.control:
+        if made.control and not made.tower:
             try:
                 order = partners(pairs)
             except BadInputError as error:
@@ -114,12 +114,12 @@ def analyse(model: HookedMM, made: Any) -> tuple[Result, dict[str, Table], list[
         if made.attribution:
             gained = attributed(model, pairs, list(points), made.direction, steps=made.steps)
             parts["attribution"].append(by_name(by_group(gained, groups, pairs, made.direction), groups))
-        if len(entries) < made.gallery:
+        if len(entries) < made.gallery and not made.tower:
             some = pair_entries(model, pairs, groups, next(iter(points)), made.direction)
             entries += some[: made.gallery - len(entries)]
     refuse_none(kept, batches, notes)
     notes += [f"{kept} pairs", *batches.notes(), *rounded(model)]
-    settings = settings_of(made, "components", "direction", "control", "attribution", "steps")
+    settings = settings_of(made, "components", "tower", "direction", "control", "attribution", "steps")
     result = Result("patching", made.name or made.model.name, [], settings, notes)
     tables = {kind: joined(some) for kind, some in parts.items() if some}
     for kind, table in tables.items():
@@ -150,18 +150,22 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument(
         "--components", type=list[str], default=["resid_post", "attn_out", "mlp_out"], help="points of a block"
     )
+    parser.add_argument("--tower", type=bool, default=False, help="in the vision tower, by patches, without a control")
     parser.add_argument("--direction", type=Direction, default="denoise", help="clean into corrupt, or the other way")
     parser.add_argument("--control", type=bool, default=True, help="patch another pair's runs, too")
     parser.add_argument("--attribution", type=bool, default=False, help="beside it, attribution patching")
     parser.add_argument("--steps", type=int, default=0, help="runs that attribution averages the gradient over")
     parser.add_argument("--gallery", type=int, default=12, help="pairs that are shown")
     made = parsed(parser, argv)
-    if made.draws < 1:
-        raise BadInputError(f"draws={made.draws}; at least one")
+    if made.draws < 1 or (made.tower and made.attribution):
+        raise BadInputError(
+            f"draws={made.draws}, tower={made.tower}, attribution={made.attribution}: at least one draw; attribution "
+            "patching is of the language model's positions"
+        )
     model = loaded(made)
     result, tables, entries = analyse(model, made)
     arrays = {f"{kind}/{group}": values for kind, table in tables.items() for group, values in table.items()}
-    points = list(point_names(model, made.components, made.layers))
+    points = list(point_names(model, made.components, made.layers, tower=made.tower))
     write_folder(made.output, "recovery", arrays, {"rows": points, "columns": "pairs, in their order"})
     for name, figure in heat_tables(result, "recovery").items():
         figure.savefig(made.output / f"{name}.png", dpi=120)

@@ -20,7 +20,7 @@ from analyses.causal_tracing import (
     stretched,
     traced,
 )
-from analyses.image_pairs import PairBatch, PairBatches, pair_groups, scene_pairs
+from analyses.image_pairs import PairBatch, PairBatches, pair_groups, pair_patches, scene_pairs
 from analyses.position_groups import Groups
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -184,6 +184,26 @@ def test_a_pairs_recovery_does_not_depend_on_its_companions(llava: HookedMM, col
     none["object"][1] = False
     found = traced(llava, pairs, points, none)
     assert found[0, 0].isnan().tolist() == [False, True, False, False, False, False]
+
+
+def test_in_the_tower_the_objects_patches_carry_the_difference(
+    llava: HookedMM, colours: tuple[PairBatch, Groups]
+) -> None:
+    """What its first block makes of them, all of it; other pairs' patches have no counterpart there."""
+    pairs, _ = colours
+    (point,) = point_names(llava, ["resid_pre"], [0], tower=True)
+    groups = pair_patches(llava, pairs)
+    assert list(groups) == ["object", "other patches"]
+    found = traced(llava, pairs, [point], groups)[0]
+    assert found[0].mean() > 0.9
+    assert found[1].abs().mean() < 0.15
+    everything = {"all": groups["object"] | groups["other patches"], "none of the second": groups["object"].clone()}
+    everything["none of the second"][1] = False
+    found = traced(llava, pairs, [point.replace("0.hook_resid_pre", "2.hook_resid_post")], everything)[0]
+    torch.testing.assert_close(found[0], torch.ones(6).double(), rtol=0, atol=1e-4)
+    assert found[1].isnan().tolist() == [False, True, False, False, False, False]
+    with pytest.raises(BadInputError, match="hook_resid_pre' lies in the tower"):
+        control(llava, pairs, [point], groups)
 
 
 def test_batches_are_joined_by_group_and_averaged_over_pairs() -> None:

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
 from PIL import Image
 
 from analyses.image_pairs import ImagePair, PairBatches, mmvp_pairs, own_pair, pair_groups, scene_pairs
+from analyses.targets import Targets
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -54,6 +57,18 @@ def test_both_runs_have_the_same_words_and_the_target_is_the_first_token_that_di
     groups = pair_groups(llava, made)
     assert list(groups) == ["object", "other patches", "subject", "question", "template", "last"]
     assert torch.equal(groups["last"].nonzero()[:, 1], made.targets.row)
+
+
+def test_of_an_encoder_decoder_the_decoders_positions_are_grouped(llava: HookedMM) -> None:
+    """Its question and picture are the encoder's."""
+    (made,) = PairBatches(llava, scene_pairs("colour", 2))
+    decoder = llava.prepare(None, ["what ?", "what place ?"], ["red", "blue"])
+    row = decoder.last_prompt()
+    targets = Targets(torch.arange(2), row, made.targets.token, made.targets.foil)
+    apart = replace(made, clean=replace(made.clean, decoder=decoder), targets=targets)
+    groups = pair_groups(llava, apart)
+    assert list(groups) == ["question", "template", "last"]
+    assert groups["last"].shape == decoder.modality.shape
 
 
 def test_answers_that_begin_alike_are_compared_where_they_differ(llava: HookedMM) -> None:
