@@ -22,7 +22,7 @@ from jaxtyping import Float, Float64
 from torch import Tensor
 
 from analyses.causal_tracing import Direction, recovery, run_and_source
-from analyses.image_pairs import PairBatch
+from analyses.pair_batches import PairBatch
 from analyses.position_groups import Groups
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM

@@ -30,7 +30,7 @@ import torch
 from jaxtyping import Bool, Float, Float64
 from torch import Tensor
 
-from analyses.image_pairs import PairBatch
+from analyses.pair_batches import PairBatch
 from analyses.position_groups import Groups, Masked
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, unknown
@@ -97,8 +97,8 @@ def point_names(
         names = [name for layer in asked if (name := f"{prefix}blocks.{layer}.{inner}") in model.hook_points]
         if not names:
             raise BadInputError(
-                f"no layer of this {model.cfg.family} model has a component {component!r}, {prefix}blocks.LAYER.{inner}; "
-                f"components are {', '.join(COMPONENTS)}, and what else model.hook_names lists of a block"
+                f"no layer of this {model.cfg.family} model has a component {component!r}: {prefix}blocks.*.{inner} "
+                f"is none of its points; components are {', '.join(COMPONENTS)}, and what else model.hook_names lists"
             )
         found |= dict.fromkeys(names, component)
     return found

@@ -23,8 +23,8 @@ from analyses.attention_knockout import CUTS, Change, Cut, knocked_out, known_cu
 from analyses.causal_tracing import joined, over_pairs
 from analyses.frame import finish, new_parser, parsed
 from analyses.heat_table import heat_figure
-from analyses.image_pairs import pair_groups
 from analyses.model_samples import loaded
+from analyses.pair_batches import pair_groups
 from analyses.pair_options import add_pairs, batches_of, refuse_none, rounded, settings_of
 from analyses.result import Result, Score
 from hooked_mm.errors import BadInputError

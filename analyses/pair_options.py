@@ -8,7 +8,8 @@ from typing import Any, Literal
 import torch
 from jsonargparse import ArgumentParser
 
-from analyses.image_pairs import ImagePair, PairBatches, Right, mmvp_pairs, own_pair, scene_pairs
+from analyses.image_pairs import ImagePair, mmvp_pairs, own_pair, scene_pairs
+from analyses.pair_batches import PairBatches, Right
 from analyses.position_groups import SHARE
 from hooked_mm.datasets.mmvp import Mmvp
 from hooked_mm.errors import BadInputError

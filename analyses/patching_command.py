@@ -25,9 +25,9 @@ from analyses.causal_tracing import Direction, control, joined, over_pairs, part
 from analyses.frame import finish, new_parser, parsed
 from analyses.gallery import Entry, write_gallery
 from analyses.heat_table import heat_figure
-from analyses.image_pairs import PairBatch, pair_groups, pair_patches
 from analyses.map_overlay import SIDE, blended, scale_of
 from analyses.model_samples import loaded
+from analyses.pair_batches import PairBatch, pair_groups, pair_patches
 from analyses.pair_options import add_pairs, batches_of, refuse_none, rounded, settings_of
 from analyses.picture_maps import picture_maps
 from analyses.position_groups import Groups

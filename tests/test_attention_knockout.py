@@ -7,7 +7,8 @@ import torch
 from torch.nn import functional
 
 from analyses.attention_knockout import Cut, Scores, knocked_out, knockout, known_cuts, scores, windows
-from analyses.image_pairs import PairBatch, PairBatches, pair_groups, scene_pairs
+from analyses.image_pairs import scene_pairs
+from analyses.pair_batches import PairBatch, PairBatches, pair_groups
 from analyses.position_groups import Groups
 from analyses.targets import Targets
 from hooked_mm.batch import Modality

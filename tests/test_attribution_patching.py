@@ -10,7 +10,8 @@ from torch import nn
 
 from analyses.attribution_patching import EMBED, attributed, by_group, first_order
 from analyses.causal_tracing import patched_scores, point_names, traced
-from analyses.image_pairs import PairBatch, PairBatches, pair_groups, scene_pairs
+from analyses.image_pairs import scene_pairs
+from analyses.pair_batches import PairBatch, PairBatches, pair_groups
 from analyses.position_groups import Groups, Masked
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM

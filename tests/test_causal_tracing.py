@@ -20,7 +20,8 @@ from analyses.causal_tracing import (
     stretched,
     traced,
 )
-from analyses.image_pairs import PairBatch, PairBatches, pair_groups, pair_patches, scene_pairs
+from analyses.image_pairs import scene_pairs
+from analyses.pair_batches import PairBatch, PairBatches, pair_groups, pair_patches
 from analyses.position_groups import Groups
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from analyses.attention_knockout import CUTS, Cut, knocked_out, scores
-from analyses.image_pairs import PairBatches, pair_groups, scene_pairs
+from analyses.image_pairs import scene_pairs
 from analyses.knockout_command import main, parsed_cuts
+from analyses.pair_batches import PairBatches, pair_groups
 from analyses.result import Result
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM

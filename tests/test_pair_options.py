@@ -13,7 +13,7 @@ from jsonargparse import ArgumentParser
 from PIL import Image
 
 from analyses.frame import new_parser
-from analyses.image_pairs import PairBatches
+from analyses.pair_batches import PairBatches
 from analyses.pair_options import add_pairs, pairs_of, refuse_none, rounded, settings_of
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM

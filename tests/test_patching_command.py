@@ -8,7 +8,8 @@ import pytest
 import torch
 
 from analyses.causal_tracing import control, traced
-from analyses.image_pairs import PairBatches, pair_groups, scene_pairs
+from analyses.image_pairs import scene_pairs
+from analyses.pair_batches import PairBatches, pair_groups
 from analyses.patching_command import main
 from analyses.result import Result
 from hooked_mm.errors import BadInputError

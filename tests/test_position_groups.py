@@ -155,7 +155,7 @@ def test_the_towers_patches_of_an_object_are_those_of_the_sequence(
 def test_a_resamplers_latents_are_refused_or_dealt_out_by_what_they_take(
     scenes: list[Scene], images: list[Image.Image]
 ) -> None:
-    """The k-th latent takes from the k-th patch alone here, half of it from another: the object's own are the object's."""
+    """The k-th latent takes from the k-th patch alone here: the latents of the object's patches are the object's."""
     model, masks = HookedMM.small("idefics2"), masks_of(scenes[:2])
     batch = model.prepare(images[:2], QUESTIONS[0])
     with pytest.raises(BadInputError, match="sample 0: the positions of its image belong to no place"):
