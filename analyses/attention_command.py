@@ -7,7 +7,8 @@ Answers are generated first, without any attention being held; one pass over pro
 predict the answer's tokens, in the layers and heads asked for. Writes scores over layers (the share of attention that
 goes to the picture and to the question, and the mean per column), `heads.png` (heads x layers, means over the data
 set), and of the first samples `gallery.html` and `maps.safetensors` with `maps.json`: heads x layers of every token,
-and the maps of the heads that look at the picture most, or of `--pairs`.
+and the maps of the heads that look at the picture most, or of `--pairs`; with `--points` also how much each token looks
+at the patches there: `--points '[[0, .25, .5]]'` is the first picture's, a quarter from the left and in the middle.
 """
 
 from __future__ import annotations
@@ -20,7 +21,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from analyses.attention_views import AnswerAttention, answer_attention, head_maps, strongest
+from analyses.attention_views import AnswerAttention, answer_attention, clicked_columns, head_maps, strongest
 from analyses.by_sample import mean_scores
 from analyses.frame import finish, new_parser, parsed
 from analyses.gallery import Entry, write_gallery
@@ -31,6 +32,7 @@ from analyses.model_samples import Samples, add_model, loaded, samples_of
 from analyses.picture_maps import PictureMap
 from analyses.result import Result, Score
 from hooked_mm.batch import Batch
+from hooked_mm.connector import Connector, connector_map, connector_patterns
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -39,6 +41,7 @@ from hooked_mm.tensor_folder import write_folder
 
 COLUMNS = ("image", "question")
 MEASURES = {"share of attention": True, "mean attention per column": False}
+CLICKED = "clicked patches, mean per column"
 SCALES = {"own": "each map in its own scale", "common": "all maps of a token in one scale"}
 
 
@@ -76,22 +79,27 @@ def look(samples: Samples, made: Any) -> Seen:
             continue
         attention = answer_attention(samples.model, batch, made.tokens, made.layers, made.heads)
         seen.layers, seen.head_numbers = list(attention.patterns), list(attention.heads)
-        values = {
-            (name, column): attention.by_head(column, share=share)
-            for name, share in MEASURES.items()
-            for column in COLUMNS
-        }
+        values = {(name, column): _values(attention, column, name) for name in MEASURES for column in COLUMNS}
+        connector = None
+        if len(seen.about) < made.samples and connector_patterns(samples.model):
+            connector = connector_map(samples.model, batch)
         for place, sample in enumerate(own):
             mine = (attention.targets.sample == place).nonzero()[:, 0].tolist()
             if not mine:
                 seen.unanswered += 1
                 continue
             if len(seen.about) < made.samples:
-                show(samples.model, batch, place, sample, attention, mine, values, made, seen)
+                show(samples.model, batch, place, sample, attention, mine, values, made, seen, connector)
             seen.tokens.append(len(mine))
             for key, found in values.items():
                 seen.heads.setdefault(key, []).append(found[mine].mean(0))
     return seen
+
+
+def _values(attention: AnswerAttention, column: str, measure: str) -> Tensor:
+    """Heads x layers of every token; NaN where a sample has no such columns."""
+    found = attention.by_head(column, share=MEASURES[measure])
+    return found.masked_fill(~attention.groups[column].any(1).cpu()[:, None, None], torch.nan)
 
 
 def show(
@@ -104,21 +112,25 @@ def show(
     values: dict[tuple[str, str], Tensor],
     made: Any,
     seen: Seen,
+    connector: Connector | None = None,
 ) -> None:
     """A sample's tokens in the gallery, and its arrays."""
     name = f"sample-{len(seen.about)}"
     images = load_images(sample.images)
+    clicked = _clicked(model, batch, attention, place, made.points, images)
     text = token_text(None if model.processor is None else model.tokenizer)
     said = [text(int(attention.targets.token[token])) for token in tokens]
     for (measure, column), found in values.items():
         seen.tensors[f"{name}/{column} {measure}"] = found[list(tokens)].float()
+    if clicked is not None:
+        seen.tensors[f"{name}/{CLICKED}"] = clicked[list(tokens)].float()
     boxes: dict[str, list[float]] = {}
     for number, token in enumerate(tokens):
         share = values["share of attention", "image"][token]
         pairs = made.pairs or strongest(share, seen.layers, seen.head_numbers, made.show)
         why, maps = "", {}
         try:
-            maps = head_maps(model, batch, attention, token, [(layer, head) for layer, head in pairs], images)
+            maps = head_maps(model, batch, attention, token, pairs, images, connector)
         except BadInputError as error:
             why = f"There is no map over the picture: {error}"
         for (layer, head), drawn in maps.items():
@@ -133,6 +145,7 @@ def show(
             *shares,
         ]
         panels = [(_panel(*key), found[token]) for key, found in values.items()]
+        panels += [] if clicked is None else [(CLICKED, clicked[token])]
         figure = as_picture(head_figure(panels, seen.layers, seen.head_numbers))
         pictures = [("heads x layers", figure), *((_caption(n, images), image) for n, image in enumerate(images))]
         pictures += drawn_maps(maps, images, made.scale)
@@ -140,6 +153,32 @@ def show(
             Entry(f"{sample.id}: {said[number].strip()}", facts, pictures, f"{sample.text}\n{why}".strip())
         )
     seen.about.append({"name": name, "id": sample.id, "prompt": sample.text, "answer": said, "boxes": boxes})
+
+
+def _clicked(
+    model: HookedMM,
+    batch: Batch,
+    attention: AnswerAttention,
+    place: int,
+    points: Sequence[tuple[int, float, float]],
+    images: Sequence[Image.Image],
+) -> Tensor | None:
+    """What every token's row gives to the patches at some places, mean per patch; None if none are asked for.
+
+    Raises:
+        BadInputError: If a point lies outside a picture, or the sample has no such picture or patch.
+    """
+    if not points or not images:
+        return None
+    places = []
+    for picture, x, y in points:
+        if not (0 <= picture < len(images) and 0 <= x < 1 and 0 <= y < 1):
+            raise BadInputError(
+                f"point [{picture}, {x}, {y}] of {len(images)} pictures; give a picture's number from 0 on, and shares "
+                "of its width and height from 0 up to 1"
+            )
+        places.append((picture, x * images[picture].width, y * images[picture].height))
+    return attention.by_head(clicked_columns(model, batch, attention, place, places, images))
 
 
 def _caption(number: int, images: Sequence[Image.Image]) -> str:
@@ -199,6 +238,12 @@ def main(argv: Sequence[str] | None = None) -> None:
     views.add_argument("--samples", type=int, default=12, help="so many in the gallery and among the maps")
     views.add_argument("--show", type=int, default=4, help="heads with a map per token: those most on the picture")
     views.add_argument("--pairs", type=list[tuple[int, int]], default=[], help="[layer, head] to map instead")
+    views.add_argument(
+        "--points",
+        type=list[tuple[int, float, float]],
+        default=[],
+        help="[picture, x, y], patches to look at, in shares",
+    )
     views.add_argument("--scale", type=Literal["own", "common", "both"], default="both", help="of the maps' colours")
     made = parsed(parser, argv)
     if made.answer == "none":

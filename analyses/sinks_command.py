@@ -162,7 +162,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     group.add_argument("--queries", type=list[QueryKind], default=["answer", "question"], help="in the scores")
     group.add_argument("--epsilon", type=float, default=EPSILON, help="what a sink receives more than, of each query")
     group.add_argument("--least", type=int, default=LEAST, help="queries that must be able to see a sink")
-    group.add_argument("--tau", type=float | None, help="of massive activations; 20 sqrt(width / 4096) unless given")
+    group.add_argument(
+        "--tau", type=float | None, help="of massive activations; 20 unless given, less below a width of 1024"
+    )
     group.add_argument("--dimensions", type=list[int] | None, help="of massive activations; found unless given")
     group.add_argument("--chunk", type=int, default=64, help="queries at a time, which bounds the memory")
     made = parsed(parser, argv)

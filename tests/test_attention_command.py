@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from PIL import Image
 
-from analyses.attention_command import drawn_maps, main
+from analyses.attention_command import drawn_maps, look, main, scores
 from analyses.attention_views import answer_attention, head_maps
+from analyses.model_samples import Samples
 from analyses.picture_maps import PictureMap
 from analyses.result import Result
+from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.prepare import load_images
 from hooked_mm.scenes.dataset import ScenesDataModule
 from hooked_mm.tensor_folder import read_json, read_tensors
+from tests.processors import processor
+from tests.tiny import tiny
 
 MODEL = ["--model.id", "small:llava", "--model.dtype", "float32", "--draws", "20"]
 DATA = ["--data", "ScenesDataModule", "--data.task", "questions", "--data.size", "2", "--data.batch_size", "3"]
@@ -65,13 +70,39 @@ def test_what_is_written_is_what_the_views_say(llava: HookedMM, tmp_path: Path) 
         found.by_head("image", share=True)[found.targets.sample == n].mean((0, 2)) for n in range(len(samples))
     ]
     expected = torch.stack(by_sample).mean(0)
-    scores = result.of("share of attention", "image")
-    assert [score.layer for score in scores] == [1, 4]
-    assert [score.value for score in scores] == pytest.approx(expected.tolist(), abs=1e-5)
-    assert all(score.low <= score.value <= score.high and score.samples == len(samples) for score in scores)
+    found_scores = result.of("share of attention", "image")
+    assert [score.layer for score in found_scores] == [1, 4]
+    assert [score.value for score in found_scores] == pytest.approx(expected.tolist(), abs=1e-5)
+    assert all(score.low <= score.value <= score.high and score.samples == len(samples) for score in found_scores)
     page = (out / "gallery.html").read_text()
     assert page.count("<section>") == int((found.targets.sample < 2).sum())
     assert (out / "heads.png").stat().st_size > 5000
+
+
+@pytest.mark.parametrize("family", ["mllama", "llava_next"])
+def test_pictures_of_all_kinds_and_samples_without_one(family: str, images: list[Image.Image]) -> None:
+    """One picture, two, none: shares are NaN where there is nothing to look at, and clicked patches are looked up."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    given = [
+        Sample("a", images[0], "what is this ?", "red"),
+        Sample("b", images[1:3], "what ?", "blue star"),
+        Sample("c", None, "what is that ?", "green"),
+    ]
+    samples = Samples(model, SampleDataModule(given, batch_size=3), "given", on_error="stop")
+    options = {"tokens": "first", "layers": None, "heads": None, "samples": 3, "show": 1, "pairs": [], "scale": "own"}
+    seen = look(samples, SimpleNamespace(**options, points=[(0, 0.3, 0.6)]))
+    share = torch.stack(seen.heads["share of attention", "image"])
+    assert share.isfinite().flatten(1).all(1).tolist() == [True, True, False]
+    grids = {"llava_next": 2, "mllama": 1}[family]
+    # Heads x layers, the pictures, and a map per grid.
+    assert [len(entry.pictures) for entry in seen.entries] == [1 + 1 + grids, 1 + 2 + 2 * grids, 1]
+    assert "sample-2/clicked patches, mean per column" not in seen.tensors
+    clicked = seen.tensors["sample-1/clicked patches, mean per column"]
+    assert clicked.shape == (1, *share.shape[1:])
+    assert bool(((clicked > 0) & (clicked < 1)).all())
+    assert len(scores(seen, 5, 0)) == 2 * 2 * len(seen.layers)
+    with pytest.raises(BadInputError, match=r"point \[0, 1.5, 0.5\] of 1 pictures"):
+        look(samples, SimpleNamespace(**options, points=[(0, 1.5, 0.5)]))
 
 
 @pytest.mark.usefixtures("loaded")

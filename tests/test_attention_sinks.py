@@ -75,7 +75,7 @@ def test_sums_are_those_of_loops_in_float64(llava: HookedMM, images: list[Image.
         alpha, budget = by_hand(batch, cache[f"blocks.{layer}.attn.hook_pattern"].double())
         assert torch.allclose(ledger.alpha(), alpha, atol=1e-5)
         assert torch.allclose(ledger.budget(), budget, atol=1e-5, equal_nan=True)
-        # Everything is spent, and nothing on padding.
+        # Everything is spent, nothing on padding; where a sample has no answer, nobody can spend on one.
         assert torch.allclose(ledger.budget().sum(-1), torch.ones(2, 4, 4, dtype=torch.float64), atol=1e-5)
 
 
@@ -172,11 +172,12 @@ def test_massive_activations_are_found_by_the_first_position(llava: HookedMM, im
         changed = value.clone()
         for place in (first, torch.tensor([target, target])):
             changed[torch.arange(2), place, 7] = 400.0
-            changed[torch.arange(2), place, 90] = -300.0
+            changed[torch.arange(2), place, 90] = -380.0
         return changed
 
     tau = tau_of(llava.cfg.d_model)
-    assert tau == pytest.approx(20 * math.sqrt(128 / 4096))
+    assert tau == pytest.approx(0.625 * math.sqrt(128))
+    assert tau_of(4096) == tau_of(1024) == 20
     assert first_states(llava, batch, [0, 2])[2].shape == (2, 128)
     with llava.hooks([("blocks.0.hook_resid_pre", plant)]):
         states = first_states(llava, batch, [0])
