@@ -22,6 +22,7 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from analyses.position_groups import Groups, Masked
+from analyses.tail_logits import tail_logits
 from analyses.targets import Targets
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
@@ -105,10 +106,9 @@ class Scores:
 def scores(model: HookedMM, batch: Batch, targets: Targets, cuts: Sequence[KnockOut] = ()) -> Scores:
     """What a run with attention cut says of its targets."""
     with torch.no_grad():
-        logits = model.run_with_hooks(batch, cuts)
-    assert logits is not None
-    alone = Targets(targets.sample, targets.row, targets.token)
-    found = alone.scores(logits, "log_prob").double().exp(), targets.scores(logits).double()
+        logits, own = tail_logits(model, batch, targets, cuts)
+    alone = Targets(own.sample, own.row, own.token)
+    found = alone.scores(logits, "log_prob").double().exp(), own.scores(logits).double()
     return Scores(*(one.cpu() for one in found))
 
 

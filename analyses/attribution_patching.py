@@ -24,6 +24,7 @@ from torch import Tensor
 from analyses.causal_tracing import Direction, recovery, run_and_source
 from analyses.pair_batches import PairBatch
 from analyses.position_groups import Groups
+from analyses.tail_logits import in_tail, tail_options
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.norms import at_least_float32
@@ -66,10 +67,11 @@ def attributed(
     run, source = run_and_source(pairs, direction)
     points = list(points)
     with torch.no_grad():
-        _, theirs = model.run_with_cache(source, [*points, EMBED] if steps else points)
+        last = tail_options(model, source, pairs.targets)
+        _, theirs = model.run_with_cache(source, [*points, EMBED] if steps else points, **last)
         if steps:
             # The values of the run itself: those of the runs between are others.
-            _, mine = model.run_with_cache(run, [*points, EMBED])
+            _, mine = model.run_with_cache(run, [*points, EMBED], **last)
     found = torch.zeros(len(points), *(run.decoder or run).modality.shape)
     for step in range(max(steps, 1)):
         hooks = []
@@ -77,9 +79,9 @@ def attributed(
             share = (step + 0.5) / steps
             hooks = [Patch(EMBED, torch.lerp(mine[EMBED], theirs[EMBED], share), batch=run)]
         with torch.enable_grad(), model.hooks(hooks):
-            logits, cache = model.run_with_cache(run, points, grad=True)
+            logits, cache = model.run_with_cache(run, points, grad=True, **tail_options(model, run, pairs.targets))
             assert logits is not None
-            pairs.targets.scores(logits).sum().backward()
+            in_tail(pairs.targets, run, logits).scores(logits).sum().backward()
         for place, point in enumerate(points):
             value = (mine if steps else cache)[point]
             gained = first_order(theirs[point], value, cache.grad(point)) / max(steps, 1)

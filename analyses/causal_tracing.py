@@ -32,6 +32,7 @@ from torch import Tensor
 
 from analyses.pair_batches import PairBatch
 from analyses.position_groups import Groups, Masked
+from analyses.tail_logits import tail_logits
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
@@ -226,9 +227,8 @@ def _patched(
             for number, mask in enumerate(groups.values()):
                 rule = Masked.of_patches(run, mask) if tower else Masked.of_positions(run, mask)
                 given = values if order is None else stretched(values, mask, order)
-                logits = model.run_with_hooks(run, [Patch(point, given, rule, batch=source)])
-                assert logits is not None
-                found[place, number] = pairs.targets.scores(logits).float().cpu()
+                logits, own = tail_logits(model, run, pairs.targets, [Patch(point, given, rule, batch=source)])
+                found[place, number] = own.scores(logits).float().cpu()
                 there = patch_samples(run, mask) if tower else mask.any(1)
                 found[place, number, ~there.cpu()] = torch.nan
     return found

@@ -27,6 +27,7 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses.tail_logits import tail_logits
 from analyses.targets import Targets
 from hooked_mm import attribution
 from hooked_mm.access import linear_map
@@ -187,7 +188,7 @@ def logit_attribution(
         [label for label, _ in found],
         torch.stack([share.cpu() for _, share in found]) * end.logit_scale,
         {layer: value.cpu() * end.logit_scale for layer, value in sources.items()},
-        targets.scores(logits).cpu(),
+        logits.cpu(),
         unsplit,
     )
     if end.logit_cap is None:
@@ -229,8 +230,8 @@ def _check_total(made: LogitShares, dtype: torch.dtype) -> None:
 
 def _run(
     model: HookedMM, batch: Batch, targets: Targets, names: Sequence[str], heads: Sequence[int], split: Sequence[int]
-) -> tuple[_Rows, Tensor]:
-    """One pass: the rows of all components, of z and of the last stream, the values of the layers to be split."""
+) -> tuple[_Rows, Float[Tensor, " n"]]:
+    """One pass: rows of all components, of z and of the last stream, values of the layers to be split; the logits."""
     kept, last = _Rows(targets), f"blocks.{model.cfg.n_layers - 1}."
     ends = [name for name in (f"{last}hook_resid_post", f"{last}hook_insert_out") if name in model.hook_points]
     points = [*names, *(f"blocks.{layer}.attn.hook_z" for layer in heads), *ends]
@@ -238,10 +239,9 @@ def _run(
     if split:
         hooks.append(([f"blocks.{layer}.attn.hook_v" for layer in split], kept.all))
     with torch.no_grad():
-        logits = model.run_with_hooks(batch, hooks)
-    assert logits is not None
+        logits, own = tail_logits(model, batch, targets, hooks)
     kept.rows["stream"] = sum(kept.rows[name] for name in ends if name in kept.rows)  # type: ignore[assignment]
-    return kept, logits
+    return kept, own.scores(logits)
 
 
 def _direction(model: HookedMM, targets: Targets, stream: Float[Tensor, "n d"]) -> _Direction:

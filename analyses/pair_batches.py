@@ -28,6 +28,7 @@ from analyses.position_groups import (
     position_groups,
     subject_positions,
 )
+from analyses.tail_logits import tail_logits
 from analyses.targets import Targets, token_ids
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.connector import connector_map
@@ -119,9 +120,9 @@ class PairBatches:
             clean, corrupt, other = self._prepared(pairs, shown)
         targets = pair_targets(clean, other)
         with torch.no_grad():
-            logits = [self.model.run_with_hooks(batch) for batch in (clean, corrupt)]
-        scores = [targets.scores(one).float().cpu() for one in logits]  # type: ignore[arg-type]
-        reasons = {number: why for number, why in enumerate(self._right(logits, targets)) if why}
+            logits, rows = zip(*(tail_logits(self.model, batch, targets) for batch in (clean, corrupt)), strict=True)
+        scores = [own.scores(one).float().cpu() for own, one in zip(rows, logits, strict=True)]
+        reasons = {number: why for number, why in enumerate(self._right(logits, rows[0])) if why}
         kept = self._kept(pairs, reasons)
         if not kept:
             return None
@@ -150,13 +151,12 @@ class PairBatches:
             self.left_out.setdefault(why, []).append(pairs[number].id)
         return [number for number in range(len(pairs)) if number not in reasons]
 
-    def _right(self, logits: Sequence[Tensor | None], targets: Targets) -> list[str]:
+    def _right(self, logits: Sequence[Tensor], targets: Targets) -> list[str]:
         """Per pair why it is not kept, empty if it is."""
         wrong = [""] * len(targets)
         assert targets.foil is not None
         both = (("clean", targets.token, targets.foil), ("corrupt", targets.foil, targets.token))
         for values, (side, token, foil) in zip(logits, both, strict=True):
-            assert values is not None
             rows = values[targets.sample, targets.row].cpu()
             preferred = rows.gather(1, token[:, None]) > rows.gather(1, foil[:, None])
             fine = rows.argmax(-1) == token if self.right == "said" else preferred[:, 0]
