@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import torch
@@ -89,7 +90,15 @@ def test_pictures_of_all_kinds_and_samples_without_one(family: str, images: list
         Sample("c", None, "what is that ?", "green"),
     ]
     samples = Samples(model, SampleDataModule(given, batch_size=3), "given", on_error="stop")
-    options = {"tokens": "first", "layers": None, "heads": None, "samples": 3, "show": 1, "pairs": [], "scale": "own"}
+    options: dict[str, Any] = {
+        "tokens": "first",
+        "layers": None,
+        "heads": None,
+        "samples": 3,
+        "show": 1,
+        "pairs": [],
+        "scale": "own",
+    }
     seen = look(samples, SimpleNamespace(**options, points=[(0, 0.3, 0.6)]))
     share = torch.stack(seen.heads["share of attention", "image"])
     assert share.isfinite().flatten(1).all(1).tolist() == [True, True, False]
