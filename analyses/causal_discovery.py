@@ -67,13 +67,13 @@ class _Search:
     def sets(self, pag: Pag, a: int, b: int, size: int) -> Iterator[tuple[int, ...]]:
         """What may separate two nodes, each set once."""
         roots = [max((a, b), key=lambda node: self.tiers[node])] if self.tiers[a] != self.tiers[b] else [b, a]
-        likely = pag.possible_ancestors()[:, [a, b]].any(axis=1)
-        if size == 1:
-            # As in the reference: while ends rest on pairs alone, every neighbour that is not later may separate.
-            likely = np.less_equal(self.tiers, max(self.tiers[a], self.tiers[b]))
+        # As in the reference: while ends rest on pairs alone, every neighbour that is not later may separate.
+        last = max(self.tiers[a], self.tiers[b])
+        above = pag.possible_ancestors()[:, [a, b]].any(axis=1)
+        likely = {node for node, tier in enumerate(self.tiers) if (tier <= last if size == 1 else above[node])}
         seen: set[frozenset[int]] = set()
         for root in roots:
-            pool = [node for node in pds_paths(pag, root, size) if likely[node] and node not in (a, b)]
+            pool = [node for node in pds_paths(pag, root, size) if node in likely - {a, b}]
             for members in closed_sets(pag, root, pool, size, size):
                 if len(roots) == 1 or frozenset(members) not in seen:
                     seen.add(frozenset(members))

@@ -105,6 +105,23 @@ def test_an_order_denies_no_common_cause() -> None:
     assert told(learn(4, dag.separated).pag) == "0 o-> 2, 1 o-> 3, 2 <-> 3"
 
 
+def test_conditions_are_taken_around_the_later_node() -> None:
+    """The order says where to look: nothing beside the earlier node alone is ever conditioned on."""
+    for seed in range(8):
+        dag, made = random_dag(seed), list[tuple[int, int, int]]()
+
+        def counted(a: int, b: int, given: Sequence[int], dag: Dag = dag, made: list = made) -> bool:
+            if len(given) == 1:
+                made.append((a, b, given[0]))
+            return dag.separated(a, b, given)
+
+        learn(dag.observed, counted)
+        assert made
+        for a, b, condition in made:
+            assert not dag.separated(max(a, b), condition, ()), seed
+            assert condition < max(a, b), seed
+
+
 def noisy(seed: int = 0, count: int = 14) -> torch.Tensor:
     """Attention rows whose independences fit no graph."""
     raised = torch.randn(count, count, generator=torch.Generator().manual_seed(seed)).mul(2).exp().tril()

@@ -134,6 +134,6 @@ def test_masks_of_asked_objects() -> None:
 @pytest.mark.usefixtures("loaded")
 def test_verified_tokens_lie_on_the_asked_object(tmp_path: Path) -> None:
     """Where an explanation holds up, its image tokens lie on the object far more than image tokens do."""
-    result = run(tmp_path / "out", "--data.size", "60", "--layer", "2", "--heads", "4", "--shown", "0")[1]
+    result = run(tmp_path / "out", "--data.size", "30", "--layer", "2", "--heads", "4", "--shown", "0")[1]
     (found,), (area,) = (result.of(name) for name in list(MEASURES)[-2:])
     assert found.low > 2 * area.high
