@@ -17,6 +17,7 @@ from torch import Tensor
 
 from analyses.attention_views import rows_by_sample, sees_by
 from analyses.grad_cam import grad_cam
+from analyses.integrated_gradients import integrated_gradients
 from analyses.logit_attribution import logit_attribution
 from analyses.occlusion import Scores, occlusion
 from analyses.picture_maps import PictureMap, picture_maps, tower_maps
@@ -131,6 +132,12 @@ def _saliency(one: Case, measure: Measure, inside: bool = False) -> Maps:
     return one.on_patches(found) if inside else one.on_positions(found[one.targets.sample.to(found.device)])
 
 
+def _integrated(one: Case) -> Maps:
+    """From the mean of the picture's own tokens."""
+    found = integrated_gradients(one.model, one.batch, one.targets, kind=one.kind)
+    return one.on_positions(torch.stack(found.values))
+
+
 def scores(one: Case, number: int, picture: int = 0, kind: Kind | None = "logit") -> Scores:
     """The score of one target for other pictures in the place of its own.
 
@@ -180,6 +187,7 @@ METHODS: dict[str, tuple[Method, str]] = {
     "gradient": (partial(_saliency, measure="norm"), "the norm of the gradient at image tokens"),
     "gradient x input": (partial(_saliency, measure="input"), "the size of gradient times image token"),
     "gradient x input, signed": (partial(_saliency, measure="signed input"), "the same with its sign"),
+    "integrated gradients": (_integrated, "what image tokens add to the score, against their mean; sums to it"),
     "gradient, patches": (partial(_saliency, measure="norm", inside=True), "the norm of the gradient at patches"),
     "gradient x input, patches": (partial(_saliency, measure="input", inside=True), "gradient times patch"),
     "occlusion": (_occlusion, "what the score loses when a window of the picture is covered"),

@@ -17,7 +17,8 @@ from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.pairs import ScenePair, scene_pair
 
 PAIRS = [scene_pair("test", index, "colour", 5) for index in range(3)]
-FAST = [name for name in METHODS if name != "occlusion"]
+SLOW = ("occlusion", "integrated gradients")
+FAST = [name for name in METHODS if name not in SLOW]
 
 
 def made(model: HookedMM, pairs: list[ScenePair], foil: bool = False) -> Case:
@@ -45,6 +46,13 @@ def test_every_method_finds_the_asked_object_and_knows_no_companions(
         (single,) = maps_of(alone, name)
         scale = float(found[1].nan_to_num().abs().max())
         assert torch.allclose(single, found[1], atol=2e-3 * scale, equal_nan=True), name
+
+
+def test_integrated_gradients_find_the_asked_object(llava: HookedMM) -> None:
+    one = made(llava, PAIRS[:1])
+    assert PAIRS[0].index is not None
+    mask = covers(render(PAIRS[0].one)[1][PAIRS[0].index])
+    assert auroc(maps_of(one, "integrated gradients")[0].flatten(), mask.flatten()) > 0.9
 
 
 def test_occlusion_covers_pictures_of_the_sample_in_question(llava: HookedMM) -> None:
