@@ -101,9 +101,17 @@ class PairBatches:
         return [f"{len(ids)} pairs were left out: {why} ({', '.join(ids[:3])})" for why, ids in self.left_out.items()]
 
     def _made(self, pairs: Sequence[ImagePair]) -> PairBatch | None:
-        shown = [(load_image(pair.clean), load_image(pair.corrupt)) for pair in pairs]
+        shown, reasons = [], {}
+        for number, pair in enumerate(pairs):
+            try:
+                shown.append((load_image(pair.clean), load_image(pair.corrupt)))
+            except BadInputError:
+                reasons[number] = "a picture can't be read"
+        pairs = [pairs[number] for number in self._kept(pairs, reasons)]
+        if not pairs:
+            return None
         clean, corrupt, other = self._prepared(pairs, shown)
-        reasons = {}
+        reasons.clear()
         for number, pair in enumerate(pairs):
             if pair.answers[0].split() == pair.answers[1].split():
                 reasons[number] = "both answers are the same"

@@ -70,22 +70,25 @@ def test_pairs_that_the_model_does_not_answer_right_are_counted(llava: HookedMM)
     half = ImagePair("half", good[0].clean, good[0].clean, good[0].question, good[0].answers)
     same = ImagePair("same", good[0].clean, good[0].corrupt, good[0].question, ("red", "red"))
     begun = ImagePair("begun", good[0].clean, good[0].corrupt, good[0].question, ("top", "top left"))
-    batches = PairBatches(llava, [good[0], wrong, good[1], same, begun, half, good[2]])
+    lost = ImagePair("lost", "nowhere.png", good[0].corrupt, good[0].question, good[0].answers)
+    batches = PairBatches(llava, [good[0], wrong, lost, good[1], same, begun, half, good[2]])
     (made,) = list(batches)
     assert [pair.id for pair in made.pairs] == [pair.id for pair in good]
     assert batches.left_out == {
+        "a picture can't be read": ["lost"],
         "both answers are the same": ["same"],
         "one answer is the beginning of the other": ["begun"],
         "the model does not answer the clean picture right": ["swapped"],
         "the model does not answer the corrupt picture right": ["half"],
     }
-    assert len(batches.notes()) == 4
+    assert len(batches.notes()) == 5
     assert "1 pairs were left out: both answers are the same (same)" in batches.notes()
     (alone,) = PairBatches(llava, good)
     torch.testing.assert_close(made.clean_scores, alone.clean_scores, rtol=0, atol=1e-3)
     (preferred,) = PairBatches(llava, [*good, wrong], right="preferred")
     assert len(preferred) == 3
     assert not list(PairBatches(llava, [wrong]))
+    assert not list(PairBatches(llava, [lost]))
 
 
 @pytest.mark.usefixtures("unchecked")

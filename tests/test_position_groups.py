@@ -205,3 +205,21 @@ def test_what_does_not_correspond_is_refused(llava: HookedMM, images: list[Image
         position_groups(batch, batch.last_prompt()[:1])
     with pytest.raises(BadInputError, match="roles are unknown"):
         position_groups(llava._batch(batch.inputs))
+
+
+@pytest.mark.usefixtures("unchecked")
+def test_overviews_hold_the_object_too(scenes: list[Scene], images: list[Image.Image]) -> None:
+    """Molmo sees crops and the whole beside them: an object has patches in both, by cells counted by hand."""
+    number = next(place for place, image in enumerate(images) if image.size == (56, 56))
+    model, (mask,) = HookedMM.small("molmo"), masks_of(scenes[number : number + 1])
+    batch = model.prepare([images[number]], QUESTIONS[0])
+    found = object_positions(model, batch, [images[number]], [mask], 0.3)[0]
+    own = batch.layout.images[0]
+    for grid, fine in ((own.grid, 5), (own.overview, 3)):
+        assert grid is not None
+        assert grid.shape[0] == grid.shape[1]
+        large = mask.double().repeat_interleave(fine, 0).repeat_interleave(fine, 1)
+        side = 56 * fine // grid.shape[0]
+        expected = large.reshape(grid.shape[0], side, grid.shape[1], side).mean((1, 3)) > 0.3
+        assert torch.equal(found[grid], expected)
+        assert expected.any()
