@@ -80,7 +80,7 @@ def test_what_is_written_is_what_the_views_say(llava: HookedMM, tmp_path: Path) 
     assert (out / "heads.png").stat().st_size > 5000
 
 
-@pytest.mark.parametrize("family", ["mllama", "llava_next"])
+@pytest.mark.parametrize("family", [pytest.param("mllama", marks=pytest.mark.slow), "llava_next"])
 def test_pictures_of_all_kinds_and_samples_without_one(family: str, images: list[Image.Image]) -> None:
     """One picture, two, none: shares are NaN where there is nothing to look at, and clicked patches are looked up."""
     model = HookedMM(tiny(family), processor(family), check=False)

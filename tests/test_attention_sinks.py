@@ -64,8 +64,7 @@ def by_hand(batch: Batch, pattern: Tensor) -> tuple[Tensor, Tensor]:
     return alpha, budget
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
-@pytest.mark.parametrize("chunk", [7, 64])
+@pytest.mark.parametrize(("side", "chunk"), [("left", 7), ("right", 64)])
 def test_sums_are_those_of_loops_in_float64(llava: HookedMM, images: list[Image.Image], side: str, chunk: int) -> None:
     """What keys receive and what kinds of queries spend, of two layers, under padding, in chunks or not."""
     batch = prepared(llava, images, side)
