@@ -72,10 +72,10 @@ def test_it_is_the_derivative_of_patching(llava: HookedMM, colours: tuple[PairBa
 def test_it_goes_with_exact_patching(llava: HookedMM, colours: tuple[PairBatch, Groups]) -> None:
     """Over layers and groups, and closer when the gradient is averaged between the runs."""
     pairs, groups = colours
-    points = list(point_names(llava, ["resid_post"], [1, 3, 4]))
+    points = list(point_names(llava, ["resid_post"], [1, 4]))
     exact = traced(llava, pairs, points, groups).mean(2).flatten()
     plain, averaged = (
-        by_group(attributed(llava, pairs, points, steps=steps), groups, pairs).mean(2).flatten() for steps in (0, 4)
+        by_group(attributed(llava, pairs, points, steps=steps), groups, pairs).mean(2).flatten() for steps in (0, 3)
     )
     assert torch.corrcoef(torch.stack([plain, exact]))[0, 1] > 0.7
     assert torch.corrcoef(torch.stack([averaged, exact]))[0, 1] > 0.95
@@ -87,8 +87,8 @@ def test_averaged_over_many_runs_all_of_the_embedding_gives_the_whole_difference
 ) -> None:
     """The completeness of integrated gradients (Sundararajan et al. 2017)."""
     pairs, _ = colours
-    found = attributed(llava, pairs, [EMBED], steps=24)[0].sum(1)
-    torch.testing.assert_close(found, pairs.clean_scores - pairs.corrupt_scores, rtol=0.02, atol=0.02)
+    found = attributed(llava, pairs, [EMBED], steps=8)[0].sum(1)
+    torch.testing.assert_close(found, pairs.clean_scores - pairs.corrupt_scores, rtol=0.03, atol=0.03)
 
 
 def test_heads_are_summed_and_companions_have_no_part_in_it(llava: HookedMM, colours: tuple[PairBatch, Groups]) -> None:

@@ -134,14 +134,15 @@ def test_recovery_is_at_the_objects_patches_early_and_at_the_last_row_late(
     """And another pair's runs bring nothing back, wherever they are put."""
     pairs, groups = colours
     points = list(point_names(llava, ["resid_post"], [0, 5]))
-    found = traced(llava, pairs, points, groups)
+    some = {name: mask for name, mask in groups.items() if name not in ("subject", "template")}
+    found = traced(llava, pairs, points, some)
     other = control(llava, pairs, points, {name: groups[name] for name in ("object", "last")})
-    means = {name: found[:, place].mean(1).tolist() for place, name in enumerate(groups)}
+    means = {name: found[:, place].mean(1).tolist() for place, name in enumerate(some)}
     assert means["object"][0] > 0.9
     assert means["object"][1] < 0.05
     assert means["last"][0] < 0.05
     assert means["last"][1] > 0.99
-    assert all(abs(value) < 0.1 for name in ("other patches", "question", "template") for value in means[name])
+    assert all(abs(value) < 0.1 for name in ("other patches", "question") for value in means[name])
     assert other.mean(2).abs().max() < 0.1
 
 
@@ -176,11 +177,9 @@ def test_a_pairs_recovery_does_not_depend_on_its_companions(llava: HookedMM, col
     pairs, groups = colours
     points = ["blocks.2.hook_resid_post"]
     whole = traced(llava, pairs, points, groups)
-    for number in (0, 2):
-        (alone,) = PairBatches(llava, [pairs.pairs[number]])
-        own = pair_groups(llava, alone)
-        found = traced(llava, alone, points, own)
-        torch.testing.assert_close(found[..., 0], whole[..., number], rtol=0, atol=1e-3)
+    (alone,) = PairBatches(llava, [pairs.pairs[2]])
+    found = traced(llava, alone, points, pair_groups(llava, alone))
+    torch.testing.assert_close(found[..., 0], whole[..., 2], rtol=0, atol=1e-3)
     none = {"object": groups["object"].clone()}
     none["object"][1] = False
     found = traced(llava, pairs, points, none)

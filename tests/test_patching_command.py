@@ -25,32 +25,33 @@ def test_the_command_writes_tables_numbers_and_a_gallery(
 ) -> None:
     """Means are over the pairs of all batches; a batch of one pair has no control, and that is noted."""
     out = tmp_path / "out"
-    more = ["--components", "[resid_post]", "--layers", "[1, 5]", "--attribution", "true", "--gallery", "1"]
+    more = ["--components", "[resid_post]", "--layers", "[5]", "--attribution", "true", "--gallery", "1"]
     main([*MODEL, "--attribute", "colour", "--count", "3", "--batch_size", "2", *more, "--output", str(out)])
     result = Result.load(out)
     assert result.kinds() == ["recovery, resid_post", "control, resid_post", "attribution, resid_post"]
-    found, points = [], ["blocks.1.hook_resid_post", "blocks.5.hook_resid_post"]
+    found, points = [], ["blocks.5.hook_resid_post"]
     for pairs in PairBatches(llava, scene_pairs("colour", 3), 2):
         groups = pair_groups(llava, pairs)
-        found.append(traced(llava, pairs, points, {"object": groups["object"]})[:, 0])
+        found.append(traced(llava, pairs, points, {"last": groups["last"]})[:, 0])
         if len(pairs) > 1:
             other = control(llava, pairs, points, {"last": groups["last"]})[:, 0]
     expected = torch.cat(found, dim=1)
     told = {(one.modality, one.layer): one for one in result.of("recovery, resid_post")}
-    assert told["object", 1].value == pytest.approx(float(expected[0].mean()), abs=1e-4)
-    assert told["object", 1].samples == 3
+    assert told["last", 5].value == pytest.approx(float(expected[0].mean()), abs=1e-4)
     assert told["last", 5].value == pytest.approx(1.0, abs=1e-4)
+    assert told["last", 5].samples == 3
+    assert told["object", 5].value == pytest.approx(0.0, abs=1e-4)
     control_of = {(one.modality, one.layer): one for one in result.of("control, resid_post")}
-    assert control_of["last", 5].value == pytest.approx(float(other[1].mean()), abs=1e-3)
+    assert control_of["last", 5].value == pytest.approx(float(other[0].mean()), abs=1e-3)
     assert control_of["last", 5].samples == 2
     assert any("1 pairs have no control" in note for note in result.notes)
     content = read_json(out, "recovery", "numbers", "")
     assert content["rows"] == points
     arrays = read_tensors(out, "recovery", content)
-    torch.testing.assert_close(arrays["recovery/object"], expected, rtol=0, atol=1e-4)
+    torch.testing.assert_close(arrays["recovery/last"], expected, rtol=0, atol=1e-4)
     page = (out / "gallery.html").read_text()
     assert page.count("data:image") == 3
-    assert "share recovered per patch, blocks.1.hook_resid_post" in page
+    assert "share recovered per patch, blocks.5.hook_resid_post" in page
     assert (out / "recovery-resid_post.png").is_file()
     assert "3 pairs" in capsys.readouterr().out
 
