@@ -16,6 +16,8 @@ import torch
 from jaxtyping import Bool, Float
 from torch import Tensor
 
+from analyses.tail_logits import tail_logits
+from analyses.targets import Targets
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, UnsupportedModelError
 from hooked_mm.hooked import HookedMM
@@ -96,10 +98,11 @@ def masked_predictions(
     if not len(sets):
         return Masked(torch.zeros(0, dtype=torch.long), torch.zeros(0, model.cfg.d_vocab))
     hooks = _knocked_out(model, chosen) if how == "knockout" else _averaged(chosen, images)
+    copies = torch.arange(len(sets))
+    wanted = Targets(copies, torch.full_like(copies, row), torch.zeros_like(copies))
     with torch.no_grad():
-        logits = model.run_with_hooks(batch.take([sample] * len(sets)), hooks)
-    assert logits is not None
-    found = logits[:, row].float().log_softmax(dim=-1).cpu()
+        logits, kept = tail_logits(model, batch.take([sample] * len(sets)), wanted, hooks)
+    found = logits[:, int(kept.row[0])].float().log_softmax(dim=-1).cpu()
     return Masked(found.argmax(dim=-1), found)
 
 
