@@ -28,6 +28,8 @@ COMMANDS: dict[str, tuple[str, str, str]] = {
     "ablation": ("ablation_command", "main", "what an answer loses without some of the image's tokens"),
     "mmvp": ("mmvp_command", "main", "the MMVP benchmark: pairs of pictures, a pair right only if both answers are"),
     "attention": ("attention_command", "main", "what each answer token attends to: heads x layers, maps of heads"),
+    "gradcam": ("gradcam_command", "main", "where attention looks that speaks for each token of an answer"),
+    "relevancy": ("relevancy_command", "main", "what each token of an answer rests on, through all layers"),
     "faithfulness": ("faithfulness_command", "main", "attribution methods against known masks and the model's answer"),
     "sinks": ("sinks_command", "main", "which keys take far more than their share; what goes to which kind of token"),
     "causal-graph": ("causal_graph_command", "main", "which tokens cause a prediction, verified by masking them"),

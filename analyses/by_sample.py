@@ -18,7 +18,7 @@ def mean_scores(
     sums: Mapping[str, Float64[Tensor, "samples layers"]],
     rows: Int[Tensor, " samples"],
     modality: str,
-    layers: Sequence[int],
+    layers: Sequence[int | None],
     draws: int,
     seed: int,
 ) -> list[Score]:

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from torch import Tensor
 
 from analyses.pattern_gradients import PatternGradients, Round
@@ -119,7 +119,6 @@ class Relevancies:
             to one where they are those of one stack, R_sq R^_qq of an encoder.
         decoder: (n, q), of an encoder-decoder, shares of the decoder's positions.
         keys: (n, k), where pictures are read by cross-attention, R_sq over what is read.
-        notes: What a reader must know.
     """
 
     targets: Targets
@@ -127,7 +126,6 @@ class Relevancies:
     positions: Float[Tensor, "n p"]
     decoder: Float[Tensor, "n q"] | None = None
     keys: Float[Tensor, "n k"] | None = None
-    notes: tuple[str, ...] = ()
 
 
 def stack_points(model: HookedMM, stream: str, batch: Batch) -> list[str]:
@@ -245,14 +243,21 @@ def relevancies(
         BadInputError: If a layer has no pattern, or the model's attention has no rule; it says which.
     """
     found = PatternGradients(model, batch, targets, text_points(model, batch), kind)
-    return joined(targets, [(one, of_text(found, one, normalise=normalise)) for one in found.rounds()])
+    rounds = [(one.places, of_text(found, one, normalise=normalise)) for one in found.rounds()]
+    return combined(targets, [part for _, part in rounds], torch.cat([places for places, _ in rounds]))
 
 
-def joined(targets: Targets, parts: Sequence[tuple[Round, Relevancies]]) -> Relevancies:
-    """The relevancies of all rounds in the order of the targets."""
-    order = torch.cat([one.places for one, _ in parts]).argsort()
+def combined(targets: Targets, parts: Sequence[Relevancies], numbers: Int[Tensor, " n"]) -> Relevancies:
+    """The relevancies of all rounds in the order of the targets.
+
+    Args:
+        targets: All.
+        parts: Of some of the targets each.
+        numbers: Which those are, part by part.
+    """
+    order = numbers.argsort()
     made: dict[str, Any] = {}
     for name in ("scores", "positions", "decoder", "keys"):
-        values = [getattr(part, name) for _, part in parts]
+        values = [getattr(part, name) for part in parts]
         made[name] = None if values[0] is None else torch.cat([value.cpu() for value in values])[order]
-    return Relevancies(targets, **made, notes=tuple(dict.fromkeys(note for _, part in parts for note in part.notes)))
+    return Relevancies(targets, **made)

@@ -16,7 +16,7 @@ through.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from jaxtyping import Float, Int
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from analyses.pattern_gradients import PatternGradients, Round
 from analyses.picture_maps import PictureMap, tower_maps
-from analyses.relevancy import Relevancies, joined, of_text, stack_points, text_points, through
+from analyses.relevancy import Relevancies, combined, of_text, stack_points, text_points, through
 from analyses.targets import Kind, Targets
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map, connector_patterns
@@ -165,6 +165,9 @@ def end_to_end(
 ) -> TowerRelevancies:
     """The relevancy of the tower's patches to each target, in one forward pass and one backward pass per round.
 
+    A packed tower has one pattern over the patches of all pictures, which grows with the square of their number: its
+    samples are run one by one.
+
     Args:
         model: The model.
         batch: With images, and answers that hold the targets.
@@ -181,12 +184,14 @@ def end_to_end(
             f"{'the batch has no images' if not batch.has_images else 'this model has no tower'}, so relevancy ends at "
             "the language model's positions (relevancy.relevancies)"
         )
+    if batch.layout.kind == "packed" and len(batch) > 1:
+        return _one_by_one(model, batch, targets, kind, normalise)
     tower = stack_points(model, "vision", batch)
     points = [*tower, *connector_patterns(model), *text_points(model, batch)]
     found = PatternGradients(model, batch, targets, points, kind)
     names, places = tower_points(found, batch)
     size = int((places >= 0).sum())
-    parts: list[tuple[Round, Relevancies]] = []
+    parts, order = [], []
     sheets, round_of = [], torch.zeros(len(targets), dtype=torch.long)
     for number, one in enumerate(found.rounds()):
         text = of_text(found, one, normalise=normalise)
@@ -194,5 +199,25 @@ def end_to_end(
         values = through(row, [one.weighted[name] for name in names], normalise=normalise)
         sheets.append(spread(values, places, torch.arange(size)).cpu())
         round_of[one.places] = number
-        parts.append((one, text))
-    return TowerRelevancies(joined(targets, parts), torch.stack(sheets), round_of)
+        parts.append(text)
+        order.append(one.places)
+    return TowerRelevancies(combined(targets, parts, torch.cat(order)), torch.stack(sheets), round_of)
+
+
+def _one_by_one(model: HookedMM, batch: Batch, targets: Targets, kind: Kind, normalise: bool) -> TowerRelevancies:
+    """Each sample of a packed tower by itself, put together as if they had run together."""
+    layout, parts, order = batch.layout, [], []
+    assert layout.tower_image is not None
+    most = int(torch.bincount(targets.sample).max())
+    sheets, round_of = torch.zeros(most, 1, len(layout.tower_image)), torch.zeros(len(targets), dtype=torch.long)
+    for sample in sorted(set(targets.sample.tolist())):
+        numbers = (targets.sample == sample).nonzero()[:, 0]
+        own = replace(targets.take(numbers), sample=torch.zeros_like(numbers))
+        found = end_to_end(model, batch.take([sample]), own, kind=kind, normalise=normalise)
+        places = (layout.image_sample[layout.tower_image] == sample).nonzero()[:, 0].cpu()
+        sheets = sheets.to(found.sheets)
+        sheets[: len(found.sheets), :, places] = found.sheets
+        round_of[numbers] = found.round_of
+        parts.append(found.text)
+        order.append(numbers)
+    return TowerRelevancies(combined(targets, parts, torch.cat(order)), sheets, round_of)

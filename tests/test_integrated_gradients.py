@@ -70,7 +70,7 @@ def test_gauss_is_exact_where_midpoints_are_not() -> None:
 
 def test_rules_have_weights_that_sum_to_one() -> None:
     for rule in ("gauss", "midpoint", "graded"):
-        places, weights = steps_of(rule, 7)  # type: ignore[arg-type]
+        places, weights = steps_of(rule, 7)
         assert float(weights.sum()) == pytest.approx(1)
         assert float((places * weights).sum()) == pytest.approx(0.5)
     assert [value.tolist() for value in steps_of("end", 1)] == [[1], [1]]
