@@ -209,7 +209,8 @@ def drawn_maps(
         ends: Scale | None = scale_of(*every) if kind == "common" and every else None
         for (layer, head), drawn in maps.items():
             for one in drawn:
-                which = f"{', ' + _picture(one).replace('-', ' ') if len(images) > 1 or len(drawn) > 1 else ''}"
+                which = f", {_caption(one.picture, images)}" if len(images) > 1 else ""
+                which += ", overview" if one.overview else ""
                 caption = f"layer {layer}, head {head}{which}: {told(one.values)}, {kind} scale"
                 found.append((caption, blended(images[one.picture], one.values, one.box, scale=ends)))
     return found

@@ -131,7 +131,8 @@ def test_maps_are_drawn_in_either_scale_or_both() -> None:
     }
     captions = [caption for caption, _ in drawn_maps(maps, [picture])]
     assert len(captions) == 6
-    assert captions[1].startswith("layer 1, head 2, picture 0 overview: ")
+    assert captions[1].startswith("layer 1, head 2, overview: ")
     assert captions[2] == "layer 3, head 0: empty: 0 everywhere, own scale"
     assert [caption for caption, _ in drawn_maps(maps, [picture], "common")] == captions[3:]
+    assert drawn_maps(maps, [picture] * 2, "own")[0][0].startswith("layer 1, head 2, picture 1: ")
     assert drawn_maps({}, [picture]) == []
