@@ -31,7 +31,7 @@ from hooked_mm.batch import Batch, Modality
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.runner import Hook, HookSpec
-from hooked_mm.value_layout import layout
+from hooked_mm.value_layout import layout, stream_of
 
 FillKind = Literal["mean", "zero", "noise", "data"]
 ScoreKind = Literal["logit", "log_prob", "probability"]
@@ -257,6 +257,12 @@ def replace_tokens(
     def change(value: Tensor, hook: Hook) -> Tensor | None:
         if hook.step > 0 or (gone is not None and not bool(gone.any())):
             return None
+        copies = 1 if stream_of(hook.name) == "tower" else value.shape[0] // len(hook.batch)
+        # Beam search has copies of a sample one after the other.
+        changed = [once(value[copy::copies], hook) for copy in range(copies)]
+        return torch.stack(changed, dim=1).flatten(0, 1) if copies > 1 else changed[0]
+
+    def once(value: Tensor, hook: Hook) -> Tensor:
         tokens = image_tokens(hook.name, hook.batch, value.shape)
         if gone is not None and gone.shape != tokens.real.shape:
             raise BadInputError(

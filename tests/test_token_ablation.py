@@ -218,6 +218,14 @@ def test_a_blind_model_answers_alike_about_any_picture(llava: HookedMM, images: 
     for gone in (torch.ones(6, 64, dtype=torch.bool), None):
         with llava.hooks(replace_tokens(["hook_embed"], gone, Fill("data", means))):
             assert len(set(llava.generate(batch, 3).text)) == 1
+            (blind,) = set(llava.generate(batch, 3, num_beams=2).text)
+    clear = llava.generate(batch, 3, num_beams=2).text
+    changed = next(sample for sample in range(1, 6) if clear[sample] != blind)
+    some = torch.zeros(6, 64, dtype=torch.bool)
+    some[changed] = True
+    with llava.hooks(replace_tokens(["hook_embed"], some, Fill("data", means))):
+        found = llava.generate(batch, 3, num_beams=2).text
+    assert found == [blind if sample == changed else answer for sample, answer in enumerate(clear)]
 
 
 def test_means_over_a_data_set_are_over_all_tokens(llava: HookedMM, images: list[Image.Image]) -> None:
