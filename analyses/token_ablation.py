@@ -26,6 +26,7 @@ import torch
 from jaxtyping import Bool, Float, Float64, Int
 from torch import Tensor
 
+from analyses.tail_logits import tail_logits
 from analyses.targets import Targets
 from hooked_mm.batch import Batch, Modality
 from hooked_mm.errors import BadInputError
@@ -358,11 +359,8 @@ def scores_of(model: HookedMM, batch: Batch, targets: Targets, hooks: Sequence[H
     Returns:
         (n,) float64.
     """
-    length = batch.length
     with torch.no_grad():
-        logits = model.run_with_hooks(batch, hooks, logits_to_keep=length - int(targets.row.min()))
-    assert logits is not None
-    here = Targets(targets.sample, targets.row - (length - logits.shape[1]), targets.token, targets.foil)
+        logits, here = tail_logits(model, batch, targets, hooks)
     scores = here.scores(logits.to(torch.promote_types(logits.dtype, torch.float32)), _LOGITS[kind]).double().cpu()
     return scores.exp() if kind == "probability" else scores
 
