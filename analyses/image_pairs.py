@@ -26,6 +26,11 @@ from hooked_mm.scenes.questions import ASKED
 from hooked_mm.scenes.world import Scene, SceneObject
 
 
+CHANGED = 16
+"""Of 255: by how much a pixel's colour differs between two pictures of one's own that are not the same there; less is
+what saving as JPEG does."""
+
+
 @dataclass(frozen=True)
 class ImagePair:
     """Two pictures, a question, and the right answer in each.
@@ -74,11 +79,12 @@ def _subject(made: ScenePair) -> str | None:
 
 
 def own_pair(clean: ImageSource, corrupt: ImageSource, question: str, answers: tuple[str, str]) -> ImagePair:
-    """A pair of anybody's pictures; where they differ is known if they are of one size."""
+    """A pair of anybody's pictures; where they differ (by more than `CHANGED`) is known if they are of one size."""
     one, other = load_image(clean).convert("RGB"), load_image(corrupt).convert("RGB")
     mask = None
     if one.size == other.size:
-        mask = torch.from_numpy((np.asarray(one) != np.asarray(other)).any(axis=2))
+        apart = np.abs(np.asarray(one, dtype=int) - np.asarray(other, dtype=int))
+        mask = torch.from_numpy((apart > CHANGED).any(axis=2))
     return ImagePair("own", one, other, question, answers, mask)
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from PIL import Image
 
-from analyses.image_pairs import mmvp_pairs, scene_pairs
+from analyses.image_pairs import mmvp_pairs, own_pair, scene_pairs
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.scenes.pairs import ATTRIBUTES
@@ -31,6 +31,18 @@ def test_scenes_differ_within_the_mask_alone(attribute: str) -> None:
             assert pair.subject
             assert pair.subject in pair.question
             assert not pair.subject.startswith("the")
+
+
+def test_ones_own_pictures_differ_where_more_than_compression_changes_them() -> None:
+    """None of those of another size is the place of a difference."""
+    one = np.full((6, 8, 3), 100, dtype=np.uint8)
+    other = one.copy()
+    other[:, :4] += 9
+    other[2:4, 5, 1] = 200
+    pair = own_pair(Image.fromarray(one), Image.fromarray(other), "what ?", ("a", "b"))
+    assert pair.mask is not None
+    assert pair.mask.nonzero().tolist() == [[2, 5], [3, 5]]
+    assert own_pair(Image.fromarray(one), Image.fromarray(other[:-1]), "what ?", ("a", "b")).mask is None
 
 
 def sample(number: int, answer: str, text: str = "is it ? (a) yes (b) no") -> Sample:
