@@ -25,7 +25,6 @@ from hooked_mm.scenes.pairs import ScenePair, scene_pair
 from hooked_mm.scenes.questions import ASKED
 from hooked_mm.scenes.world import Scene, SceneObject
 
-
 CHANGED = 16
 """Of 255: by how much a pixel's colour differs between two pictures of one's own that are not the same there; less is
 what saving as JPEG does."""
