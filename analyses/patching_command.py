@@ -8,7 +8,8 @@ Pairs are scenes that differ in one attribute of one object (`--attribute`), MMV
 of one's own. Scores are the recovered share of the difference between the two answers' logits, per component, layer and
 group of positions, means over pairs with bootstrap intervals over pairs; beside them the control with another pair's
 runs, and, with `--attribution true`, what attribution patching expects. Writes `recovery-COMPONENT.png`, every pair's
-numbers (`recovery.safetensors`), and a gallery of pairs with maps of what each patch brings, to first order.
+numbers (`recovery.safetensors`), and a gallery of pairs with maps of what each patch brings, by attribution patching over four
+runs between the two.
 """
 
 from __future__ import annotations
@@ -37,6 +38,9 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.tensor_folder import write_folder
 
+STEPS = 4
+"""Runs between the two over which a gallery's maps average: the plain gradient may have the wrong sign."""
+
 Table = dict[str, Float64[Tensor, "points n"]]
 
 
@@ -60,8 +64,8 @@ def table_scores(kind: str, table: Table, points: dict[str, str], layers: Sequen
 
 
 def pair_entries(model: HookedMM, pairs: PairBatch, groups: Groups, point: str, direction: Direction) -> list[Entry]:
-    """What each pair is, and which of its patches bring how much of the difference at one point, to first order."""
-    gained = attributed(model, pairs, [point], direction)[0]
+    """What each pair is, and which of its patches bring how much of the difference at one point, by attribution."""
+    gained = attributed(model, pairs, [point], direction, steps=STEPS)[0]
     whole = (pairs.clean_scores - pairs.corrupt_scores).abs().clamp_min(1e-9)
     entries = []
     for number, pair in enumerate(pairs.pairs):
@@ -78,7 +82,7 @@ def pair_entries(model: HookedMM, pairs: PairBatch, groups: Groups, point: str, 
             scale = scale_of(*(one.values for one in maps), signed=True)
             pictures += [
                 (
-                    f"share recovered per patch, {point}" + (" (overview)" if one.overview else ""),
+                    f"share attributed to each patch, {point}" + (" (overview)" if one.overview else ""),
                     blended(shown[0], one.values, one.box, scale=scale, signed=True),
                 )
                 for one in maps

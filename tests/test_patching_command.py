@@ -51,7 +51,7 @@ def test_the_command_writes_tables_numbers_and_a_gallery(
     torch.testing.assert_close(arrays["recovery/last"], expected, rtol=0, atol=1e-4)
     page = (out / "gallery.html").read_text()
     assert page.count("data:image") == 3
-    assert "share recovered per patch, blocks.5.hook_resid_post" in page
+    assert "share attributed to each patch, blocks.5.hook_resid_post" in page
     assert (out / "recovery-resid_post.png").is_file()
     assert "3 pairs" in capsys.readouterr().out
 
