@@ -59,25 +59,23 @@ def by_differences(
     return found
 
 
-@pytest.mark.parametrize("rows", ["target", "question"])
-def test_a_map_is_that_of_the_targets_finite_differences(
-    rows: str, batch: Batch, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """The second token of an answer of three: its row is the first one's position."""
+def test_maps_are_those_of_the_targets_finite_differences(batch: Batch, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The second token of an answer of three, whose row is the first one's position; that row, and the question's."""
     monkeypatch.setattr(LlamaRMSNorm, "forward", exact_norm)
     # What is wrapped keeps the forward that it had.
     model = HookedMM.small("llava", dtype="float64", check=False)
     target = answer_targets(batch).take([2])
-    found = grad_cam(model, batch, target, rows=rows, layers=[2], kind="log_prob")
     image = batch.mask("image")[1].nonzero()[:, 0]
-    own = found.maps[0][0][:, image]
-    line = int(own.amax(1).argmax())
-    keys = image[own[line].topk(2).indices].tolist()
-    query = int(found.queries[0][line])
-    assert (query == int(target.row)) == (rows == "target")
-    expected = by_differences(model, batch, target, 2, query, keys)
-    assert min(expected) > 1e-6
-    assert found.maps[0][0, line, keys].tolist() == pytest.approx(expected, rel=1e-5)
+    for rows in ("target", "question"):
+        found = grad_cam(model, batch, target, rows=rows, layers=[2], kind="log_prob")
+        own = found.maps[0][0][:, image]
+        line = int(own.amax(1).argmax())
+        keys = image[own[line].topk(2).indices].tolist()
+        query = int(found.queries[0][line])
+        assert (query == int(target.row)) == (rows == "target")
+        expected = by_differences(model, batch, target, 2, query, keys)
+        assert min(expected) > 1e-6
+        assert found.maps[0][0, line, keys].tolist() == pytest.approx(expected, rel=1e-5)
 
 
 def test_question_maps_at_the_last_layer_are_said_to_be_empty_and_not_drawn_as_noise(batch: Batch) -> None:

@@ -79,7 +79,9 @@ def test_rules_have_weights_that_sum_to_one() -> None:
             steps_of(rule, steps)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("baseline", [pytest.param("zero", marks=pytest.mark.slow), "mean", "given"])
+@pytest.mark.parametrize(
+    "baseline", ["mean", *(pytest.param(name, marks=pytest.mark.slow) for name in ("zero", "given"))]
+)
 def test_attributions_add_up_to_what_the_features_add(baseline: str, batch: Batch) -> None:
     """Every target of two samples; f at the baseline by a plain hook that writes it."""
     targets = answer_targets(batch)
@@ -149,14 +151,14 @@ def test_gradient_times_input_is_that_of_pytorch_alone(batch: Batch) -> None:
     handle.remove()
 
 
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize("side", ["right", pytest.param("left", marks=pytest.mark.slow)])
 def test_neither_companions_nor_padding_change_an_attribution(side: str, images: list[Image.Image]) -> None:
     both = wide().prepare(images[:2], ASKED, answers=SAID, padding_side=side)
     targets = answer_targets(both)
-    together = integrated_gradients(wide(), both, targets, steps=3, size=4)
+    together = integrated_gradients(wide(), both, targets, steps=2, size=3)
     for sample in range(2):
         alone = wide().prepare(images[sample], ASKED[sample], answers=[SAID[sample]])
-        found = integrated_gradients(wide(), alone, answer_targets(alone), steps=3)
+        found = integrated_gradients(wide(), alone, answer_targets(alone), steps=2)
         own = (both.modality[sample] != 0).nonzero()[:, 0]
         mine = [values for values, of in zip(together.values, targets.sample, strict=True) if of == sample]
         for here, there in zip(mine, found.values, strict=True):

@@ -59,6 +59,29 @@ def test_each_target_has_its_own_gradient_although_a_batch_shares_a_backward_pas
             torch.testing.assert_close(found.scores[place], logits[sample, row, token].detach())
 
 
+def test_one_forward_pass_serves_all_targets_and_one_backward_pass_a_round(
+    llava: HookedMM, answered: Batch, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Four tokens at most of an answer: four rounds, whatever the number of samples."""
+    passes = {"forward": 0, "backward": 0}
+    forward, backward = HookedMM.run_with_cache, torch.autograd.grad
+
+    def run(*args: Any, **options: Any) -> Any:
+        passes["forward"] += 1
+        return forward(*args, **options)
+
+    def differentiate(*args: Any, **options: Any) -> Any:
+        passes["backward"] += 1
+        return backward(*args, **options)
+
+    monkeypatch.setattr(HookedMM, "run_with_cache", run)
+    monkeypatch.setattr(torch.autograd, "grad", differentiate)
+    targets = answer_targets(answered)
+    assert len(targets) == 6
+    assert len(list(PatternGradients(llava, answered, targets, POINTS).rounds())) == 4
+    assert passes == {"forward": 1, "backward": 4}
+
+
 def exact_norm(norm: Any, value: torch.Tensor) -> torch.Tensor:
     """transformers' own rounds to float32, which differences show."""
     return norm.weight * value * torch.rsqrt(value.pow(2).mean(-1, keepdim=True) + norm.variance_epsilon)
