@@ -26,7 +26,7 @@ from torch import Tensor
 from analyses.curves import Curve, draw_curves
 from analyses.deletion_curves import Curves, deletion_curves, orders_of
 from analyses.frame import new_parser, parsed
-from analyses.model_samples import add_model, loaded, samples_of
+from analyses.model_samples import Samples, add_model, loaded, samples_of
 from analyses.patch_maps import covers
 from analyses.result import Result, Score
 from analyses.targets import Targets, answer_targets
@@ -242,6 +242,33 @@ def write_curves(folder: Path, curves: dict[str, Curves], model: str, draws: int
         csv.writer(file).writerows([["curve", "order", "share", "probability", "low", "high"], *rows])
 
 
+def ablated(samples: Samples, fill: Fill, made: Any) -> Ablation:
+    """Effects and curves of all samples that have pictures; how many have none is noted.
+
+    Args:
+        samples: With answers behind their prompts.
+        fill: What replaced tokens become.
+        made: The command's options.
+
+    Raises:
+        BadInputError: If no sample is left.
+    """
+    found, blind = Ablation(samples.model, fill, made), 0
+    for part, batch in samples:
+        shown = [number for number, sample in enumerate(part) if sources(sample.images)]
+        blind += len(part) - len(shown)
+        if shown:
+            kept = batch if len(shown) == len(part) else batch.take(shown)
+            found.add(samples.data, [part[number] for number in shown], kept)
+    if blind:
+        found.notes.append(f"{blind} samples have no picture, and count nowhere")
+    if not found.effects:
+        raise BadInputError(
+            f"no sample is left to look at: {'; '.join([*found.notes, *samples.notes()]) or 'the data set is empty'}"
+        )
+    return found
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm analyse ablation`."""
     parser = new_parser("ablation", __doc__)
@@ -264,13 +291,12 @@ def main(argv: Sequence[str] | None = None) -> None:
         )
     model, name = loaded(made), made.name or made.model.name
     samples = samples_of(made, model)
-    fill = Fill(made.fill, data_means(model, [batch for _, batch in samples]) if made.fill == "data" else {}, made.seed)
-    samples.skipped.clear()
-    ablation = Ablation(model, fill, made)
-    for part, batch in samples:
-        ablation.add(made.data, part, batch)
-    if not ablation.effects:
-        raise BadInputError(f"no sample is left to look at: {'; '.join(samples.notes()) or 'the data set is empty'}")
+    means = {}
+    if made.fill == "data":
+        asked = Samples(model, made.data, "none", on_error=made.on_error)
+        means = data_means(model, (batch for _, batch in asked if batch.has_images))
+    fill = Fill(made.fill, means, made.seed)
+    ablation = ablated(samples, fill, made)
     curves = {name_: joined(parts) for name_, parts in ablation.curves.items()}
     effects = {name_: torch.cat(parts) for name_, parts in ablation.effects.items()}
     scores = [*effect_scores(effects, made.draws, made.seed), *curve_scores(curves, made.draws, made.seed)]

@@ -17,7 +17,7 @@ Which tokens: see `token_sets`. Curves over growing sets: see `deletion_curves`.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal, get_args
 
@@ -221,7 +221,7 @@ def _noise(counts: Sequence[int], shape: Sequence[int], seed: int, keys: Sequenc
     return drawn
 
 
-def data_means(model: HookedMM, batches: Sequence[Batch]) -> dict[str, Float[Tensor, " d"]]:
+def data_means(model: HookedMM, batches: Iterable[Batch]) -> dict[str, Float[Tensor, " d"]]:
     """Mean over all image tokens of all batches, at every point where `Fill` needs one.
 
     Raises:

@@ -155,7 +155,7 @@ class Study:
 
 
 def in_batches(
-    model: HookedMM, questions: Sequence[Question], options: argparse.Namespace
+    questions: Sequence[Question], options: argparse.Namespace
 ) -> Iterator[tuple[list[int], list[Question]]]:
     """Questions, some at a time, with their numbers."""
     for start in range(0, len(questions), options.batch_size):
@@ -177,10 +177,10 @@ def prompts(
 
 def blank_hooks(model: HookedMM, questions: Sequence[Question], options: argparse.Namespace) -> Hooks:
     """Every image token becomes the mean over all pictures."""
-    batches = [
+    batches = (
         prompts(model, part, options, [question.answer for question in part])
-        for _, part in in_batches(model, questions, options)
-    ]
+        for _, part in in_batches(questions, options)
+    )
     fill = Fill("data", data_means(model, batches))
     return lambda samples, batch: replace_tokens(ablated_points(model, batch), None, fill)
 
@@ -195,7 +195,7 @@ def looked(
 ) -> Tensor:
     """The log ratio of picture to question for what was said."""
     parts = []
-    for numbers, part in in_batches(model, questions, options):
+    for numbers, part in in_batches(questions, options):
         said = [graded[number].said or question.answer for number, question in zip(numbers, part, strict=True)]
         others = [next(x for x in question.options if x != one) for question, one in zip(part, said, strict=True)]
         batch, instead = prompts(model, part, options, said), prompts(model, part, options, others)

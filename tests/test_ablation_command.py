@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import csv
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
-from analyses.ablation_command import asked_masks, curve_scores, effect_scores, joined, main
+from analyses.ablation_command import ablated, asked_masks, curve_scores, effect_scores, joined, main
 from analyses.deletion_curves import Curves
+from analyses.model_samples import Samples
 from analyses.result import Result
 from analyses.targets import prompt_targets
 from analyses.token_ablation import Fill, ablated_scores
+from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule
@@ -70,6 +74,27 @@ def test_areas_of_batches_are_those_of_all_samples() -> None:
     assert found["deletion AUC: norm"].value == pytest.approx(0.35)
     assert found["deletion AUC, normalised: norm"].value == 0.5
     assert found["deletion AUC, normalised: norm"].left_out == 1
+
+
+def test_samples_without_pictures_count_nowhere(llava: HookedMM, images: list[Image.Image]) -> None:
+    """And that is said; a data set that knows no objects has sets of a share of the tokens."""
+    options = {"kind": "logit", "share": 0.125, "region_share": 0.5, "controls": 2, "orders": ["norm"], "steps": 2}
+    made = SimpleNamespace(**options, rows=64, seed=0)
+    given = [
+        Sample("one", images[0], "what place is this ?", "sea"),
+        Sample("none", None, "what place is this ?", "sea"),
+        Sample("two", images[1], "what is there ?", "red"),
+    ]
+    found = ablated(Samples(llava, SampleDataModule(given), "given"), Fill(), made)
+    assert {name: parts[0].shape for name, parts in found.effects.items()} == dict.fromkeys(
+        ("all tokens", "largest norm", "random tokens", "random regions"), (2,)
+    )
+    assert found.notes == ["1 samples have no picture, and count nowhere"]
+    alone = ablated(Samples(llava, SampleDataModule(given[2:]), "given"), Fill(), made)
+    for name, (values,) in alone.effects.items():
+        torch.testing.assert_close(values, found.effects[name][0][1:], rtol=0, atol=1e-4)
+    with pytest.raises(BadInputError, match="no sample is left to look at: 1 samples have no picture"):
+        ablated(Samples(llava, SampleDataModule(given[1:2]), "given"), Fill(), made)
 
 
 @pytest.mark.usefixtures("loaded")
