@@ -69,8 +69,8 @@ class _Search:
         roots = [max((a, b), key=lambda node: self.tiers[node])] if self.tiers[a] != self.tiers[b] else [b, a]
         # As in the reference: while ends rest on pairs alone, every neighbour that is not later may separate.
         last = max(self.tiers[a], self.tiers[b])
-        above = pag.possible_ancestors()[:, [a, b]].any(axis=1)
-        likely = {node for node, tier in enumerate(self.tiers) if (tier <= last if size == 1 else above[node])}
+        above = set(np.flatnonzero(pag.possible_ancestors()[:, [a, b]].any(axis=1)).tolist())
+        likely = {node for node, tier in enumerate(self.tiers) if (tier <= last if size == 1 else node in above)}
         seen: set[frozenset[int]] = set()
         for root in roots:
             pool = [node for node in pds_paths(pag, root, size) if node in likely - {a, b}]

@@ -36,7 +36,7 @@ def pds_paths(
     allowed[root] = False
     found: dict[int, tuple[int, ...]] = {}
     # A step depends on the one before it, so what is visited are edges, not nodes.
-    layer = [(root, node) for node in np.flatnonzero(adjacent[root] & allowed).tolist()]
+    layer = [(root, node) for node in (adjacent[root] & allowed).nonzero()[0].tolist()]
     paths: dict[tuple[int, int], tuple[int, ...]] = {step: step for step in layer}
     steps = 1
     while layer and (depth is None or steps <= depth):
@@ -46,7 +46,7 @@ def pds_paths(
             found.setdefault(here, paths[step])
             onward = adjacent[here] & allowed & (adjacent[before] | (into[before, here] & into[:, here]))
             onward[before] = False
-            for node in np.flatnonzero(onward).tolist():
+            for node in onward.nonzero()[0].tolist():
                 if (here, node) not in paths and node not in paths[step]:
                     paths[here, node] = (*paths[step], node)
                     following.append((here, node))

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import combinations, product
 
 import numpy as np
@@ -20,28 +21,33 @@ class Dag:
     observed: int
     edges: Edges
 
+    @cached_property
+    def _parents(self) -> dict[int, list[int]]:
+        found: dict[int, list[int]] = {}
+        for a, b in self.edges:
+            found.setdefault(b, []).append(a)
+        return found
+
     def parents(self, node: int) -> list[int]:
-        return [a for a, b in self.edges if b == node]
+        return self._parents.get(node, [])
 
     def separated(self, x: int, y: int, given: Sequence[int]) -> bool:
         """d-separation: no path in the moral graph of the ancestors (Lauritzen et al. 1990)."""
         kept, queue = {x, y, *given}, [x, y, *given]
         while queue:
-            for parent in self.parents(queue.pop()):
-                if parent not in kept:
-                    kept.add(parent)
-                    queue.append(parent)
+            fresh = set(self.parents(queue.pop())) - kept
+            kept |= fresh
+            queue += fresh
         joined: dict[int, set[int]] = {node: set() for node in kept}
         for node in kept:
-            own = self.parents(node)
-            for a, b in [*((node, parent) for parent in own), *combinations(own, 2)]:
-                joined[a].add(b)
-                joined[b].add(a)
-        seen, queue = {x}, [x]
+            family = {node, *self.parents(node)}
+            for member in family:
+                joined[member] |= family
+        seen, queue, stop = {x}, [x], set(given)
         while queue:
-            for node in joined[queue.pop()] - seen - set(given):
-                seen.add(node)
-                queue.append(node)
+            fresh = joined[queue.pop()] - seen - stop
+            seen |= fresh
+            queue += fresh
         return y not in seen
 
 

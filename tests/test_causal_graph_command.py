@@ -84,10 +84,10 @@ def test_lvlm_interpret_alpha_and_threshold_are_passed_through(
     written: tuple[list[dict[str, Any]], Result, Path], tmp_path: Path
 ) -> None:
     """Settings reach the graphs, and are written beside them."""
-    few = ["--threshold", "0.02", "--most_images", "8"]
+    few = ["--threshold", "0.02", "--most_images", "8", "--data.size", "1"]
     strict, result = run(tmp_path / "one", "--alpha", "1e-12", *few)
     assert [result.settings[name] for name in ("alpha", "threshold", "most_images")] == [1e-12, 0.02, 8]
-    assert sum(len(graph["nodes"]) for graph in strict) < sum(len(graph["nodes"]) for graph in written[0])
+    assert sum(len(graph["nodes"]) for graph in strict) < sum(len(graph["nodes"]) for graph in written[0][:2])
     assert all(node["attention"] > 0.02 for graph in strict for node in graph["nodes"][:-1])
     assert all(sum(node["image"] for node in graph["nodes"]) <= 8 for graph in strict)
     loose, _ = run(tmp_path / "two", "--alpha", "0.1", *few)
@@ -99,10 +99,22 @@ def test_lvlm_interpret_alpha_and_threshold_are_passed_through(
 def test_layers_heads_tokens_and_the_mean(tmp_path: Path) -> None:
     """As they are asked for; by the mean only image tokens are masked."""
     graphs, result = run(
-        tmp_path / "out", "--layer", "2", "--heads", "[1]", "--tokens", "[0, 5]", "--how", "mean", "--shown", "1"
+        tmp_path / "out",
+        "--data.size",
+        "1",
+        "--layer",
+        "2",
+        "--heads",
+        "[1]",
+        "--tokens",
+        "[0, 5]",
+        "--how",
+        "mean",
+        "--shown",
+        "1",
     )
     assert {(graph["layer"], graph["head"]) for graph in graphs} == {(2, 1)}
-    assert len(graphs) == 2
+    assert len(graphs) == 1
     for graph in graphs:
         assert all(graph["nodes"][node]["image"] for node in graph["verification"]["subset"])
     assert result.settings["how"] == "mean"
