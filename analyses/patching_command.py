@@ -8,8 +8,8 @@ Pairs are scenes that differ in one attribute of one object (`--attribute`), MMV
 of one's own. Scores are the recovered share of the difference between the two answers' logits, per component, layer and
 group of positions, means over pairs with bootstrap intervals over pairs; beside them the control with another pair's
 runs, and, with `--attribution true`, what attribution patching expects. Writes `recovery-COMPONENT.png`, every pair's
-numbers (`recovery.safetensors`), and a gallery of pairs with maps of what each patch brings, by attribution patching over four
-runs between the two.
+numbers (`recovery.safetensors`), and a gallery of pairs with maps of what each patch brings, by attribution patching
+over four runs between the two.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from hooked_mm.hooked import HookedMM
 from hooked_mm.tensor_folder import write_folder
 
 STEPS = 4
-"""Runs between the two over which a gallery's maps average: the plain gradient may have the wrong sign."""
+"""Runs between the two over which gradients are averaged unless told: the plain one may have the wrong sign."""
 
 Table = dict[str, Float64[Tensor, "points n"]]
 
@@ -158,7 +158,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--direction", type=Direction, default="denoise", help="clean into corrupt, or the other way")
     parser.add_argument("--control", type=bool, default=True, help="patch another pair's runs, too")
     parser.add_argument("--attribution", type=bool, default=False, help="beside it, attribution patching")
-    parser.add_argument("--steps", type=int, default=0, help="runs that attribution averages the gradient over")
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, help="runs that attribution averages the gradient over, or 0"
+    )
     parser.add_argument("--gallery", type=int, default=12, help="pairs that are shown")
     made = parsed(parser, argv)
     if made.draws < 1 or (made.tower and made.attribution):
