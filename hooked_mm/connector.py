@@ -168,8 +168,9 @@ def connector_map(
                 )
             parts += found
     place = batch.modality.device
-    sample, position, row, patch, weight = (torch.cat(values).to(place) for values in zip(*parts, strict=True))
-    return Connector(sample.long(), position.long(), row.long(), patch.long(), weight, batch)
+    *where, weight = (torch.cat(values).to(place) for values in zip(*parts, strict=True))
+    samples, position, row, patch = (values.long() for values in where)
+    return Connector(samples, position, row, patch, weight, batch)
 
 
 def _why(batch: Batch, own: ImageLayout) -> str:
@@ -219,7 +220,7 @@ def _resampled(batch: Batch, attention: Sequence[Tensor]) -> list[tuple[Tensor, 
     if layout.valid is not None:
         weights = weights * layout.valid.to(weights.device)[:, None]
     weights = normalised(weights).cpu()
-    parts = []
+    parts: list[tuple[Tensor, ...]] = []
     for image, sample in enumerate(layout.image_sample.tolist()):
         rows = (layout.tower_image == image).nonzero()[:, 0]
         if layout.kind == "cross":
