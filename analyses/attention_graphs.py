@@ -42,18 +42,8 @@ class HeadRows:
 
 
 def node_masks(batch: Batch) -> tuple[Bool[Tensor, "b p"], Bool[Tensor, "b p"]]:
-    """Which positions can be nodes: image tokens, and text behind a sample's first image.
-
-    Raises:
-        UnsupportedModelError: If a sample has no image positions.
-    """
+    """Which positions can be nodes: image tokens, and text behind a sample's first image."""
     every = batch.mask(modality="image")
-    if not bool(every.any(dim=1).all()):
-        row = int((~every.any(dim=1)).nonzero()[0])
-        raise UnsupportedModelError(
-            f"sample {row} has no image positions in the sequence: it has no picture, or the model's text reads "
-            "pictures by cross-attention, whose weights are not rows of the same matrix"
-        )
     behind = every.cumsum(dim=1) > 0
     return every & ~batch.separator.to(every.device), behind & batch.mask(modality="text")
 
@@ -97,6 +87,11 @@ def head_rows(
         raise BadInputError(f"heads={heads} of {count}; give numbers from 0, or how many to choose")
     images, text = node_masks(batch)
     samples, rows = targets.sample.tolist(), targets.row.tolist()
+    if lacking := [sample for sample in samples if not bool(images[sample].any())]:
+        raise UnsupportedModelError(
+            f"sample {lacking[0]} has no image positions in the sequence: it has no picture, or the model's text reads "
+            "pictures by cross-attention, whose weights are not rows of the same matrix"
+        )
     first = _by_sample([{row} for row in rows], samples, len(batch))
     (attention,) = attention_rows(model, batch, first, asked).values()
     chosen: list[tuple[int, int, float, Nodes]] = []

@@ -5,7 +5,7 @@ Ordered iterative causal discovery: Rohekar et al. 2021 (arXiv 2111.04095), with
 independent given some set of that size which is
 
 1. closed within as many steps around the later end (`possible_d_sep`; around either end if neither is later), and
-2. made of possible ancestors of the two ends;
+2. made of possible ancestors of the two ends (at size 1, of neighbours that are not later);
 
 then the ends are oriented anew (`pag_orientation`). A node never causes one of an earlier tier, so the set that
 separates two nodes lies around the later. It ends when no edge has a set of the next size left. Cut short, at a size or
@@ -16,7 +16,8 @@ so the result does not depend on the order in which edges are looked at. A test 
 `partial_correlation`) removes nothing, and is counted.
 
 Why not a library: causal-learn, the maintained one, takes tiers, but writes an edge between tiers as `a --> b` where
-`a o-> b` is meant, which denies common causes; and its FCI wants data of n rows. It is the reference in the tests.
+`a o-> b` is meant, which denies common causes; its FCI wants data of n rows, and its R5, R9 and R10 miss some tails and
+make up others. With the order as arrowheads it is the reference in the tests.
 """
 
 from __future__ import annotations

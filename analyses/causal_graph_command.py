@@ -7,7 +7,7 @@ For each token of an answer and each head: nodes, a partial ancestral graph, an 
 (`causal_explanation`). Writes `graphs.json` (all of that), `gallery.html` (graphs, and explanations on the picture),
 and scores: how many explanations are verified, how often masking a whole explanation changes the prediction beside as
 many tokens drawn by chance of the same kinds, and, for questions about an object of a scene, the share of verified
-image tokens that lies on it, beside the share of all image tokens that does.
+image tokens that lies on it, beside that of all image tokens (what as many by chance have on average).
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from analyses.ablation_command import asked_masks
 from analyses.attention_graphs import HeadRows, head_rows, node_masks
 from analyses.causal_discovery import MOST_CONDITIONS, MOST_TESTS
 from analyses.causal_explanation import (
@@ -48,8 +49,7 @@ from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.intervals import bootstrap
-from hooked_mm.scenes.dataset import SceneDataset
-from hooked_mm.scenes.draw import mask as cover
+from hooked_mm.prepare import load_images, sources
 from hooked_mm.store_format import write_json
 
 FILE = "graphs.json"
@@ -95,10 +95,21 @@ class Judge:
     found: list[Judged] = field(default_factory=list)
     entries: list[Entry] = field(default_factory=list)
 
-    def batch(self, samples: Sequence[Sample], batch: Batch, asked: Sequence[Any]) -> None:
-        """All answer tokens of a batch, all heads."""
+    def batch(self, samples: Sequence[Sample], batch: Batch, asked: Sequence[Any]) -> list[str]:
+        """All answer tokens of a batch, all heads; the samples that have none, with the reason."""
         made = self.made
-        targets = answer_targets(batch, made.tokens)
+        try:
+            targets = answer_targets(batch, made.tokens)
+        except BadInputError:
+            targets = Targets(*torch.zeros(3, 0, dtype=torch.long))
+        answered = set(targets.sample.tolist())
+        without = [f"{one.id}: no answer with such a token" for n, one in enumerate(samples) if n not in answered]
+        without += [
+            f"{one.id}: no picture" for n, one in enumerate(samples) if n in answered and not sources(one.images)
+        ]
+        targets = targets.take([n for n, own in enumerate(targets.sample.tolist()) if sources(samples[own].images)])
+        if not len(targets):
+            return without
         connector = connector_map(self.model, batch) if batch.layout.kind == "resampled" else None
         every = head_rows(
             self.model, batch, targets, made.layer, made.heads, threshold=made.threshold, most_images=made.most_images
@@ -106,6 +117,7 @@ class Judge:
         for number in range(len(targets)):
             own = [held for held in every if held.target == number]
             self._target(samples, batch, targets, own, connector, asked)
+        return without
 
     def _target(
         self,
@@ -123,7 +135,7 @@ class Judge:
         for held in heads:
             judged = self._judge(batch, sample, row, held, base, word, item.id)
             subset = judged.verification.subset
-            images = _pictures(item)
+            images = load_images(item.images)
             if asked[sample] is not None and subset:
                 self._place(judged, batch, sample, images, connector, asked[sample])
             self.found.append(judged)
@@ -227,11 +239,6 @@ class Judge:
         ]
 
 
-def _pictures(item: Sample) -> list[Any]:
-    images = item.images
-    return [] if images is None else list(images) if isinstance(images, list | tuple) else [images]
-
-
 def summary(judged: Judged) -> str:
     """One line."""
     count, verification = len(judged.explanation.members), judged.verification
@@ -315,21 +322,6 @@ def scores(found: Sequence[Judged], draws: int, seed: int) -> list[Score]:
     return made
 
 
-def asked_masks(data: Any, samples: Sequence[Sample]) -> list[Tensor | None]:
-    """Per sample the pixels of the object that its question is about; None where that is not known."""
-    scenes = getattr(data, "scenes", None)
-    if not isinstance(scenes, SceneDataset) or scenes.task == "caption":
-        return [None] * len(samples)
-    numbers = {name: number for number, name in enumerate(scenes.ids())}
-    found: list[Tensor | None] = []
-    for item in samples:
-        about = scenes.asked(numbers[item.id]).about
-        size = _pictures(item)[0].size
-        mask = None if about is None else torch.from_numpy(cover(about, *size) > 0.5)
-        found.append(mask if mask is not None and bool(mask.any()) else None)
-    return found
-
-
 def main(argv: Sequence[str] | None = None) -> None:
     """The command `hooked-mm analyse causal-graph`."""
     parser = new_parser("causal-graph", __doc__)
@@ -355,7 +347,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     judge = Judge(model, made, np.random.default_rng(made.seed))
     samples = samples_of(made, model)
     for items, batch in samples:
-        judge.batch(items, batch, asked_masks(made.data, items))
+        samples.skipped += judge.batch(items, batch, asked_masks(made.data, items) or [None] * len(items))
     if not judge.found:
         raise BadInputError("no answer has such a token; give samples with answers, or other --tokens")
     result = Result("causal-graph", made.name or made.model.name, [], {name: made[name] for name in SETTINGS})

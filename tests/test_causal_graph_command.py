@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
-import torch
+from PIL import Image
 
 from analyses.analyse_command import COMMANDS
-from analyses.causal_graph_command import FILE, MEASURES, asked_masks, main
+from analyses.causal_graph_command import FILE, MEASURES, Judge, main
 from analyses.result import Result
+from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
-from hooked_mm.scenes.dataset import ScenesDataModule
-from hooked_mm.scenes.draw import mask as cover
+from hooked_mm.hooked import HookedMM
 
 FEW = [
     *("--model.id", "small:llava", "--data", "ScenesDataModule", "--data.task", "question", "--data.size", "2"),
@@ -118,28 +120,40 @@ def test_layers_heads_tokens_and_the_mean(tmp_path: Path) -> None:
     for graph in graphs:
         assert all(graph["nodes"][node]["image"] for node in graph["verification"]["subset"])
     assert result.settings["how"] == "mean"
+    assert not any("left out" in note for note in result.notes)
     with pytest.raises(BadInputError, match="layer=9"):
         run(tmp_path / "wrong", "--layer", "9")
 
 
 @pytest.mark.usefixtures("loaded")
 def test_answers_are_needed(tmp_path: Path) -> None:
-    """Without an answer there is nothing to explain."""
+    """Without an answer, or one that is long enough, there is nothing to explain."""
     with pytest.raises(BadInputError, match="answer"):
         run(tmp_path / "out", "--answer", "none")
+    with pytest.raises(BadInputError, match="other --tokens"):
+        run(tmp_path / "long", "--tokens", "[40]")
 
 
-def test_masks_of_asked_objects() -> None:
-    """Of questions about an object; others have none."""
-    data = ScenesDataModule(size=3, task="questions", batch_size=4)
-    samples = [data.dataset[number] for number in range(12)]
-    for number, (item, mask) in enumerate(zip(samples, asked_masks(data, samples), strict=True)):
-        about = data.scenes.asked(number).about
-        assert (mask is None) == (about is None)
-        if mask is not None and about is not None:
-            assert torch.equal(mask, torch.from_numpy(cover(about, *item.images.size) > 0.5))
-    captions = ScenesDataModule(size=2)
-    assert asked_masks(captions, [captions.dataset[0]]) == [None]
+def test_samples_without_a_picture_are_counted(llava: HookedMM, images: list[Image.Image]) -> None:
+    """And those whose answer is too short; the others are explained."""
+    options = {
+        "tokens": [1],
+        "layer": None,
+        "heads": 1,
+        "threshold": 0.05,
+        "most_images": 4,
+        "alpha": 1e-5,
+        "samples": 128,
+    }
+    options |= {"depth": 1, "most_conditions": 1, "most_tests": 99, "how": "knockout", "budget": 2, "at_once": 2}
+    judge = Judge(llava, SimpleNamespace(**options, chance=0, shown=1), np.random.default_rng(0))
+    text, answers = "what colour is the star ?", ["red star", "red star", "red"]
+    shown = [images[0], None, images[1]]
+    items = [Sample(f"s{n}", shown[n], text, answers[n], {}) for n in range(3)]
+    left_out = judge.batch(items, llava.prepare(shown, text, answers=answers), [None] * 3)
+    assert left_out == ["s2: no answer with such a token", "s1: no picture"]
+    assert [one.sample for one in judge.found] == ["s0"]
+    assert [entry.title for entry in judge.entries] == ["s0: 'star'"]
 
 
 @pytest.mark.slow
