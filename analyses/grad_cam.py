@@ -91,6 +91,9 @@ def grad_cam(
     names = [point.format(layer) for layer in chosen]
     found = PatternGradients(model, batch, targets, names, kind)
     count, _, length, _ = found.patterns[names[0]].shape
+    widths = sorted({value.shape[-1] for value in found.patterns.values()})
+    if len(widths) > 1:
+        raise BadInputError(f"layers {list(chosen)} attend to {widths} keys; choose layers that attend to as many")
     if count != len(batch):
         raise BadInputError(f"{names[0]!r} has {count} rows for {len(batch)} samples; take attention of the text")
     hook = Hook(names[0], chosen[0], 0, batch)

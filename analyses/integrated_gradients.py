@@ -11,8 +11,9 @@ the input itself is gradient x input, which adds up to nothing in particular.
 x are the image features where they enter the language model (`hook_embed` at image positions), the values at another
 point, or pixels. A norm in front of the first layer makes features of a thousandth of the size look like the features
 themselves, so from a baseline of zero f jumps right behind it, where even steps see nothing: the mean of the picture's
-own features is the default, and `graded` steps (a = u^4, Gauss in u) crowd near the baseline for zero. All targets of a
-sample share their passes; a pass never holds more than `size` steps.
+own features is the default, and `graded` steps (a = u^4, Gauss in u) crowd near the baseline for zero. Where a mixture
+chooses other experts on the way, f jumps, which no gradient sees. All targets of a sample share their passes; a pass
+never holds more than `size` steps.
 """
 
 from __future__ import annotations
@@ -330,6 +331,8 @@ def _baseline(varied: _Varied, baseline: Baseline) -> Tensor:
         return baseline.to(value).expand_as(value)
     if baseline not in ("zero", "mean"):
         raise BadInputError(f"baseline={baseline!r}; it is 'zero', 'mean' or values of one position")
+    if baseline == "mean" and len(value) == 1:
+        raise BadInputError("the only image position of a sample is its own mean; take baseline='zero', rule='graded'")
     return torch.zeros_like(value) if baseline == "zero" else value.mean(0, keepdim=True).expand_as(value)
 
 

@@ -31,7 +31,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.small import small_model_path
-from hooked_mm.testing import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import known, miniature, miniature_inputs
 from tests.chefer_by_hand import Attentions, Matrix, cross_attended, normalise, self_attended
 
 ASKED = ["what place is this ?", "what colour is the object at the top left ?", "describe the scene ."]
@@ -328,6 +328,8 @@ def test_relevancy_by_cross_attention_is_that_of_the_rules_by_hand(
 )
 def test_models_without_a_rule_are_refused(family: str, why: str, unchecked: None) -> None:
     """Linear attention, convolutions, and one pattern over a decoder's and an encoder's positions."""
+    if family not in known((family,)):
+        pytest.skip(f"this version of transformers has no {family}")
     plain = miniature(family)
     model = HookedMM(plain, check=False)
     batch = model._batch(miniature_inputs(plain))

@@ -18,7 +18,7 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.small import small_model_path
-from hooked_mm.testing import miniature, miniature_inputs
+from hooked_mm.testing.miniatures import known, miniature, miniature_inputs
 from tests.chefer_by_hand import Attentions, EagerCalls, mixed, normalise, self_attended
 
 ASKED, SAID = ["what place is this ?", "what colour is the object at the top left ?"], ["city", "red"]
@@ -210,6 +210,8 @@ def test_values_are_spread_over_places_of_the_same_patches() -> None:
     ],
 )
 def test_towers_without_a_rule_are_refused(family: str, why: str, unchecked: None) -> None:
+    if family not in known((family,)):
+        pytest.skip(f"this version of transformers has no {family}")
     plain = miniature(family)
     model = HookedMM(plain, check=False)
     batch = model._batch(miniature_inputs(plain))
