@@ -21,6 +21,7 @@ from analyses.driven_answers import (
     shares_of,
     tells_apart,
 )
+from analyses.relevancy import relevancies
 from analyses.token_ablation import Fill, replace_tokens
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -84,6 +85,13 @@ def test_shares_are_sums_over_the_picture_and_the_question(llava: HookedMM) -> N
     ]
     np.testing.assert_allclose(shares_of(llava, said, targets, "attention"), expected, atol=1e-5)
     parts = shares_of(llava, said, targets, "relevancy")
+    given = relevancies(llava, said, targets).positions
+    for sample, names in enumerate(said.tokens):
+        words = pairs[sample].question.split()
+        start = next(n for n in range(len(names)) if names[n : n + len(words)] == words)
+        image = [n for n, name in enumerate(names) if name == "<image>"]
+        both = [float(given[sample, image].sum()), float(given[sample, start : start + len(words)].sum())]
+        np.testing.assert_allclose(parts[sample], both, atol=1e-6)
     assert (parts > 0).all()
     assert (parts.sum(1) <= 1 + 1e-6).all()
     with llava.hooks(replace_tokens(["hook_embed"], None, Fill("zero"))):

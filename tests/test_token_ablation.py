@@ -210,6 +210,22 @@ def test_without_any_token_nothing_is_left_of_the_picture(family: str) -> None:
     assert (whole[0] - whole[1]).abs().max() > 1e-4
 
 
+def test_separators_are_no_tokens_of_a_picture() -> None:
+    """LLaVA-NeXT's newlines hold no patch: they are not counted, and stay as they are."""
+    model = HookedMM(miniature("llava_next"), check=False)
+    batch = model._batch(miniature_inputs(model.hf_model))
+    newlines = batch.mask("image") & batch.separator
+    assert newlines.any(1).all()
+    tokens, _ = token_features(model, batch)
+    assert tokens.counts.tolist() == (batch.mask("image").sum(1) - newlines.sum(1)).tolist()
+    seen: dict[str, Tensor] = {}
+    hooks = replace_tokens(["hook_embed"], None, Fill("zero"))
+    model.run_with_hooks(batch, [*hooks, ("blocks.0.hook_resid_pre", lambda value, hook: seen.update(v=value.clone()))])
+    _, cache = model.run_with_cache(batch, "hook_embed")
+    assert torch.equal(seen["v"][newlines], cache["hook_embed"][newlines])
+    assert not seen["v"][batch.mask("image") & ~newlines].any()
+
+
 def test_a_blind_model_answers_alike_about_any_picture(llava: HookedMM, images: list[Image.Image]) -> None:
     """The hooks hold through a generation."""
     batch = llava.prepare(images[:6], "what colour is the object at the top left ?")
