@@ -244,9 +244,8 @@ def cell(value: float, low: float, high: float, form: str = ".2f") -> str:
 
 
 def of_kind(study: Study, kind: Driven, values: Tensor, draws: int) -> str:
-    """The mean over the answers of a kind with its interval over questions; how they are clustered changes little."""
-    own = torch.tensor([one == kind for one in study.driven()])
-    known = values[own]
+    """The mean over the answers of a kind with its interval over questions."""
+    known = values[torch.tensor([one == kind for one in study.driven()])]
     if bool(known.isnan().all()):
         return "-"
     value, low, high = map(float, bootstrap(known, draws=draws))
