@@ -61,7 +61,8 @@ class Explainer:
     def relevant(self, batch: Batch, targets: Targets) -> tuple[Relevancies, TowerRelevancies | None]:
         """Through the tower where that is asked for or can be had."""
         options = {"kind": self.made.kind, "normalise": self.made.normalise}
-        if self.tower:
+        # A batch without pictures says nothing of the others.
+        if self.tower and (batch.has_images or self.made.tower):
             try:
                 found = end_to_end(self.model, batch, targets, **options)
                 return found.text, found

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -14,7 +15,7 @@ from analyses.tower_relevancy import end_to_end
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.prepare import load_images
-from hooked_mm.scenes.dataset import ScenesDataModule
+from hooked_mm.scenes.dataset import SceneDataset, ScenesDataModule, picture
 from hooked_mm.tensor_folder import read_json, read_tensors
 
 MODEL = ["--model.id", "small:llava", "--model.dtype", "float32", "--draws", "20", "--answer", "given"]
@@ -73,3 +74,13 @@ def test_a_tower_without_a_rule_is_told_or_refused(tmp_path: Path, monkeypatch: 
     assert names == ["sample-0/answer-0/language-model/picture-0"]
     with pytest.raises(BadInputError, match="attends within windows"):
         command.main([*few, "--tower", "true", "--output", str(tmp_path / "refused")])
+
+
+def test_a_batch_without_pictures_does_not_end_the_towers_part(llava: HookedMM) -> None:
+    """The next batch has pictures again."""
+    explainer = command.Explainer(llava, SimpleNamespace(tower=None, kind="logit", normalise=True))
+    bare = llava.prepare(None, ["what place is this ?"], answers=["city"])
+    assert explainer.relevant(bare, answer_targets(bare))[1] is None
+    shown = llava.prepare(picture(SceneDataset(1).scene(0)), "what place is this ?", answers=["city"])
+    assert explainer.relevant(shown, answer_targets(shown))[1] is not None
+    assert explainer.notes == []

@@ -192,6 +192,24 @@ def test_neither_companions_nor_padding_change_what_reaches_the_patches(name: st
         assert not torch.allclose(whole.sheets, together.sheets)
 
 
+def test_several_pictures_of_a_sample_have_a_map_each_on_their_own_patches(images: list[Image.Image]) -> None:
+    """Beside a sample of one; what a picture's tokens are given stays within its own rows of the tower."""
+    model = wide("llava")
+    batch = model.prepare([images[:2], images[2:3]], [f"<image> <image> {ASKED[0]}", ASKED[0]], answers=SAID)
+    targets = answer_targets(batch)
+    found = end_to_end(model, batch, targets)
+    first, second = found.maps(model, batch, 0, images[:2])
+    assert (first.picture, second.picture) == (0, 1)
+    tokens = [found.text.positions[0, batch.image_index[0] == image].sum() for image in range(2)]
+    rows = found.sheets[0].sum(1)
+    for own, row, given in zip((first, second), rows, tokens, strict=False):
+        torch.testing.assert_close(own.values.double().sum(), row.double())
+        # A row of R^ sums to 2, of which class tokens have their part.
+        assert given < row <= 2 * given + 1e-9
+    (third,) = found.maps(model, batch, 1, images[2:3])
+    torch.testing.assert_close(third.values.double().sum(), rows[2].double())
+
+
 def test_values_are_spread_over_places_of_the_same_patches() -> None:
     here, there = torch.tensor([-1, 0, 1, -1, 2, 3]), torch.tensor([-1, 0, 1, -2, -1, 2, 3, -2])
     sheet = torch.tensor([[5.0, 1, 2, 6, 3, 4]])
