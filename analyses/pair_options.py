@@ -30,7 +30,7 @@ def add_pairs(parser: ArgumentParser) -> None:
     parser.add_argument("--model", type=ModelSource, required=True, help="the model to look into")
     pairs = parser.add_argument_group("pairs: scenes, MMVP, or two pictures")
     pairs.add_argument("--attribute", type=Attribute | None, help="scenes that differ in this alone")
-    pairs.add_argument("--count", type=int, default=32, help="of pairs of scenes")
+    pairs.add_argument("--size", type=int, default=32, help="pairs of scenes")
     pairs.add_argument("--split", type=str, default="test", help="of the scenes")
     pairs.add_argument("--objects", type=int | None, help="only scenes with so many objects")
     pairs.add_argument("--mmvp", type=Path | None, help="the folder of MMVP, whose pairs are taken")
@@ -63,7 +63,7 @@ def pairs_of(made: Any) -> tuple[list[ImagePair], list[str]]:
             f"give one of --attribute (scenes), --mmvp (its folder), or two pictures: --{', --'.join(OWN)}"
         )
     if made.attribute is not None:
-        return scene_pairs(made.attribute, made.count, made.split, made.seed, objects=made.objects), []
+        return scene_pairs(made.attribute, made.size, made.split, made.seed, objects=made.objects), []
     if made.mmvp is not None:
         data = Mmvp(made.mmvp).dataset
         return mmvp_pairs([data[number] for number in range(len(data))])  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def batches_of(made: Any, model: HookedMM) -> tuple[PairBatches, list[str]]:
 
 def settings_of(made: Any, *more: str) -> dict[str, Any]:
     """What a result says it was made with."""
-    names = ("attribute", "count", "split", "objects", "mmvp", *OWN)
+    names = ("attribute", "size", "split", "objects", "mmvp", *OWN)
     values = {name: made[name] for name in (*names, "right", "share", "layers", "draws", "seed", *more)}
     return {name: str(value) if isinstance(value, Path) else value for name, value in values.items()}
 

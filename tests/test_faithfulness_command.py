@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from analyses.analyse_command import main as analyse
 from analyses.attribution_methods import METHODS
 from analyses.faithfulness_command import CONTROLS, asked_of, judge, main
 from analyses.result import Result
@@ -15,6 +16,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.pairs import scene_pair
+from tests.pages import broken_links, run_page
 
 
 def test_what_is_asked_for_and_the_rest_do_not_overlap() -> None:
@@ -67,3 +69,15 @@ def test_wrong_answers_are_counted_and_a_method_that_can_not_be_is_told(
     assert len(judge(llava, pairs, ["gradient"], steps=0, only_right=False).values["gradient"]["IoU"]) == 3
     with pytest.raises(BadInputError, match="attribution method"):
         judge(llava, pairs, ["gradeint"])
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("loaded")
+def test_the_page_runs_as_it_stands(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What an answer rests on: every command and the Python of the page."""
+    monkeypatch.chdir(tmp_path)
+    run_page("attribution.md", analyse=analyse)
+    assert (tmp_path / "relevancy.png").is_file()
+    for name in ("attention", "sinks", "relevancy", "gradcam", "shares", "patching", "knockout", "ablation", "causal"):
+        assert (tmp_path / "runs" / name / "result.json").is_file(), name
+    assert not broken_links("attribution.md")

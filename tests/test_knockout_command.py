@@ -24,7 +24,7 @@ def test_the_command_writes_what_each_cut_changes(llava: HookedMM, tmp_path: Pat
     """A window of three layers around the fourth, clipped at the sixth; both kinds of change."""
     out = tmp_path / "out"
     more = ["--window", "3", "--layers", "[3, 5]", "--cuts", "['last -> object', 'subject->object']"]
-    main([*MODEL, "--count", "3", "--batch_size", "2", *more, "--output", str(out)])
+    main([*MODEL, "--size", "3", "--batch_size", "2", *more, "--output", str(out)])
     cuts, windows = [Cut("last", "object"), Cut("subject", "object")], [range(2, 5), range(4, 6)]
     parts = []
     for pairs in PairBatches(llava, scene_pairs("colour", 3), 2):
@@ -56,7 +56,7 @@ def test_cuts_are_written_with_an_arrow() -> None:
 @pytest.mark.usefixtures("loaded")
 def test_layers_and_draws_that_do_not_exist_are_refused(tmp_path: Path) -> None:
     """Before anything runs."""
-    given = [*MODEL, "--count", "1", "--output", str(tmp_path / "out")]
+    given = [*MODEL, "--size", "1", "--output", str(tmp_path / "out")]
     with pytest.raises(BadInputError, match="layer 6 was asked for"):
         main([*given, "--layers", "[6]"])
     with pytest.raises(BadInputError, match="draws=0"):

@@ -34,7 +34,7 @@ def options(parser: ArgumentParser, *given: str) -> Any:
 
 def test_each_source_gives_its_pairs(parser: ArgumentParser, tmp_path: Path) -> None:
     """Scenes of an attribute; the pairs of MMVP's files, those with equal labels counted; two pictures."""
-    pairs, notes = pairs_of(options(parser, "--attribute", "shape", "--count", "2", "--objects", "1"))
+    pairs, notes = pairs_of(options(parser, "--attribute", "shape", "--size", "2", "--objects", "1"))
     assert [pair.id for pair in pairs] == ["test-0-shape-0000", "test-0-shape-0001"]
     assert not notes
     folder = tmp_path / "MMVP Images"

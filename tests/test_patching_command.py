@@ -26,7 +26,7 @@ def test_the_command_writes_tables_numbers_and_a_gallery(
     """Means are over the pairs of all batches; a batch of one pair has no control, and that is noted."""
     out = tmp_path / "out"
     more = ["--components", "[resid_post]", "--layers", "[5]", "--attribution", "true", "--gallery", "1"]
-    main([*MODEL, "--attribute", "colour", "--count", "3", "--batch_size", "2", *more, "--output", str(out)])
+    main([*MODEL, "--attribute", "colour", "--size", "3", "--batch_size", "2", *more, "--output", str(out)])
     result = Result.load(out)
     assert result.kinds() == ["recovery, resid_post", "control, resid_post", "attribution, resid_post"]
     found, points = [], ["blocks.5.hook_resid_post"]
