@@ -156,7 +156,7 @@ class Ablation:
             options: dict[str, Any] = {"keys": keys, "size": made.rows}
             scores = ablated_scores(self.model, batch, targets, single, self.fill, kind=made.kind, **options)
             maps["alone"] = (scores[:1] - scores[1:]).T
-        orders = [random_orders(real, made.controls, made.seed, mine)]
+        orders = [random_orders(real, made.random_orders, made.seed, mine)]
         if maps:
             orders.insert(0, orders_of(torch.stack(list(maps.values())), real, made.seed, mine))
         curves = deletion_curves(
@@ -172,7 +172,7 @@ class Ablation:
         )
         if "region" in maps:
             self._note("curves are of samples whose question asks about an object")
-        names = [*maps, *["random"] * made.controls]
+        names = [*maps, *["random"] * made.random_orders]
         # Orders are only compared on the same samples.
         lacks = torch.zeros(len(own), dtype=torch.bool) if "region" not in maps else ~region.any(1)[own]  # type: ignore[union-attr]
         for name in dict.fromkeys(names):
@@ -279,15 +279,16 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--kind", type=ScoreKind, default="logit", help="what effects are measured in")
     parser.add_argument("--share", type=float, default=0.1, help="size of sets where no object is known")
     parser.add_argument("--region_share", type=float, default=0.5, help="of a patch that an object covers at least")
-    parser.add_argument("--controls", type=int, default=20, help="random sets, and random orders, per sample")
+    parser.add_argument("--controls", type=int, default=20, help="random sets per sample")
+    parser.add_argument("--random_orders", type=int, default=4, help="beside the others, per sample; steps runs each")
     parser.add_argument("--orders", type=list[Order], default=["region", "norm"], help="of the curves")
     parser.add_argument("--steps", type=int, default=10, help="of the curves")
     parser.add_argument("--rows", type=int, default=64, help="samples in one pass at most")
     made = parsed(parser, argv)
-    if made.controls < 1 or not 0 < made.share <= 1 or made.answer == "none":
+    if min(made.controls, made.random_orders) < 1 or not 0 < made.share <= 1 or made.answer == "none":
         raise BadInputError(
-            f"controls={made.controls}, share={made.share}, answer={made.answer!r}: at least one control, a share "
-            "above 0 to 1, and answers that are given or generated"
+            f"controls={made.controls}, random_orders={made.random_orders}, share={made.share}, answer={made.answer!r}: "
+            "at least one control and order, a share above 0 to 1, and answers that are given or generated"
         )
     model, name = loaded(made), made.name or made.model.name
     samples = samples_of(made, model)
@@ -300,7 +301,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     curves = {name_: joined(parts) for name_, parts in ablation.curves.items()}
     effects = {name_: torch.cat(parts) for name_, parts in ablation.effects.items()}
     scores = [*effect_scores(effects, made.draws, made.seed), *curve_scores(curves, made.draws, made.seed)]
-    keys = ("fill", "kind", "share", "region_share", "controls", "orders", "steps", "answer", "draws", "seed")
+    keys = (
+        "fill",
+        "kind",
+        "share",
+        "region_share",
+        "controls",
+        "random_orders",
+        "orders",
+        "steps",
+        "answer",
+        "draws",
+        "seed",
+    )
     settings = {key: made[key] for key in keys} | {"data": made.data.describe()}
     result = Result("ablation", name, scores, settings, [*ablation.notes, *samples.notes()])
     write_curves(made.output, curves, name, made.draws, made.seed)

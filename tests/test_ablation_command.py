@@ -124,5 +124,5 @@ def test_the_command_writes_effects_and_curves(
     assert len(ends) == 1
     assert (tmp_path / "out" / "curves.png").is_file()
     assert "lost without the object" in capsys.readouterr().out
-    with pytest.raises(BadInputError, match="controls=0"):
+    with pytest.raises(BadInputError, match="controls=0, random_orders=0"):
         main([*given, "--controls", "0", "--output", str(tmp_path / "none")])
