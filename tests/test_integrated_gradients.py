@@ -84,9 +84,11 @@ def test_rules_have_weights_that_sum_to_one() -> None:
 )
 def test_attributions_add_up_to_what_the_features_add(baseline: str, batch: Batch) -> None:
     """Every target of two samples; f at the baseline by a plain hook that writes it."""
-    targets = answer_targets(batch)
+    targets = answer_targets(batch).take([0, 2, 3])
     start: Any = torch.linspace(-2, 2, wide().cfg.d_model).double() if baseline == "given" else baseline
-    options: Any = {"steps": 96, "rule": "graded"} if baseline == "zero" else {"steps": 24}
+    options: Any = (
+        {"steps": 96, "rule": "graded"} if baseline == "zero" else {"steps": 16 if baseline == "mean" else 24}
+    )
     found = integrated_gradients(wide(), batch, targets, baseline=start, size=7, **options)
     image = batch.mask("image")
 
