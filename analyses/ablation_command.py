@@ -287,8 +287,8 @@ def main(argv: Sequence[str] | None = None) -> None:
     made = parsed(parser, argv)
     if min(made.controls, made.random_orders) < 1 or not 0 < made.share <= 1 or made.answer == "none":
         raise BadInputError(
-            f"controls={made.controls}, random_orders={made.random_orders}, share={made.share}, answer={made.answer!r}: "
-            "at least one control and order, a share above 0 to 1, and answers that are given or generated"
+            f"controls={made.controls}, random_orders={made.random_orders}, share={made.share}, "
+            f"answer={made.answer!r}: at least one control and order, a share above 0 to 1, answers given or generated"
         )
     model, name = loaded(made), made.name or made.model.name
     samples = samples_of(made, model)

@@ -15,13 +15,14 @@ from torch import Tensor
 from analyses.by_sample import mean_scores
 from analyses.gallery import Entry, write_gallery
 from analyses.lens_page import token_text
-from analyses.map_overlay import blended, is_empty, scale_of, told
+from analyses.map_overlay import SIDE, blended, is_empty, scale_of, told
 from analyses.model_samples import Samples, add_model
 from analyses.picture_maps import PictureMap
 from analyses.result import Result, Score
 from analyses.targets import Kind, Targets, answer_targets
 from hooked_mm.batch import Batch
 from hooked_mm.data import Sample
+from hooked_mm.drawing import enlarge
 from hooked_mm.errors import BadInputError
 from hooked_mm.prepare import load_images
 from hooked_mm.tensor_folder import write_folder
@@ -136,7 +137,8 @@ def show(
     for number, part in enumerate(parts):
         for key, value in part.arrays.items():
             found.tensors[f"{name}/answer-{number}/{key}"] = value.float()
-        pictures = [("picture" if len(images) == 1 else f"picture {n + 1}", image) for n, image in enumerate(images)]
+        names = ["picture"] if len(images) == 1 else [f"picture {n + 1}" for n in range(len(images))]
+        pictures = [(shown, enlarge(image, SIDE)) for shown, image in zip(names, images, strict=True)]
         for key, maps in part.maps.items():
             for one in maps:
                 which = f"picture-{one.picture}{'-overview' if one.overview else ''}"

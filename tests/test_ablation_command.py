@@ -78,7 +78,15 @@ def test_areas_of_batches_are_those_of_all_samples() -> None:
 
 def test_samples_without_pictures_count_nowhere(llava: HookedMM, images: list[Image.Image]) -> None:
     """And that is said; a data set that knows no objects has sets of a share of the tokens."""
-    options = {"kind": "logit", "share": 0.125, "region_share": 0.5, "controls": 2, "random_orders": 2, "orders": ["norm"], "steps": 2}
+    options = {
+        "kind": "logit",
+        "share": 0.125,
+        "region_share": 0.5,
+        "controls": 2,
+        "random_orders": 2,
+        "orders": ["norm"],
+        "steps": 2,
+    }
     made = SimpleNamespace(**options, rows=64, seed=0)
     given = [
         Sample("one", images[0], "what place is this ?", "sea"),

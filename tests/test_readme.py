@@ -77,6 +77,8 @@ SHORTER = {
     "hooked-mm shift": "--data.size 60 --k [3] --count 2",
     "hooked-mm analyse logit-lens": "--data.size 3",
     "hooked-mm analyse linearity": "--data.size 8 --draws 10",
+    "hooked-mm analyse relevancy": "--data.size 1",
+    "hooked-mm analyse patching": "--size 2 --draws 10",
 }
 """What the quick run of a command has in addition."""
 LONG = ("hooked-mm models", "hooked-mm demo --model")
