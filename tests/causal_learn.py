@@ -1,8 +1,8 @@
 """causal-learn's FCI (https://causal-learn.readthedocs.io, Tetrad's in Python), asked under an order.
 
 As it comes, its tiers write `a --> b` on every edge between tiers and refuse arrowheads at the earlier node: an order
-is taken for the absence of common causes. `as_arrowheads` replaces the two functions that do so; the search and all rules
-stay the library's. Run as a script with the library at hand, this writes `golden_pags.json`:
+is taken for the absence of common causes. `as_arrowheads` replaces the two functions that do so; search and rules stay
+the library's. Run as a script with the library at hand, this writes `golden_pags.json`:
 
     python -m tests.causal_learn
 """
