@@ -168,6 +168,8 @@ PROJECTOR_NAMES = (
     *("vision_tower.merger", "embed_vision", "vision_model.connector", "visual_projection", "perceiver_resampler"),
     *("enc_to_dec_proj", "encoder.multi_modal_projector", "encoder.embed_patches", "encoder.embed_vision"),
 )
+# What attends between tower and projector: a query transformer, a pooling of patches.
+POOLING_NAMES = ("qformer", "vision_backbone.image_pooling_2d")
 # Towers that transformers' `get_encoder` does not know.
 TOWER_NAMES = ("image_encoder",)
 FINAL_NORM_NAMES = (*("norm", "final_layernorm", "final_layer_norm", "ln_f", "layer_norm"), "hyper_connection_mixer")
@@ -199,7 +201,6 @@ class Oddity:
         projector: The module from tower features to image tokens.
         projector_out: Module and field where the image tokens are in the order of the picture, when the projector
             itself gives them in another.
-        pooling: What attends between tower and projector: a pooling of patches, a query transformer.
         image_token: What the configuration calls the token that stands for a patch of an image.
         no_generation: Why its own generation can't be run with hooks; its passes can.
         refused: Why a model of this type can't be had.
@@ -212,7 +213,6 @@ class Oddity:
     vision_parts: Mapping[str, str] = field(default_factory=dict)
     projector: str | None = None
     projector_out: tuple[str, str] | None = None
-    pooling: str = ""
     image_token: str = ""
     no_generation: str = ""
     refused: str = ""
@@ -220,13 +220,7 @@ class Oddity:
 
 EXCEPTIONS: dict[str, Oddity] = {
     # Between the tower and its projector stand a pooling attention and learned vectors for padding.
-    "molmo": Oddity(
-        projector="vision_backbone.image_projector",
-        pooling="vision_backbone.image_pooling_2d",
-        image_token="image_patch_id",
-    ),
-    "blip-2": Oddity(pooling="qformer"),
-    "instructblip": Oddity(pooling="qformer"),
+    "molmo": Oddity(projector="vision_backbone.image_projector", image_token="image_patch_id"),
     # A local and a global (gated) transformer, with a norm and tile embeddings between them.
     "mllama": Oddity(vision_blocks=("vision_model.transformer.layers", "vision_model.global_transformer.layers")),
     # DaViT: stages of blocks, each a spatial and a channel block.

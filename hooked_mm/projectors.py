@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import nn
 
-from hooked_mm.architectures import PROJECTOR_NAMES, Oddity
+from hooked_mm.architectures import POOLING_NAMES, PROJECTOR_NAMES, Oddity
 from hooked_mm.attention_own import by_interface, by_softmax
 from hooked_mm.blocks import first
 from hooked_mm.sources import source_of
@@ -98,13 +98,14 @@ def image_tokens_field(
 
 
 def connector_attention(
-    core: nn.Module, projector: nn.Module | None, exception: Oddity, paths: Mapping[int, str]
+    core: nn.Module, projector: nn.Module | None, paths: Mapping[int, str]
 ) -> tuple[ConnectorAttention, ...]:
-    """The attention modules of what stands before the projector, where an exception names it, and inside the projector.
+    """The attention modules of what stands before the projector, known by its name, and inside the projector.
 
     They are called in the order in which these list them.
     """
-    before = submodule(core, exception.pooling) if exception.pooling else None
+    name = first(core, POOLING_NAMES)
+    before = None if name is None else submodule(core, name)
     found = [
         ConnectorAttention(paths[id(module)], owner is before, not by_interface(module))
         for owner in (before, projector)

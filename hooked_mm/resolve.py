@@ -200,7 +200,7 @@ def resolve(model: Any) -> Structure:
         projector=None if looped else path,
         projector_out=(paths[id(out[0])], out[1]) if out else None,
         projector_each=path if looped else None,
-        connector=() if looped else connector_attention(core, projector, exception, paths),
+        connector=() if looped else connector_attention(core, projector, paths),
         final_norm=end.final_norm,
         embed=paths[id(embed)],
         unembed=end.unembed,
