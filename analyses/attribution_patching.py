@@ -9,13 +9,15 @@ With x a point's value at a position in the run that would be patched, x' in the
 Two forward passes and one backward pass for all points and positions, where patching takes a pass for each. It is exact
 where LD depends on x linearly, and misleads where a softmax or a norm is far from that: check what matters by patching.
 
-`steps` > 0 averages the gradient over runs between the two, whose embeddings are (1 - a) e + a e' at the midpoints
-a = (k + 1/2) / steps (integrated gradients; Hanna et al. 2024, arXiv 2403.17806): a pass forward and back for each.
+`steps` > 0 averages the gradient over runs between the two, in which what enters of the pictures is (1 - a) e + a e' at
+the midpoints a = (k + 1/2) / steps (integrated gradients; Hanna et al. 2024, arXiv 2403.17806): a pass forward and back
+for each. They enter where `token_ablation` replaces tokens: embeddings, an encoder's, or what cross-attention reads.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 
 import torch
 from jaxtyping import Float, Float64
@@ -25,12 +27,11 @@ from analyses.causal_tracing import Direction, recovery, run_and_source
 from analyses.pair_batches import PairBatch
 from analyses.position_groups import Groups
 from analyses.tail_logits import in_tail, tail_options
+from analyses.token_ablation import ablated_points
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.norms import at_least_float32
-from hooked_mm.patching import Patch
-
-EMBED = "hook_embed"
+from hooked_mm.runner import Hook
 
 
 def first_order(
@@ -47,6 +48,11 @@ def first_order(
     return ((wide[0] - wide[1]) * wide[2]).sum(-1)
 
 
+def _between(mine: Tensor, theirs: Tensor, share: float, value: Tensor, hook: Hook) -> Tensor:
+    """A run's values on the way to the other's, for any point."""
+    return torch.lerp(mine, theirs, share)
+
+
 def attributed(
     model: HookedMM, pairs: PairBatch, points: Sequence[str], direction: Direction = "denoise", *, steps: int = 0
 ) -> Float[Tensor, "points n p"]:
@@ -60,24 +66,24 @@ def attributed(
         steps: How many runs between the two the gradient is averaged over; 0 takes it at the run itself.
 
     Raises:
-        BadInputError: If `steps` is negative, or a point is none of single positions.
+        BadInputError: If `steps` is negative, a point is none of single positions, or there is none where the pictures
+            enter, for runs between.
     """
     if steps < 0:
         raise BadInputError(f"steps={steps}; it is 0 for the plain gradient, or how many runs it is averaged over")
     run, source = run_and_source(pairs, direction)
     points = list(points)
+    entries = ablated_points(model, run) if steps else []
     with torch.no_grad():
         last = tail_options(model, source, pairs.targets)
-        _, theirs = model.run_with_cache(source, [*points, EMBED] if steps else points, **last)
+        _, theirs = model.run_with_cache(source, [*points, *entries], **last)
         if steps:
             # The values of the run itself: those of the runs between are others.
-            _, mine = model.run_with_cache(run, [*points, EMBED], **last)
+            _, mine = model.run_with_cache(run, [*points, *entries], **last)
     found = torch.zeros(len(points), *(run.decoder or run).modality.shape)
     for step in range(max(steps, 1)):
-        hooks = []
-        if steps:
-            share = (step + 0.5) / steps
-            hooks = [Patch(EMBED, torch.lerp(mine[EMBED], theirs[EMBED], share), batch=run)]
+        share = (step + 0.5) / max(steps, 1)
+        hooks = [(name, partial(_between, mine[name], theirs[name], share)) for name in entries]
         with torch.enable_grad(), model.hooks(hooks):
             logits, cache = model.run_with_cache(run, points, grad=True, **tail_options(model, run, pairs.targets))
             assert logits is not None

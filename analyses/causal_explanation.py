@@ -183,7 +183,7 @@ class Verification:
     Attributes:
         status: `smallest`: `subset` changes the prediction, and no smaller closed subset does. `irreducible`: it does,
             and none of its tokens can be given back, but not all smaller ones were tried. `none`: no closed subset
-            does. `unknown`: none of those tried does.
+            does. `unknown`: none of those tried does, or `subset` does, but the budget ended before it was irreducible.
         subset: Numbers of nodes; empty if none was found.
         others: Further subsets of the same size that change the prediction, of those tried.
         tried: Masked runs made.
@@ -234,7 +234,7 @@ def verify(
         members: The explanation, nearest to t first.
         changes: Masks sets in the model.
         closed: Which subsets count (`Explanation.is_closed`); all unless given.
-        budget: Masked runs at the most. Two per member are kept for growing and shrinking, if there are as many.
+        budget: Masked runs at the most. Three per member are kept for growing and shrinking, if there are as many.
         at_once: Sets masked in one pass.
 
     Raises:
@@ -242,7 +242,7 @@ def verify(
     """
     if budget < 1 or at_once < 1:
         raise BadInputError(f"budget={budget}, at_once={at_once}; both must be at least 1")
-    kept = min(2 * len(members), budget // 2)
+    kept = min(3 * len(members), budget // 2)
     masked = _Masked(changes, budget - kept, at_once)
     size = 0
     for count in range(1, len(members) + 1):
@@ -258,12 +258,16 @@ def verify(
     grown = next(masked.found([tuple(members[:count]) for count in range(1, len(members) + 1)]), ())
     if not grown:
         return Verification("unknown", (), (), masked.tried, size)
-    subset, whole = list(grown), True
-    for node in reversed(grown):
+    # What is needed beside a token may be needless without it, so all are tried again after the last that went.
+    subset, waiting, needed = list(grown), list(reversed(grown)), 0
+    while needed < len(subset) and masked.left:
+        node = waiting.pop(0)
         fewer = tuple(other for other in subset if other != node)
-        if not masked.left:
-            whole = False
-            break
         if fewer and list(masked.found([fewer])):
             subset.remove(node)
-    return Verification("irreducible" if whole else "unknown", tuple(subset), (), masked.tried, size)
+            needed = 0
+        else:
+            waiting.append(node)
+            needed += 1
+    status: Status = "irreducible" if needed == len(subset) else "unknown"
+    return Verification(status, tuple(subset), (), masked.tried, size)

@@ -117,7 +117,8 @@ def shares_of(model: HookedMM, batch: Batch, targets: Targets, measure: Measure)
         BadInputError: If the model has no relevancy, or text and picture have no attention in common.
     """
     if measure == "relevancy":
-        found = relevancies(model, batch, targets)
+        # Beside what cross-attention reads, R - I as it is: of that there are no shares to hold against shares of text.
+        found = relevancies(model, batch, targets, normalise=batch.layout.kind != "cross")
         # Of an encoder-decoder, positions are the encoder's, where question and picture are read together.
         positions = found.positions
         question = batch.mask(role="question")[targets.sample.to(batch.role.device)]

@@ -118,7 +118,10 @@ def cases(
 
 
 def control_maps(one: Case, asked: Sequence[Asked], seed: int) -> dict[str, list[Tensor]]:
-    """Over pixels: the object itself through the finest grid there is, nearness to the centre, and chance."""
+    """Over pixels: the object itself through the grid of image tokens, nearness to the centre, and chance.
+
+    Of patches, where tokens have no grid. A finer one of patches under merged tokens would allow a little more.
+    """
     made: dict[str, list[Tensor]] = {name: [] for name in CONTROLS}
     for number, item in enumerate(asked):
         layout = one.batch.layout.images[number]

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from copy import deepcopy
 from typing import Any
 
 import pytest
 import torch
 from torch import nn
 
-from analyses.attribution_patching import EMBED, attributed, by_group, first_order
+from analyses.attribution_patching import attributed, by_group, first_order
 from analyses.causal_tracing import patched_scores, point_names, traced
 from analyses.image_pairs import scene_pairs
 from analyses.pair_batches import PairBatch, PairBatches, pair_groups
@@ -16,6 +17,8 @@ from analyses.position_groups import Groups, Masked
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.patching import Patch
+from tests.processors import processor
+from tests.tiny import tiny
 
 
 @pytest.fixture(scope="module")
@@ -87,8 +90,47 @@ def test_averaged_over_many_runs_all_of_the_embedding_gives_the_whole_difference
 ) -> None:
     """The completeness of integrated gradients (Sundararajan et al. 2017)."""
     pairs, _ = colours
-    found = attributed(llava, pairs, [EMBED], steps=8)[0].sum(1)
+    found = attributed(llava, pairs, ["hook_embed"], steps=8)[0].sum(1)
     torch.testing.assert_close(found, pairs.clean_scores - pairs.corrupt_scores, rtol=0.03, atol=0.03)
+
+
+@pytest.mark.parametrize(
+    ("family", "entry", "point"),
+    [
+        ("mllama", "model.multi_modal_projector", "blocks.1.hook_xattn_out"),
+        ("florence2", "model.language_model.encoder.layernorm_embedding", "blocks.0.hook_xattn_out"),
+    ],
+)
+def test_the_way_between_two_runs_is_that_of_pictures_wherever_they_enter(
+    family: str, entry: str, point: str, unchecked: None
+) -> None:
+    """Read by cross-attention, embeddings of the text are the same in both runs: a way between those goes nowhere."""
+    large = deepcopy(tiny(family))
+    for weight in large.parameters():
+        # Large enough for the way to be no straight line; gates are single numbers.
+        weight.copy_(torch.ones_like(weight) if weight.numel() == 1 else weight * (4 if weight.ndim > 1 else 1))
+    model = HookedMM(large, processor(family), check=False)
+    (pairs,) = PairBatches(model, scene_pairs("colour", 2), right="any")
+    inner, kept = model.hf_model.get_submodule(entry), []
+    for batch in (pairs.corrupt, pairs.clean):
+        handle = inner.register_forward_hook(lambda _, __, output: kept.append(output.detach()))
+        model.run_with_hooks(batch)
+        handle.remove()
+    _, theirs = model.run_with_cache(pairs.clean, point)
+    _, mine = model.run_with_cache(pairs.corrupt, point)
+    mean = torch.zeros_like(mine[point])
+    for share in (0.25, 0.75):
+        between = torch.lerp(*kept, share)
+        handle = inner.register_forward_hook(lambda *_, given=between: given.clone())
+        with torch.enable_grad():
+            logits, cache = model.run_with_cache(pairs.corrupt, point, grad=True)
+            pairs.targets.scores(logits).sum().backward()
+        handle.remove()
+        mean += cache.grad(point) / 2
+    expected = ((theirs[point] - mine[point]) * mean).sum(-1)
+    (found,), (plain,) = (attributed(model, pairs, [point], steps=steps) for steps in (2, 0))
+    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    assert float((plain - expected).abs().max()) > 0.02 * float(expected.abs().max())
 
 
 def test_heads_are_summed_and_companions_have_no_part_in_it(llava: HookedMM, colours: tuple[PairBatch, Groups]) -> None:

@@ -209,6 +209,17 @@ def test_budgets_hold_and_what_is_found_without_all_trials_is_irreducible(seed: 
     assert found.status in ("irreducible", "unknown")
 
 
+def test_a_token_that_is_needed_only_beside_another_is_given_back_with_it() -> None:
+    """Token 0 undoes the change unless 7 goes, too: 7 is needed as long as 0 is among them."""
+
+    def changes(sets: Sequence[tuple[int, ...]]) -> list[bool]:
+        return [{1, 2, 4, 5, 6} <= set(one) and not (0 in one and 7 not in one) for one in sets]
+
+    found = verify(range(8), changes, budget=60, at_once=4)
+    assert (found.status, set(found.subset)) == ("irreducible", {1, 2, 4, 5, 6})
+    assert verify(range(8), changes, budget=40, at_once=4).status == "unknown"
+
+
 def test_a_large_cause_is_found_within_the_default_budget() -> None:
     """Nine of twenty tokens together: no search by size would come so far."""
     needed = set(range(3, 12))

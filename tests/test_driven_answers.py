@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from copy import deepcopy
 
 import numpy as np
 import pytest
@@ -22,11 +23,14 @@ from analyses.driven_answers import (
     tells_apart,
 )
 from analyses.relevancy import relevancies
+from analyses.targets import answer_targets
 from analyses.token_ablation import Fill, replace_tokens
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import picture
 from hooked_mm.scenes.pairs import scene_pair
+from tests.processors import processor
+from tests.tiny import tiny
 
 
 @pytest.mark.parametrize(
@@ -96,6 +100,17 @@ def test_shares_are_sums_over_the_picture_and_the_question(llava: HookedMM) -> N
     assert (parts.sum(1) <= 1 + 1e-6).all()
     with llava.hooks(replace_tokens(["hook_embed"], None, Fill("zero"))):
         assert not torch.allclose(shares_of(llava, said, targets, "relevancy"), parts, atol=1e-2)
+
+
+def test_a_ratio_beside_cross_attention_does_not_hang_on_the_scale_of_logits(unchecked: None) -> None:
+    """Both sides grow with the gradient: a question's shares, which do not, are nothing to hold amounts against."""
+    model = HookedMM(deepcopy(tiny("mllama")), processor("mllama"), check=False)
+    shown = picture(scene_pair("test", 0, "colour").one)
+    batch, found = model.prepare([shown], ["what is this ?"], answers=["red"]), []
+    for _ in range(2):
+        model.hf_model.get_submodule(model.structure.unembed).weight.mul_(1e-2)
+        found.append(log_ratio(shares_of(model, batch, answer_targets(batch, "first"), "relevancy")))
+    torch.testing.assert_close(*found, rtol=0, atol=0.02)
 
 
 def test_ratios_are_logarithms() -> None:
