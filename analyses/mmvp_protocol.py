@@ -42,6 +42,8 @@ LABEL_ERRORS = {99: "b", 100: "a", 279: "b", 280: "a"}
 """Questions whose published answers are known to be swapped, with the right ones; put right only if asked."""
 
 _LETTER = re.compile(r"\(\s*([a-z])\s*\)", re.IGNORECASE)
+# Also a), as answers have it; not the end of a word in parentheses.
+_NAMED = re.compile(r"(?<![a-z0-9])([a-z])\s*\)", re.IGNORECASE)
 _LEAD = (
     r"(?:(?:the|my)\s+)?(?:(?:correct|right|best|final)\s+)?(?:answer|option|choice)\b\s*(?:is)?\s*:?\s*(?:option\s+)?"
 )
@@ -132,7 +134,7 @@ def read_answer(text: str, options: Mapping[str, str]) -> str | None:
         options: Letter -> words.
     """
     said = re.sub(r"[*_`\"'“”]", "", text).strip()
-    letters = {mark.lower() for mark in _LETTER.findall(said)}
+    letters = {mark.lower() for mark in _NAMED.findall(said)}
     if len(letters & set(options)) > 1:
         return None
     bare = said.rstrip(" .!").lower()

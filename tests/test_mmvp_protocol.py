@@ -98,6 +98,8 @@ def test_known_label_errors_are_put_right_only_when_asked(tmp_path: Path) -> Non
         ("A butterfly is open", None),
         ("The answer is a butterfly", None),
         ("(a) or (b)", None),
+        ("a) or b)", None),
+        ("(a) Open (both)", "a"),
         ("(c)", None),
         ("not (a)", None),
         ("I think so.", None),
