@@ -9,7 +9,7 @@ methods on random weights of the same architecture say what of a map comes from 
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import date
 from importlib.metadata import version
 from pathlib import Path
@@ -43,22 +43,30 @@ def result_of(model: str, size: int, steps: int, work: Path, *, random: bool = F
     return Result.load(out)
 
 
-def table(trained: Result, random: Result) -> Iterator[str]:
-    """Markdown of one model: a row per method, best first; the last column is the same method on random weights."""
-    by, other = ({one.score: one for one in result.scores} for result in (trained, random))
-    names = [name.removeprefix("pixel AUROC, ") for name in by if name.startswith("pixel AUROC, ")]
-    names.sort(key=lambda name: -by[f"pixel AUROC, {name}"].value)
-    yield f"| {trained.model} | {' | '.join(MEASURES)} | pixel AUROC, random weights |"
-    yield f"|---|{'---|' * (len(MEASURES) + 1)}"
-    for name in names:
-        cells = []
-        for measure in MEASURES:
-            one = by.get(f"{measure}, {name}")
-            band = f" [{one.low:.3f}, {one.high:.3f}]" if one is not None and measure == MEASURES[0] else ""
-            cells.append("" if one is None else f"{one.value:.3f}{band}")
-        control = other.get(f"pixel AUROC, {name}")
-        known = "" if control is None or name in CONTROLS else f"{control.value:.3f}"
-        yield f"| {f'*{name}*' if name in CONTROLS else name} | {' | '.join(cells)} | {known} |"
+def table(results: Mapping[str, tuple[Result, Result]]) -> Iterator[str]:
+    """Markdown: a row per method, the best in the mean first; pixel AUROC per model, all else as means over the models.
+
+    Args:
+        results: Model -> the result of the trained one, and of random weights.
+    """
+    by = {model: tuple({one.score: one for one in made.scores} for made in pair) for model, pair in results.items()}
+    first = next(iter(by.values()))[0]
+    names = [name.removeprefix("pixel AUROC, ") for name in first if name.startswith("pixel AUROC, ")]
+
+    def mean(measure: str, name: str, which: int = 0) -> float:
+        found = [pair[which].get(f"{measure}, {name}") for pair in by.values()]
+        values = [one.value for one in found if one is not None]
+        return sum(values) / len(values) if values else float("nan")
+
+    rest = [measure for measure in MEASURES if measure != "pixel AUROC"]
+    yield f"| | {' | '.join(f'AUROC, {model}' for model in by)} | {' | '.join(rest)} | AUROC, random weights |"
+    yield f"|---|{'---|' * (len(by) + len(rest) + 1)}"
+    for name in sorted(names, key=lambda name: -mean("pixel AUROC", name)):
+        own = [pair[0].get(f"pixel AUROC, {name}") for pair in by.values()]
+        cells = ["" if one is None else f"{one.value:.3f} [{one.low:.3f}, {one.high:.3f}]" for one in own]
+        cells += [f"{mean(measure, name):.3f}" for measure in rest]
+        cells.append("" if name in CONTROLS else f"{mean('pixel AUROC', name, 1):.3f}")
+        yield f"| {f'*{name}*' if name in CONTROLS else name} | {' | '.join(cells)} |"
 
 
 def sheet(models: Sequence[str], methods: Sequence[str], numbers: Sequence[int]) -> Image.Image:
@@ -88,10 +96,15 @@ def main(argv: Sequence[str] | None = None) -> None:
     options = parser.parse_args(argv)
     head = f"{date.today()}, " + ", ".join(f"{name} {version(name)}" for name in ("torch", "transformers"))
     lines = [f"{head}; {options.size} questions of the split `test`, {options.steps} steps."]
-    for model in options.models:
-        trained = result_of(model, options.size, options.steps, options.work)
-        random = result_of(model, options.size, options.steps, options.work, random=True)
-        lines += ["", *table(trained, random), "", *(f"{note}." for note in trained.notes)]
+    results = {
+        model: (
+            result_of(model, options.size, options.steps, options.work),
+            result_of(model, options.size, options.steps, options.work, random=True),
+        )
+        for model in options.models
+    }
+    lines += ["", *table(results), ""]
+    lines += [f"{model}: {note}." for model, (trained, _) in results.items() for note in trained.notes]
     text = "\n".join(lines) + "\n"
     if options.picture is not None:
         shown = [name for name in METHODS if "signed" not in name and "last" not in name]
