@@ -25,7 +25,7 @@ from torch import Tensor
 
 from analyses.key_groups import key_groups
 from analyses.picture_maps import PictureMap, picture_maps
-from analyses.targets import Targets, Which, answer_targets
+from analyses.targets import Targets, Which, answer_targets, special_ids
 from hooked_mm.attention_rows import Part, attention_rows, pattern_layers
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map
@@ -124,7 +124,7 @@ def answer_attention(
         BadInputError: If there are no such tokens; as in `attention_rows`.
         UnknownHookError: If a layer has no such pattern.
     """
-    targets = answer_targets(batch, which)
+    targets = answer_targets(batch, which, special_ids(model))
     part = part or sees_by(model, batch)
     chosen = pattern_layers(model, part=part) if layers is None else list(dict.fromkeys(layers))
     if not chosen:

@@ -41,7 +41,7 @@ from analyses.model_samples import add_model, loaded, samples_of
 from analyses.partial_correlation import ALPHA, SAMPLES
 from analyses.picture_maps import on_pixels, picture_maps
 from analyses.result import Result, Score
-from analyses.targets import Targets, answer_targets
+from analyses.targets import Targets, answer_targets, special_ids
 from analyses.token_masking import How, check_maskable, masked_predictions
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map
@@ -99,7 +99,7 @@ class Judge:
         """All answer tokens of a batch, all heads; the samples that have none, with the reason."""
         made = self.made
         try:
-            targets = answer_targets(batch, made.tokens)
+            targets = answer_targets(batch, made.tokens, special_ids(self.model))
         except BadInputError:
             targets = Targets(*torch.zeros(3, 0, dtype=torch.long))
         answered = set(targets.sample.tolist())

@@ -107,25 +107,28 @@ def cases(
         part = pairs[start : start + size]
         images = [picture(pair.one) for pair in part]
         batch = model.prepare([[image] for image in images], [pair.question for pair in part])
-        said = model.generate(batch, 8).text
-        right = [pair for pair, text in zip(part, said, strict=True) if text.strip() == pair.answers[0]]
-        found.wrong += len(part) - len(right)
-        kept = right if only_right else part
+        out = model.generate(batch, 8)
+        words = [model.tokenizer(pair.answers[0], add_special_tokens=False)["input_ids"][0] for pair in part]
+        right = [text.strip() == pair.answers[0] for pair, text in zip(part, out.text, strict=True)]
+        found.wrong += right.count(False)
+        # A right answer is explained by the token that was said: some tokenizers begin a word in two ways.
+        first = [int(out.tokens[n, 0]) if right[n] else word for n, word in enumerate(words)]
+        kept = [n for n in range(len(part)) if right[n] or not only_right]
         if kept:
-            first = [model.tokenizer(pair.answers[0], add_special_tokens=False)["input_ids"][0] for pair in kept]
-            asked = [asked_of(pair) for pair in kept]
-            yield asked, case(model, [[one.image] for one in asked], [pair.question for pair in kept], first)
+            asked = [asked_of(part[n]) for n in kept]
+            text = [part[n].question for n in kept]
+            yield asked, case(model, [[one.image] for one in asked], text, [first[n] for n in kept])
 
 
 def control_maps(one: Case, asked: Sequence[Asked], seed: int) -> dict[str, list[Tensor]]:
-    """Over pixels: the object itself through the grid of image tokens, nearness to the centre, and chance.
+    """Over pixels: the object itself through the tower's grid of patches, nearness to the centre, and chance.
 
-    Of patches, where tokens have no grid. A finer one of patches under merged tokens would allow a little more.
+    Of image tokens, where patches have no grid. Merged tokens are coarser: they allow a little less.
     """
     made: dict[str, list[Tensor]] = {name: [] for name in CONTROLS}
     for number, item in enumerate(asked):
         layout = one.batch.layout.images[number]
-        cells = layout.patches if layout.grid is None else layout.grid
+        cells = layout.grid if layout.patches is None else layout.patches
         if cells is None:
             raise BadInputError(f"this model's patches have no grid: {one.batch.layout.why}")
         rows, cols = cells.shape[:2]

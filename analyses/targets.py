@@ -6,7 +6,7 @@ where a token's logit, attention and gradient are taken; the position of the tok
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -16,6 +16,7 @@ from torch import Tensor
 
 from hooked_mm.batch import Batch, Modality
 from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
 
 Kind = Literal["logit", "log_prob"]
 Which = Literal["all", "first"] | Sequence[int]
@@ -114,13 +115,14 @@ def token_ids(batch: Batch) -> Int[Tensor, "b p"]:
     return whole
 
 
-def answer_targets(batch: Batch, which: Which = "all") -> Targets:
+def answer_targets(batch: Batch, which: Which = "all", leave_out: Collection[int] = ()) -> Targets:
     """The tokens of the answers that stand in the batch, sample by sample in their order.
 
     Args:
         batch: With answers: from `prepare(..., answers=)`, or `GenerationOutput.batch`.
         which: All of an answer, its first token, or those of these numbers (from 0, negative from the end); an answer
             that is shorter has none there.
+        leave_out: Ids that are no words and are left out of `all`: an answer's end (`tokenizer.all_special_ids`).
 
     Raises:
         BadInputError: If no answer has such a token, roles are unknown, or `which` is something else.
@@ -133,9 +135,11 @@ def answer_targets(batch: Batch, which: Which = "all") -> Targets:
     found: list[tuple[int, int, int]] = []
     for sample in range(len(text)):
         places = answer[sample].nonzero()[:, 0].tolist()
-        if which == "first":
+        if which == "all":
+            places = [place for place in places if int(ids[sample, place]) not in leave_out]
+        elif which == "first":
             places = places[:1]
-        elif not isinstance(which, str):
+        else:
             places = [places[number] for number in which if -len(places) <= number < len(places)]
         own = there[sample].nonzero()[:, 0]
         for place in places:
@@ -149,6 +153,11 @@ def answer_targets(batch: Batch, which: Which = "all") -> Targets:
         )
     sample_, row, token = torch.tensor(found).T
     return Targets(sample_, row, token)
+
+
+def special_ids(model: HookedMM) -> tuple[int, ...]:
+    """The ids that a model's tokenizer has for marks, which are no words; none without a processor."""
+    return () if model.processor is None else tuple(model.tokenizer.all_special_ids)
 
 
 def prompt_targets(

@@ -80,7 +80,7 @@ def test_the_row_is_the_one_that_predicts_the_token_and_not_the_tokens_own(
             if step + 1 < len(told):
                 later = told[step + 1][layer][sample]
                 assert (pattern[place, :, : expected.shape[1]] - later[:, : expected.shape[1]]).abs().max() > 1e-4
-    assert compared >= 6 * llava.cfg.n_layers
+    assert compared >= 3 * llava.cfg.n_layers
 
 
 def test_no_number_of_patches_is_hard_coded(llava: HookedMM, images: list[Image.Image]) -> None:
@@ -132,7 +132,7 @@ def test_no_attention_of_a_generation_is_held(
 
 def test_means_and_shares_of_columns(seen: AnswerAttention, answered: Batch) -> None:
     """Written out for one token; shares of all kinds of keys add up to one; no columns, no mean."""
-    pattern, place = seen.patterns[2], 3
+    pattern, place = seen.patterns[2], 2
     sample = int(seen.targets.sample[place])
     columns = [c for c in range(answered.length) if int(answered.modality[sample, c]) == 2]
     by_hand = [sum(float(pattern[place, head, c]) for c in columns) for head in range(4)]

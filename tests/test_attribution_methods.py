@@ -8,6 +8,7 @@ import pytest
 import torch
 
 from analyses.attribution_methods import METHODS, Case, attribution, case, scores
+from analyses.faithfulness_command import asked_of, control_maps
 from analyses.patch_maps import auroc, covers
 from analyses.picture_maps import on_pixels
 from hooked_mm.errors import BadInputError
@@ -32,20 +33,31 @@ def maps_of(one: Case, name: str) -> list[torch.Tensor]:
     return [on_pixels(maps, 0, own[0].size) for maps, own in zip(attribution(name, one), one.images, strict=True)]
 
 
+def mean_auroc(maps: list[torch.Tensor], masks: list[torch.Tensor]) -> float:
+    return sum(auroc(own.flatten(), mask.flatten()) for own, mask in zip(maps, masks, strict=True)) / len(masks)
+
+
 @pytest.mark.parametrize("model", ["llava", "idefics2", "qwen2_vl", "molmo"])
 def test_every_method_finds_the_asked_object_and_knows_no_companions(
     small: Callable[[str], HookedMM], model: str
 ) -> None:
-    """Means over three questions; a sample alone has the maps that it has among others."""
+    """Means over three questions; a sample alone has the maps that it has among others.
+
+    The best reaches .87 at least of what the object itself has, seen through the grid of patches.
+    """
     together, alone = made(small(model), PAIRS), made(small(model), PAIRS[1:2])
     masks = [covers(render(pair.one)[1][pair.index]) for pair in PAIRS]
+    ideal = mean_auroc(control_maps(together, [asked_of(pair) for pair in PAIRS], 0)["ideal"], masks)
+    best = 0.0
     for name in FAST:
         found = maps_of(together, name)
-        mean = sum(auroc(own.flatten(), mask.flatten()) for own, mask in zip(found, masks, strict=True)) / len(masks)
+        mean = mean_auroc(found, masks)
+        best = max(best, mean)
         assert mean > (0.4 if "signed" in name else 0.85), name
         (single,) = maps_of(alone, name)
         scale = float(found[1].nan_to_num().abs().max())
         assert torch.allclose(single, found[1], atol=2e-3 * scale, equal_nan=True), name
+    assert 0.87 * ideal < best <= ideal + 1e-3
 
 
 def test_integrated_gradients_find_the_asked_object(llava: HookedMM) -> None:

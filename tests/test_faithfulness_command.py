@@ -55,7 +55,7 @@ def test_wrong_answers_are_counted_and_a_method_that_can_not_be_is_told(
     llava: HookedMM, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     pairs = [scene_pair("test", index, "colour") for index in range(3)]
-    said = type("Said", (), {"text": [pairs[0].answers[0], "a fish", pairs[2].answers[0]]})
+    said = type("Said", (), {"text": [pairs[0].answers[0], "a fish", pairs[2].answers[0]], "tokens": torch.ones(3, 1)})
     monkeypatch.setattr(HookedMM, "generate", lambda *_, **__: said)
 
     def refuses(_: object) -> None:

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.targets import Targets, answer_targets, prompt_targets, token_ids
+from analyses.targets import Targets, answer_targets, prompt_targets, special_ids, token_ids
 from hooked_mm.batch import Modality
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -56,6 +56,15 @@ def test_numbered_tokens_are_left_out_where_an_answer_is_shorter(llava: HookedMM
         answer_targets(batch, "last")  # type: ignore[arg-type]
     with pytest.raises(BadInputError, match="no sample has an answer"):
         answer_targets(llava.prepare(picture(scenes[0]), ASKED[0]))
+
+
+def test_marks_are_no_words_of_an_answer(llava: HookedMM, scenes: list[Scene]) -> None:
+    """A generation ends in its end-of-sequence token."""
+    batch = llava.generate(llava.prepare([picture(one) for one in scenes[:2]], ASKED[:2]), 4).batch
+    assert batch is not None
+    every, words = answer_targets(batch), answer_targets(batch, "all", special_ids(llava))
+    assert llava.tokenizer.eos_token_id in every.token.tolist()
+    assert [llava.tokenizer.decode([token]) for token in words.token.tolist()] == said_of(scenes)[:2]
 
 
 def test_scores_are_the_logit_the_log_probability_and_a_difference(llava: HookedMM, scenes: list[Scene]) -> None:
