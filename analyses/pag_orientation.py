@@ -262,11 +262,31 @@ def _rule10(pag: Pag, _: Separators) -> bool:
 
 
 def uncovered(pag: Pag, path: Sequence[int], end: int) -> bool:
-    """Whether a path that begins so goes on to `end`, uncovered and potentially directed."""
-    if path[-1] == end:
-        return True
-    onward = pag.possibly_directed[path[-1]] & ~pag.adjacent[path[-2]]
-    return any(uncovered(pag, [*path, node], end) for node in np.flatnonzero(onward).tolist() if node not in path)
+    """Whether a path that begins so goes on to `end`, uncovered and potentially directed.
+
+    Walks, which may come to a node twice, are looked for first: where there is none there is no path, and walks need no
+    more steps than there are edges, where paths may be beyond number.
+    """
+    possible, apart = pag.possibly_directed, ~pag.adjacent
+
+    def onward(before: int, node: int) -> list[int]:
+        found: list[int] = np.flatnonzero(possible[node] & apart[before]).tolist()
+        return found
+
+    def goes_on(so_far: Sequence[int]) -> bool:
+        steps = (node for node in onward(so_far[-2], so_far[-1]) if node not in so_far)
+        return so_far[-1] == end or any(goes_on([*so_far, node]) for node in steps)
+
+    reached = {(path[-2], path[-1])}
+    waiting = list(reached)
+    while waiting:
+        before, node = waiting.pop()
+        if node == end:
+            return goes_on(path)
+        steps = {(node, after) for after in onward(before, node)} - reached
+        reached |= steps
+        waiting += steps
+    return False
 
 
 RULES: dict[str, Callable[[Pag, Separators], bool]] = {

@@ -147,3 +147,14 @@ def test_half_an_edge_is_refused() -> None:
         Pag(marks)
     with pytest.raises(BadInputError, match="square"):
         Pag(marks[:2])
+
+
+def test_where_no_path_leads_on_is_told_in_time() -> None:
+    """Twenty pairs of nodes, each joined to both of the next pair: a million paths, none of which arrives."""
+    adjacent = np.zeros((41, 41), dtype=bool)
+    for node in range(38):
+        following = 2 * (node // 2) + 2
+        adjacent[node, following : following + 2] = adjacent[following : following + 2, node] = True
+    graph = unoriented(adjacent, [0] * 41)
+    assert not uncovered(graph, [0, 2], 40)
+    assert uncovered(graph, [0, 2], 39)
