@@ -68,6 +68,7 @@ def test_names_that_are_found_are_modules_of_the_block(structures: dict[str, Str
                     assert len(there) == len(set(there)), (family, block.path, several)
 
 
+@pytest.mark.slow
 def test_the_guide_for_odd_models_runs_as_it_stands(capsys: pytest.CaptureFixture) -> None:
     """The page's commands and Python; what it quotes is what is printed; its tables name all that a row can say."""
     before = dict(EXCEPTIONS)

@@ -134,6 +134,7 @@ def right_or_refused(family: str) -> str:
     return "right"
 
 
+@pytest.mark.slow
 def test_without_its_row_an_architecture_is_refused_or_right(monkeypatch: pytest.MonkeyPatch) -> None:
     """All rows deleted at once, which is every five of them: what is odd is refused, or found all the same."""
     monkeypatch.setattr("hooked_mm.skeleton.EXCEPTIONS", {})
