@@ -25,7 +25,7 @@ from jaxtyping import Bool, Float, Float64
 from PIL import Image
 from torch import Tensor
 
-from analyses.occlusion import Scores, in_parts
+from analyses.occlusion import Scores, cover, in_parts
 from analyses.patch_maps import auroc, iou, on_picture
 from hooked_mm.errors import BadInputError
 from hooked_mm.frames import Box
@@ -121,7 +121,7 @@ def removed(
     whole = np.array(image.convert("RGB"))
     if tuple(pixels.shape) != whole.shape[:2]:
         raise BadInputError(f"a map of {tuple(pixels.shape)} pixels for a picture of {whole.shape[:2]}")
-    fill = np.rint(whole.reshape(-1, 3).mean(0)).astype(np.uint8) if colour is None else np.array(colour, np.uint8)
+    fill = cover(whole, colour)
     values = pixels.double().nan_to_num(nan=-torch.inf).flatten().numpy()
     shuffled = np.random.default_rng(0).permutation(len(values))
     order = shuffled[np.argsort(-values[shuffled], kind="stable")]

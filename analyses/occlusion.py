@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
 import torch
-from jaxtyping import Float, Float64
+from jaxtyping import Float, Float64, UInt8
 from PIL import Image
 from torch import Tensor
 
@@ -44,6 +44,11 @@ def windows(size: tuple[int, int], window: int, stride: int) -> list[tuple[int, 
     ]
 
 
+def cover(pixels: UInt8[np.ndarray, "h w 3"], colour: tuple[int, int, int] | None = None) -> UInt8[np.ndarray, "3"]:
+    """What covered pixels become: a colour, or the picture's mean."""
+    return np.rint(pixels.reshape(-1, 3).mean(0)).astype(np.uint8) if colour is None else np.array(colour, np.uint8)
+
+
 def occlusion(
     scores: Scores,
     image: Image.Image,
@@ -67,7 +72,7 @@ def occlusion(
         BadInputError: As in `windows`.
     """
     pixels = np.array(image.convert("RGB"))
-    fill = np.rint(pixels.reshape(-1, 3).mean(0)).astype(np.uint8) if colour is None else np.array(colour, np.uint8)
+    fill = cover(pixels, colour)
     boxes = windows(image.size, window, stride or max(1, window // 2))
 
     def covered() -> Iterator[Image.Image]:

@@ -40,75 +40,67 @@ def small_llava() -> Size:
     return Size("small", model.requires_grad_(False).eval(), 11)
 
 
-def mid_llava(seed: int = 0) -> Size:
-    """The mid-size LLaVA: text 512 x 8 layers, tower 256 x 6 layers of 224 px (256 image tokens); 300 positions.
+def _random_llava(vision: dict[str, int], text: dict[str, int], seed: int) -> LlavaForConditionalGeneration:
+    """A LLaVA of these sizes with patches of 14 pixels, float32, from transformers' own initialisation under `seed`.
 
-    Weights are random, float32, from transformers' own initialisation under `seed`; the caller's random state stays.
+    The caller's random state stays.
     """
     config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=256,
-            intermediate_size=1024,
-            num_hidden_layers=6,
-            num_attention_heads=4,
-            image_size=224,
-            patch_size=14,
-            projection_dim=256,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=8000,
-            hidden_size=512,
-            intermediate_size=1376,
-            num_hidden_layers=8,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=512,
-            tie_word_embeddings=False,
-        ),
+        vision_config=CLIPVisionConfig(patch_size=14, **vision),
+        text_config=LlamaConfig(tie_word_embeddings=False, **text),
         image_token_id=4,
         vision_feature_layer=-1,
         vision_feature_select_strategy="default",
-        image_seq_length=(224 // 14) ** 2,
+        image_seq_length=(vision["image_size"] // 14) ** 2,
         tie_word_embeddings=False,
     )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    return Size("mid", model.requires_grad_(False).eval(), 44)
+        return LlavaForConditionalGeneration(config).requires_grad_(False).eval()
+
+
+def mid_llava(seed: int = 0) -> Size:
+    """The mid-size LLaVA: text 512 x 8 layers, tower 256 x 6 layers of 224 px (256 image tokens); 300 positions."""
+    vision = {
+        "hidden_size": 256,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 6,
+        "num_attention_heads": 4,
+        "image_size": 224,
+        "projection_dim": 256,
+    }
+    text = {
+        "vocab_size": 8000,
+        "hidden_size": 512,
+        "intermediate_size": 1376,
+        "num_hidden_layers": 8,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 512,
+    }
+    return Size("mid", _random_llava(vision, text, seed), 44)
 
 
 def long_llava(seed: int = 0) -> Size:
     """2,900 positions: 2,704 image tokens (728 px, patches of 14), 196 of text; 256 x 16 layers, 8 heads; random."""
-    config = LlavaConfig(
-        vision_config=CLIPVisionConfig(
-            hidden_size=64,
-            intermediate_size=128,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            image_size=728,
-            patch_size=14,
-            projection_dim=64,
-        ),
-        text_config=LlamaConfig(
-            vocab_size=1000,
-            hidden_size=256,
-            intermediate_size=512,
-            num_hidden_layers=16,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            max_position_embeddings=4096,
-            tie_word_embeddings=False,
-        ),
-        image_token_id=4,
-        vision_feature_layer=-1,
-        vision_feature_select_strategy="default",
-        image_seq_length=(728 // 14) ** 2,
-        tie_word_embeddings=False,
-    )
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        model = LlavaForConditionalGeneration(config)
-    return Size("long", model.requires_grad_(False).eval(), 196)
+    vision = {
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "image_size": 728,
+        "projection_dim": 64,
+    }
+    text = {
+        "vocab_size": 1000,
+        "hidden_size": 256,
+        "intermediate_size": 512,
+        "num_hidden_layers": 16,
+        "num_attention_heads": 8,
+        "num_key_value_heads": 8,
+        "max_position_embeddings": 4096,
+    }
+    return Size("long", _random_llava(vision, text, seed), 196)
 
 
 def llava_batch(config: LlavaConfig, samples: int, text_positions: int, seed: int = 0) -> LlavaInputs:
