@@ -31,6 +31,7 @@ from analyses.map_overlay import Scale, blended, scale_of, told
 from analyses.model_samples import Samples, add_model, loaded, samples_of
 from analyses.picture_maps import PictureMap
 from analyses.result import Result, Score
+from analyses.targets import NoTargetsError
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map, connector_patterns
 from hooked_mm.data import Sample
@@ -73,11 +74,11 @@ def look(samples: Samples, made: Any) -> Seen:
     """All samples, batch by batch."""
     seen = Seen()
     for own, batch in samples:
-        text = batch.decoder or batch
-        if not bool(text.mask(role="answer").any()):
+        try:
+            attention = answer_attention(samples.model, batch, made.tokens, made.layers, made.heads)
+        except NoTargetsError:
             seen.unanswered += len(own)
             continue
-        attention = answer_attention(samples.model, batch, made.tokens, made.layers, made.heads)
         seen.layers, seen.head_numbers = list(attention.patterns), list(attention.heads)
         values = {(name, column): _values(attention, column, name) for name in MEASURES for column in COLUMNS}
         connector = None

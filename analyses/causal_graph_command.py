@@ -41,7 +41,7 @@ from analyses.model_samples import add_model, loaded, samples_of
 from analyses.partial_correlation import ALPHA, SAMPLES
 from analyses.picture_maps import on_pixels, picture_maps
 from analyses.result import Result, Score
-from analyses.targets import Targets, answer_targets, special_ids
+from analyses.targets import NoTargetsError, Targets, answer_targets, special_ids
 from analyses.token_masking import How, check_maskable, masked_predictions
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map
@@ -100,7 +100,7 @@ class Judge:
         made = self.made
         try:
             targets = answer_targets(batch, made.tokens, special_ids(self.model))
-        except BadInputError:
+        except NoTargetsError:
             targets = Targets(*torch.zeros(3, 0, dtype=torch.long))
         answered = set(targets.sample.tolist())
         without = [f"{one.id}: no answer with such a token" for n, one in enumerate(samples) if n not in answered]

@@ -32,7 +32,7 @@ from analyses.model_samples import Samples, add_model, loaded, samples_of
 from analyses.pair_options import rounded
 from analyses.picture_maps import picture_maps
 from analyses.result import Result, Score
-from analyses.targets import Targets, answer_targets, special_ids
+from analyses.targets import NoTargetsError, Targets, answer_targets, special_ids
 from hooked_mm.batch import Batch, Modality
 from hooked_mm.data import Sample
 from hooked_mm.drawing import enlarge
@@ -110,7 +110,7 @@ def find(model: HookedMM, samples: Samples, made: Any) -> Found:
     for some, batch in samples:
         try:
             targets = answer_targets(batch, made.which, special_ids(model))
-        except BadInputError:
+        except NoTargetsError:
             samples.skipped += [f"{one.id}: no answer with such a token" for one in some]
             continue
         shares = logit_attribution(model, batch, targets, made.layers)

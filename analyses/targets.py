@@ -22,6 +22,10 @@ Kind = Literal["logit", "log_prob"]
 Which = Literal["all", "first"] | Sequence[int]
 
 
+class NoTargetsError(BadInputError):
+    """No answer of a batch has a token that was asked for; commands count its samples and go on."""
+
+
 @dataclass(frozen=True)
 class Targets:
     """Tokens that are explained, one per entry.
@@ -125,7 +129,8 @@ def answer_targets(batch: Batch, which: Which = "all", leave_out: Collection[int
         leave_out: Ids that are no words and are left out of `all`: an answer's end (`tokenizer.all_special_ids`).
 
     Raises:
-        BadInputError: If no answer has such a token, roles are unknown, or `which` is something else.
+        NoTargetsError: If no answer has such a token.
+        BadInputError: If roles are unknown, or `which` is something else.
     """
     if isinstance(which, str) and which not in ("all", "first"):
         raise BadInputError(f"which={which!r}; it is 'all', 'first' or numbers of tokens")
@@ -147,7 +152,7 @@ def answer_targets(batch: Batch, which: Which = "all", leave_out: Collection[int
             if len(before):
                 found.append((sample, int(before[-1]), int(ids[sample, place])))
     if not found:
-        raise BadInputError(
+        raise NoTargetsError(
             f"no sample has an answer with such a token (which={which!r}); prepare the batch with answers=, or take "
             "the .batch of a generation"
         )

@@ -19,7 +19,7 @@ from analyses.map_overlay import SIDE, blended, is_empty, scale_of, told
 from analyses.model_samples import Samples, add_model
 from analyses.picture_maps import PictureMap
 from analyses.result import Result, Score
-from analyses.targets import Kind, Targets, answer_targets, special_ids
+from analyses.targets import Kind, NoTargetsError, Targets, answer_targets, special_ids
 from hooked_mm.batch import Batch
 from hooked_mm.data import Sample
 from hooked_mm.drawing import enlarge
@@ -97,11 +97,11 @@ def walk(samples: Samples, made: Any, explain: Explain) -> Found:
         raise BadInputError("answer=none: there are no answer tokens to explain; take generated or given")
     found = Found()
     for own, batch in samples:
-        text = batch.decoder or batch
-        if not bool(text.mask(role="answer").any()):
+        try:
+            targets = answer_targets(batch, made.tokens, special_ids(samples.model))
+        except NoTargetsError:
             found.unanswered += len(own)
             continue
-        targets = answer_targets(batch, made.tokens, special_ids(samples.model))
         there = sorted(set(targets.sample.tolist()))
         found.unanswered += len(own) - len(there)
         drawn = there[: max(0, made.samples - len(found.about))]

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from analyses.targets import Targets, answer_targets, prompt_targets, special_ids, token_ids
+from analyses.targets import NoTargetsError, Targets, answer_targets, prompt_targets, special_ids, token_ids
 from hooked_mm.batch import Modality
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
@@ -50,7 +50,7 @@ def test_numbered_tokens_are_left_out_where_an_answer_is_shorter(llava: HookedMM
     third = answer_targets(batch, [3])
     assert third.sample.tolist() == [2]
     assert llava.tokenizer.decode(third.token.tolist()).strip() == "star"
-    with pytest.raises(BadInputError, match="no sample has an answer"):
+    with pytest.raises(NoTargetsError, match="no sample has an answer"):
         answer_targets(batch, [99])
     with pytest.raises(BadInputError, match="which='last'"):
         answer_targets(batch, "last")  # type: ignore[arg-type]

@@ -8,12 +8,14 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from analyses.model_samples import Samples
 from analyses.picture_maps import PictureMap
 from analyses.targets import Targets
 from analyses.token_maps import Draw, Explained, scores, walk, without_empty, write
 from hooked_mm.batch import Batch
+from hooked_mm.data import Sample, SampleDataModule
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import ScenesDataModule
@@ -103,3 +105,23 @@ def test_maps_of_rounding_alone_are_left_out_by_name() -> None:
     kept, empty = without_empty({"a": [flat], "b": [flat, full], "c": [full]})
     assert list(kept) == ["b", "c"]
     assert empty == ["a"]
+
+
+def test_a_batch_of_answers_without_a_word_is_counted_and_not_the_end(
+    llava: HookedMM, images: list[Image.Image]
+) -> None:
+    """Both samples of the first batch say nothing but the answer's end."""
+    end = llava.tokenizer.eos_token
+    given = [
+        Sample(str(number), image, "what place is this ?", said)
+        for number, (image, said) in enumerate(zip(images, (end, end, "sea"), strict=False))
+    ]
+    data = SampleDataModule(given, batch_size=2)
+    asked: list[str] = []
+
+    def explain(batch: Batch, targets: Targets, _: object) -> list[Explained]:
+        asked.extend(llava.tokenizer.decode([token]) for token in targets.token.tolist())
+        return [Explained({("share", "image"): torch.ones(1)}) for _ in range(len(targets))]
+
+    found = walk(Samples(llava, data, "given"), options(samples=0), explain)
+    assert (found.unanswered, asked) == (2, ["sea"])
