@@ -32,6 +32,7 @@ if TYPE_CHECKING:
     from hooked_mm.positions import Positions
     from hooked_mm.prefix import SharedPrompts
     from hooked_mm.processors import load_processor
+    from hooked_mm.prompts import Turn
     from hooked_mm.reader import ModelSource
     from hooked_mm.runner import Hook
     from hooked_mm.selectors import AtIndex, BeforeSpecial, EachOf, LastPrompt, MeanOver, Selector, TokenOfInterest
@@ -86,6 +87,7 @@ _HOME = {
     "SteeringVector": "steering_vector",
     "ActivationStore": "store",
     "StoreWriter": "store_writer",
+    "Turn": "prompts",
     "push_vectors": "vector_hub",
     "vectors_from_hub": "vector_hub",
 }
@@ -132,6 +134,7 @@ __all__ = [
     "StoreError",
     "StoreWriter",
     "TokenOfInterest",
+    "Turn",
     "UnknownHookError",
     "UnsupportedModelError",
     "extract",

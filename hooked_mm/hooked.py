@@ -27,6 +27,7 @@ from hooked_mm.layout_source import pictures
 from hooked_mm.prepare import SampleImages, one_per_sample, prepare
 from hooked_mm.pretrained import load_model
 from hooked_mm.probe import made_batch, small_enough
+from hooked_mm.prompts import Turn
 from hooked_mm.resolve import resolve
 from hooked_mm.runner import HookSpec, NamesFilter, Runner
 from hooked_mm.small import small_adapter_path, small_model_path
@@ -173,6 +174,7 @@ class HookedMM:
         *,
         template: bool = True,
         padding_side: str = "left",
+        history: Sequence[Sequence[Turn]] | None = None,
     ) -> Batch:
         """Make a padded batch: one prompt per sample in the model's chat template, with roles and modalities.
 
@@ -185,6 +187,8 @@ class HookedMM:
             answer_prefix: The beginning of the answer, from which generation goes on; put before `answers`.
             template: False takes each text as the whole prompt, image tokens included.
             padding_side: `"left"` (needed for generation) or `"right"`.
+            history: Per sample, the turns before the text; their pictures come first in `images`, their role is
+                template.
 
         Returns:
             The batch, on the model's device; `batch.modality` and `batch.role` are (batch, pos).
@@ -207,6 +211,7 @@ class HookedMM:
             template=template,
             padding_side=padding_side,
             dtype=self.dtype,
+            history=history,
         )
         return made.to(self.device)
 

@@ -26,7 +26,7 @@ from hooked_mm.errors import BadInputError
 from hooked_mm.layout_kinds import read_layout
 from hooked_mm.layout_source import Arrange, Source
 from hooked_mm.processors import arrangement
-from hooked_mm.prompts import Prompt, check_answer, image_token, join_answer, process_prompts, render_prompt
+from hooked_mm.prompts import Prompt, Turn, check_answer, image_token, join_answer, process_prompts, render_prompt
 from hooked_mm.structure import Structure
 
 ImageSource = Image.Image | str | os.PathLike | bytes
@@ -135,6 +135,7 @@ def prepare(
     template: bool,
     padding_side: str,
     dtype: torch.dtype,
+    history: Sequence[Sequence[Turn]] | None = None,
 ) -> Batch:
     """Build the padded batch; see `HookedMM.prepare` for the arguments (here already one per sample).
 
@@ -143,12 +144,15 @@ def prepare(
     separate = bool(getattr(config, "is_encoder_decoder", False))
     pictures: list[list[Image.Image]] = []
     prompts: list[Prompt] = []
-    for index, (source, words, answer) in enumerate(zip(images, text, answers, strict=True)):
+    earlier = [()] * len(text) if history is None else history
+    if len(earlier) != len(text):
+        raise BadInputError(f"earlier turns of {len(earlier)} samples for {len(text)}; give a list for each")
+    for index, (source, words, answer, turns) in enumerate(zip(images, text, answers, earlier, strict=True)):
         try:
             if sources(source):
                 structure.refuse_pictures()
             loaded = load_images(source)
-            prompt = render_prompt(processor, words, len(loaded), template=template)
+            prompt = render_prompt(processor, words, len(loaded), template=template, history=turns)
             check_answer(answer, image_token(processor))
         except BadInputError as error:
             raise type(error)(error.reason, index) from error

@@ -135,6 +135,21 @@ def image_token(processor: Any) -> str:
     return str(habit(processor).token(processor))
 
 
+@dataclass(frozen=True)
+class Turn:
+    """An earlier exchange of a conversation.
+
+    Attributes:
+        text: What the user said.
+        answer: What the model answered.
+        images: How many pictures the user showed with it.
+    """
+
+    text: str
+    answer: str
+    images: int = 0
+
+
 def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
     """One user turn. Image tokens in the text say where the images go; without any, images go first."""
     count = text.count(image_token)
@@ -156,29 +171,50 @@ def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:
     return [{"role": "user", "content": content}]
 
 
+def _earlier(history: Sequence[Turn], image_token: str) -> list[dict[str, Any]]:
+    """Earlier turns: the user's and the model's by turns."""
+    messages: list[dict[str, Any]] = []
+    for turn in history:
+        check_answer(turn.answer, image_token)
+        messages += _message(turn.text, turn.images, image_token)
+        messages.append({"role": "assistant", "content": [{"type": "text", "text": turn.answer.strip()}]})
+    return messages
+
+
 def _marked(messages: list[dict[str, Any]]) -> list[dict[str, Any]]:
     content = [
         {**part, "text": f"{_MARK}{part['text']}{_MARK}"} if part["type"] == "text" else part
-        for part in messages[0]["content"]
+        for part in messages[-1]["content"]
     ]
-    return [{**messages[0], "content": content}]
+    return [*messages[:-1], {**messages[-1], "content": content}]
 
 
-def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> Prompt:
-    """The prompt with its roles, image tokens unexpanded.
+def render_prompt(processor: Any, text: str, images: int, *, template: bool, history: Sequence[Turn] = ()) -> Prompt:
+    """The prompt with its roles, image tokens unexpanded; earlier turns are template.
 
     Args:
         processor: The model's processor.
         text: The user's words, or with `template=False` the whole prompt as the model shall see it.
-        images: How many images the sample has.
+        images: How many images the sample has, those of earlier turns included.
         template: Whether to wrap the text in the processor's chat template.
+        history: Earlier turns, whose images come first.
 
     Raises:
-        BadInputError: If the text is empty or its image tokens do not match the images.
+        BadInputError: If a text is empty or its image tokens do not match the images, or earlier turns are given where
+            the whole prompt is one text.
     """
     token = image_token(processor)
-    if _MARK in text:
-        raise BadInputError(f"the text contains the private-use character U+E000: {text!r}; remove it")
+    for said in (text, *(part for turn in history for part in (turn.text, turn.answer))):
+        if _MARK in said:
+            raise BadInputError(f"the text contains the private-use character U+E000: {said!r}; remove it")
+    if history and (habit(processor).inserts or not template):
+        reason = f"{type(processor).__name__} takes one text" if template else "with template=False the text is whole"
+        raise BadInputError(f"{len(history)} earlier turns were given, but {reason}; write them into it, or ask anew")
+    own = images - sum(turn.images for turn in history)
+    if own < 0:
+        raise BadInputError(
+            f"earlier turns have {images - own} images, but the sample has {images}; give all of them, in their order"
+        )
     if habit(processor).inserts:
         _check_inserted(processor, text, images)
         return Prompt.of(text, Role.QUESTION)
@@ -192,7 +228,7 @@ def render_prompt(processor: Any, text: str, images: int, *, template: bool) -> 
         if not text.replace(token, "").strip():
             raise BadInputError(f"the prompt is empty ({text!r}); write a question or an instruction")
         return Prompt.of(text, Role.QUESTION).sub(re.escape(token), lambda match: token)
-    messages = _message(text, images, token)
+    messages = [*_earlier(history, token), *_message(text, own, token)]
     if not getattr(processor, "chat_template", None):
         raise BadInputError(
             "this processor has no chat template; give the whole prompt yourself with template=False, image tokens "

@@ -1,0 +1,155 @@
+"""A conversation with a model: turns, their pictures, and how answers are generated."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import torch
+from PIL import Image
+
+from hooked_mm.batch import Batch
+from hooked_mm.errors import BadInputError
+from hooked_mm.explorer.work import partial_text
+from hooked_mm.generation import GenerationOutput
+from hooked_mm.hooked import HookedMM
+from hooked_mm.prompts import Turn
+
+MOST_TOKENS = 512
+"""Tokens of an answer at most."""
+
+
+@dataclass(frozen=True)
+class ModelName:
+    """What a model is loaded by.
+
+    Attributes:
+        kind: A shipped small model, or one from the hub or a folder.
+        name: Its name, id or folder.
+        options: For `from_pretrained`: dtype, device_map, revision.
+    """
+
+    kind: Literal["small", "id"]
+    name: str
+    options: tuple[tuple[str, Any], ...] = ()
+
+    def __str__(self) -> str:
+        return f"small:{self.name}" if self.kind == "small" else self.name
+
+    @property
+    def python(self) -> str:
+        """The expression that loads it."""
+        maker = "small" if self.kind == "small" else "from_pretrained"
+        rest = "".join(f", {key}={value!r}" for key, value in self.options)
+        return f"HookedMM.{maker}({self.name!r}{rest})"
+
+    def load(self) -> HookedMM:
+        """Load it, and check it."""
+        maker = HookedMM.small if self.kind == "small" else HookedMM.from_pretrained
+        return maker(self.name, **dict(self.options))
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How an answer is generated.
+
+    Attributes:
+        max_new_tokens: Tokens at most, up to `MOST_TOKENS`.
+        temperature: 0 takes the likeliest token at every step; above, tokens are drawn.
+        top_p: Drawn among the likeliest tokens that make up this share.
+        seed: Of the drawing.
+
+    Raises:
+        BadInputError: For a value out of its range.
+    """
+
+    max_new_tokens: int = 32
+    temperature: float = 0.0
+    top_p: float = 1.0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        ranges = {"max_new_tokens": (1, MOST_TOKENS), "temperature": (0, 5), "top_p": (0.01, 1), "seed": (0, 2**31)}
+        for name, (low, high) in ranges.items():
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+                raise BadInputError(f"{name}={value!r}; it lies between {low} and {high}")
+        object.__setattr__(self, "max_new_tokens", int(self.max_new_tokens))
+        object.__setattr__(self, "seed", int(self.seed))
+
+    @property
+    def options(self) -> dict[str, Any]:
+        """For `HookedMM.generate`."""
+        found: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
+        if self.temperature > 0:
+            found |= {"temperature": float(self.temperature), "top_p": float(self.top_p)}
+        return found
+
+    def run(self, model: HookedMM, prompt: Batch, **more: Any) -> GenerationOutput:
+        """Generate; the random state of others is left as it was."""
+        devices = [model.device] if model.device.type == "cuda" else []
+        with torch.random.fork_rng(devices=devices):
+            torch.manual_seed(self.seed)
+            return model.generate(prompt, **self.options, **more)
+
+
+@dataclass(frozen=True)
+class Said:
+    """One turn: what a person said and showed, and what the model answered, if it has."""
+
+    text: str
+    images: tuple[Image.Image, ...] = ()
+    answer: str | None = None
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, in their order; only the last may lack its answer."""
+
+    turns: tuple[Said, ...] = ()
+
+    @property
+    def images(self) -> tuple[Image.Image, ...]:
+        """All pictures, in the order in which they were shown."""
+        return tuple(image for turn in self.turns for image in turn.images)
+
+    @property
+    def history(self) -> list[Turn]:
+        """The turns before the last, for `HookedMM.prepare`."""
+        return [Turn(turn.text, turn.answer or "", len(turn.images)) for turn in self.turns[:-1]]
+
+    def say(self, text: str, images: tuple[Image.Image, ...] = ()) -> Conversation:
+        """One turn more."""
+        return Conversation((*self.turns, Said(text, images)))
+
+    def answered(self, answer: str) -> Conversation:
+        """The last turn with its answer."""
+        return Conversation((*self.turns[:-1], replace(self.turns[-1], answer=answer)))
+
+    def prepare(self, model: HookedMM) -> Batch:
+        """The prompt that ends with the last question, as a batch of one sample.
+
+        Raises:
+            BadInputError: If the model takes no such prompt: no text, too many pictures, several turns.
+        """
+        history = [self.history] if len(self.turns) > 1 else None
+        return model.prepare([list(self.images) or None], [self.turns[-1].text], history=history)
+
+    def ask(
+        self, model: HookedMM, generation: Generation, tell: Callable[[str], None] | None = None
+    ) -> tuple[Conversation, Batch, GenerationOutput]:
+        """Let a model answer the last question.
+
+        Args:
+            model: The model.
+            generation: How.
+            tell: Called with the answer so far, at every token.
+
+        Returns:
+            The conversation with the answer, the prompt, and what was generated.
+        """
+        prompt = self.prepare(model)
+        more = {} if tell is None else {"streamer": partial_text(model.tokenizer, tell)}
+        output = generation.run(model, prompt, **more)
+        return self.answered(output.text[0]), prompt, output
