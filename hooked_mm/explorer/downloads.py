@@ -1,0 +1,54 @@
+"""Downloads that never lie in a file on the server: a zip handed to the browser, which makes a file of it."""
+
+from __future__ import annotations
+
+import base64
+import io
+import json
+import zipfile
+from collections.abc import Sequence
+
+from hooked_mm.explorer.asked import Asked
+from hooked_mm.explorer.bundle import bundle
+from hooked_mm.explorer.notices import view_html
+from hooked_mm.explorer.tab import View
+
+SAVE_JS = """
+(data) => {
+  if (!data) return "";
+  const {name, body} = JSON.parse(data);
+  const bytes = Uint8Array.from(atob(body), (one) => one.charCodeAt(0));
+  const link = document.createElement("a");
+  link.href = URL.createObjectURL(new Blob([bytes], {type: "application/zip"}));
+  link.download = name;
+  link.click();
+  setTimeout(() => URL.revokeObjectURL(link.href), 10000);
+  return "";
+}
+"""
+"""Makes a file of what `as_download` wrote."""
+
+
+def as_download(name: str, body: bytes) -> str:
+    """A file's name and bytes, for `SAVE_JS`."""
+    return json.dumps({"name": name, "body": base64.b64encode(body).decode()})
+
+
+def views_zip(name: str, asked: Sequence[Asked], views: Sequence[View]) -> bytes:
+    """What a tab shows, as a zip; of two sides each in a folder of its own.
+
+    Args:
+        name: Of the tab.
+        asked: What was asked, per side.
+        views: What it shows, per side.
+    """
+    parts = [bundle(one, {name: view}, view_html(view)) for one, view in zip(asked, views, strict=True)]
+    if len(parts) == 1:
+        return parts[0]
+    made = io.BytesIO()
+    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as whole:
+        for number, part in enumerate(parts):
+            with zipfile.ZipFile(io.BytesIO(part)) as own:
+                for item in own.infolist():
+                    whole.writestr(f"side-{number + 1}/{item.filename}", own.read(item))
+    return made.getvalue()

@@ -1,0 +1,91 @@
+"""The explorer as a server: who may reach it, what it takes, and how it ends."""
+
+from __future__ import annotations
+
+import hmac
+import ipaddress
+import os
+import shutil
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from PIL import Image
+
+from hooked_mm.errors import BadInputError
+
+LOCAL = "127.0.0.1"
+
+
+def check_reach(host: str, password: str | None, open_to_all: bool) -> None:
+    """Refuse to be reached by others without a password, unless that is wanted.
+
+    Raises:
+        BadInputError: It says how.
+    """
+    try:
+        local = ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        local = host == "localhost"
+    if not local and not password and not open_to_all:
+        raise BadInputError(
+            f"--host {host} lets others reach this page, and anybody could use the model; give --password, or "
+            "--open_to_all true if that is what you want"
+        )
+
+
+@contextmanager
+def served(
+    page: Any, host: str = LOCAL, port: int | None = None, password: str | None = None, css: str = ""
+) -> Iterator[str]:
+    """Serve a page while open; its uploads lie in a folder of their own, which is deleted at the end.
+
+    Args:
+        page: A `web_page.Page`.
+        host: The address to listen at.
+        port: The port; a free one from 7860 on unless given.
+        password: What visitors must enter (with any name); None for no password.
+        css: The page's style.
+
+    Yields:
+        The page's address.
+    """
+    import gradio as gr
+
+    from hooked_mm.explorer.uploads import MOST_BYTES, MOST_PIXELS
+
+    folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
+    before = os.environ.get("GRADIO_TEMP_DIR"), Image.MAX_IMAGE_PIXELS
+    os.environ["GRADIO_TEMP_DIR"] = folder
+    # Pillow refuses what is more than twice as large.
+    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
+    try:
+        _, address, _ = page.blocks.launch(
+            server_name=host,
+            server_port=port,
+            auth=None if not password else lambda _, given: hmac.compare_digest(given.encode(), password.encode()),
+            auth_message="The password of whoever runs this page, with any name." if password else None,
+            max_file_size=MOST_BYTES,
+            prevent_thread_lock=True,
+            quiet=True,
+            share=False,
+            show_error=False,
+            ssr_mode=False,
+            run_history=False,
+            enable_monitoring=False,
+            footer_links=[],
+            allowed_paths=[],
+            theme=gr.themes.Default(),
+            css=css,
+        )
+        yield address
+    finally:
+        page.blocks.close(verbose=False)
+        page.desk.close()
+        shutil.rmtree(folder, ignore_errors=True)
+        Image.MAX_IMAGE_PIXELS = before[1]
+        if before[0] is None:
+            os.environ.pop("GRADIO_TEMP_DIR", None)
+        else:
+            os.environ["GRADIO_TEMP_DIR"] = before[0]

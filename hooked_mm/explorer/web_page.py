@@ -1,0 +1,346 @@
+"""The explorer's page, in Gradio: what stands where, and which function of the desk each click calls.
+
+What is said and shown reaches the page as HTML of `markup`, in which everything is text. Downloads are handed to the
+browser in memory; uploads are deleted once they were read. No event has a name for callers other than the page.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from itertools import count
+from typing import Any
+
+import gradio as gr
+
+from hooked_mm.errors import BadInputError
+from hooked_mm.explorer import markup, notices
+from hooked_mm.explorer.bundle import conversation_bundle
+from hooked_mm.explorer.conversation import MOST_TOKENS, Generation
+from hooked_mm.explorer.desk import Desk, Question, said, unseen
+from hooked_mm.explorer.downloads import SAVE_JS, as_download
+from hooked_mm.explorer.edits import EDITS, SHAPES, edited, opened, squared
+from hooked_mm.explorer.tab_area import Shown, TabArea
+from hooked_mm.explorer.uploads import Editor, Upload
+from hooked_mm.explorer.visits import Side, Visit
+from hooked_mm.hooked import HookedMM
+from hooked_mm.scenes.dataset import SceneDataset, picture
+
+NOTHING, PICTURE, MODEL = "nothing", "another picture", "another model"
+
+
+class Page:
+    """The page of a desk: `Page(desk).blocks` is what Gradio serves."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+        self._scenes, self._numbers = SceneDataset(1000, split="test", seed=0), count()
+        first = desk.model(next(iter(desk.names.values())))
+        # Files that are left over, of pages that were closed before anything was asked.
+        with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False, delete_cache=(300, 1800)) as self.blocks:
+            self._lay_out(first)
+            self._wire()
+        self.blocks.queue(max_size=32)
+
+    def _lay_out(self, first: HookedMM) -> None:
+        names = list(self.desk.names)
+        with gr.Row(elem_id="hm-head"):
+            gr.HTML(notices.HEAD, elem_id="hm-title")
+            self.model = gr.Dropdown(
+                names, value=names[0], label="Model", elem_id="hm-model", interactive=len(names) > 1, min_width=220
+            )
+        with gr.Row():
+            with gr.Column(scale=5, min_width=340):
+                self.editor = Editor(
+                    type="pil",
+                    label="Picture",
+                    elem_id="hm-editor",
+                    sources=["upload", "clipboard"],
+                    transforms=["crop"],
+                    brush=gr.Brush(default_size="auto", colors=["#000000", "#ffffff", "#ff3030", "#30c030", "#3060ff"]),
+                    layers=False,
+                    height=380,
+                )
+                with gr.Row():
+                    self.scene = gr.Button("A made scene", size="sm", elem_id="hm-scene")
+                    self.add = gr.Button("One picture more", size="sm", elem_id="hm-add")
+                self.tray = gr.HTML(elem_id="hm-tray")
+                self._lay_out_settings(names)
+            with gr.Column(scale=6, min_width=340):
+                self.chat = gr.HTML(_chat([]), elem_id="hm-chat")
+                self.box = gr.Textbox(
+                    placeholder="Ask about the picture, then press Enter",
+                    show_label=False,
+                    max_lines=6,
+                    elem_id="hm-question",
+                    autofocus=True,
+                )
+                with gr.Row():
+                    self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", min_width=80)
+                    self.stop = gr.Button("Stop", elem_id="hm-stop", min_width=80)
+                    self.clear = gr.Button("New conversation", elem_id="hm-clear", min_width=80)
+                    self.save = gr.Button("Download", elem_id="hm-save", min_width=80)
+                self.status = gr.HTML(elem_id="hm-status", min_height=30)
+        self.tokens, self.patches, self.columns = [], [], []
+        with gr.Row(equal_height=False):
+            for number in range(2):
+                with gr.Column(visible=not number, min_width=340) as column:
+                    self.tokens.append(
+                        gr.CheckboxGroup(
+                            [],
+                            label="Answer tokens" if not number else "Answer tokens of the other side",
+                            info="Click those to look at; none chosen means all.",
+                            elem_id=f"hm-tokens-{number}",
+                            elem_classes="hm-tokens",
+                        )
+                    )
+                    with gr.Accordion("Patches: click those to look from", open=True):
+                        self.patches.append(
+                            gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}", elem_classes="hm-patch")
+                        )
+                    self.columns.append(column)
+        self.areas: list[TabArea] = []
+        with gr.Tabs(elem_id="hm-tabs"):
+            for tab in self.desk.tabs.values():
+                with gr.Tab(tab.title, elem_id=f"hm-{tab.name}"):
+                    self.areas.append(TabArea(self.desk, tab, first))
+        self.saved = gr.Textbox(visible=False)
+
+    def _lay_out_settings(self, names: Sequence[str]) -> None:
+        with gr.Accordion("Picture and generation", open=False, elem_id="hm-settings"):
+            self.edit = gr.Radio(list(EDITS), value=EDITS[0], label="Brush strokes", elem_id="hm-edit")
+            self.shape = gr.Radio(
+                list(SHAPES), value=SHAPES[0], label="Pictures that are not square", elem_id="hm-shape"
+            )
+            with gr.Row():
+                self.length = gr.Slider(1, MOST_TOKENS, 32, step=1, label="New tokens at most", elem_id="hm-length")
+                self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed", elem_id="hm-seed")
+            with gr.Row():
+                self.temperature = gr.Slider(
+                    0, 2, 0, step=0.1, label="Temperature", info="0: the likeliest token", elem_id="hm-temperature"
+                )
+                self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", elem_id="hm-top-p")
+        with gr.Accordion("Compare", open=False, elem_id="hm-compare"):
+            kinds = [NOTHING, PICTURE] + ([MODEL] if len(names) > 1 else [])
+            self.compare = gr.Radio(kinds, value=NOTHING, label="Ask the same of", elem_id="hm-compare-with")
+            self.other_picture = Upload(
+                "Load the other picture",
+                type="binary",
+                file_types=["image"],
+                size="sm",
+                visible=False,
+                elem_id="hm-other-picture",
+            )
+            self.other_shown = gr.HTML(elem_id="hm-other-shown")
+            self.other_model = gr.Dropdown(
+                list(names), value=names[-1], label="The other model", visible=False, elem_id="hm-other-model"
+            )
+
+    def _wire(self) -> None:
+        model = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        plain = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        everything = self._everything()
+        asking = gr.on(
+            [self.send.click, self.box.submit],
+            self._ask,
+            [
+                self.editor,
+                self.box,
+                self.edit,
+                self.shape,
+                self.length,
+                self.temperature,
+                self.top_p,
+                self.seed,
+                self.compare,
+                self.other_model,
+            ],
+            everything,
+            show_progress="minimal",
+            show_progress_on=self.status,
+            trigger_mode="once",
+            **model,
+        )
+        self.stop.click(self._stop, None, [self.chat, self.status], cancels=[asking], **plain)
+        self.clear.click(self._clear, self.model, everything, cancels=[asking], **plain)
+        self.model.change(self._clear, self.model, everything, cancels=[asking], **plain)
+        self.compare.change(
+            self._compared, self.compare, [self.other_picture, self.other_model, self.other_shown], **plain
+        )
+        self.other_model.change(self._forget_other, None, None, **plain)
+        self.other_picture.upload(self._load_other, self.other_picture, [self.other_shown, self.other_picture], **plain)
+        self.scene.click(self._scene, None, [self.editor, self.box], **plain)
+        self.add.click(self._add, [self.editor, self.edit, self.shape], [self.tray, self.editor], **plain)
+        self.save.click(self._save_conversation, None, [self.saved, self.status], **plain).then(
+            None, self.saved, self.saved, js=SAVE_JS, **plain
+        )
+        for number, shown in enumerate(self.patches):
+            shown.click(self._toggler(number), None, shown, **plain)
+        for area in self.areas:
+            area.wire(self.tokens, self.saved, SAVE_JS)
+        self.blocks.unload(self._gone)
+
+    def _everything(self) -> list[Any]:
+        areas = [one for area in self.areas for one in area.components]
+        return [self.chat, self.box, self.tray, self.status, *self.columns, *self.tokens, *self.patches, *areas]
+
+    def _visit(self, request: gr.Request) -> Visit:
+        return self.desk.visits.of(request.session_hash)
+
+    def _ask(
+        self,
+        editor: Any,
+        text: str,
+        edit: str,
+        shape: str,
+        length: int,
+        temperature: float,
+        top_p: float,
+        seed: int,
+        compare: str,
+        other_model: str,
+        request: gr.Request,
+    ) -> Iterator[Shown]:
+        visit = self._visit(request)
+        try:
+            generation = Generation(length, temperature, top_p, seed)
+            shown = edited(editor, edit)
+            pictures = [None if shown is None else squared(shown, shape), None]
+            images, other, others = (*visit.tray, *unseen(visit.sent[0], pictures[0])), None, None
+            if compare == MODEL:
+                other = self.desk.named(other_model)
+            elif compare == PICTURE:
+                if visit.other is None:
+                    raise BadInputError("no other picture to compare with; load one, or compare with nothing")
+                other, pictures[1] = visit.sides[0].name, squared(visit.other, shape)
+                others = unseen(visit.sent[1], pictures[1])
+            question = Question(text, images, generation, other, others)
+            sides = self.desk.sides(visit, question)
+            for progress in self.desk.ask(visit, question):
+                yield {
+                    self.chat: _chat(sides, progress.texts),
+                    self.status: notices.progress_html(progress.told, progress.share),
+                }
+        except Exception as error:
+            yield {self.chat: _chat(visit.sides), self.status: notices.error_html(said(error))}
+            return
+        visit.sent, visit.tray = pictures, []
+        yield self._answered(visit)
+
+    def _answered(self, visit: Visit) -> Shown:
+        """What is shown once a question was answered, or a conversation begun anew."""
+        made: Shown = {self.chat: _chat(visit.sides), self.box: "", self.tray: "", self.status: ""}
+        for number, column in enumerate(self.columns):
+            side = visit.sides[number] if number < len(visit.sides) else None
+            made[column] = gr.update(visible=side is not None or not number)
+            asked = None if side is None else side.asked
+            words = [] if asked is None else zip(asked.words, asked.numbers, strict=True)
+            made[self.tokens[number]] = gr.update(
+                choices=[(notices.visible(word), token) for word, token in words], value=[]
+            )
+            made[self.patches[number]] = "" if side is None else _patches(side)
+        for area in self.areas:
+            made |= area.fresh()
+        return made
+
+    def _clear(self, model: str, request: gr.Request) -> Shown:
+        visit = self._visit(request)
+        try:
+            name = self.desk.named(model)
+            other = visit.sides[0].name != name
+            visit.clear([name])
+            made = self._answered(visit)
+            if other:
+                for area in self.areas:
+                    made |= area.fresh(self.desk.model(name))
+            return made
+        except Exception as error:
+            return {self.status: notices.error_html(said(error))}
+
+    def _stop(self, request: gr.Request) -> Shown:
+        visit = self._visit(request)
+        visit.stop()
+        return {self.chat: _chat(visit.sides), self.status: notices.error_html("stopped")}
+
+    def _gone(self, request: gr.Request) -> None:
+        self.desk.visits.close(request.session_hash)
+
+    def _compared(self, kind: str, request: gr.Request) -> tuple[Any, Any, str]:
+        visit = self._visit(request)
+        visit.compare_no_more()
+        visit.other = None
+        return gr.update(visible=kind == PICTURE), gr.update(visible=kind == MODEL), ""
+
+    def _forget_other(self, request: gr.Request) -> None:
+        self._visit(request).compare_no_more()
+
+    def _load_other(self, data: bytes, request: gr.Request) -> tuple[str, Any]:
+        visit = self._visit(request)
+        try:
+            visit.other = opened(data)
+            visit.compare_no_more()
+            return notices.tray_html([visit.other], "the other side sees"), None
+        except Exception as error:
+            return notices.error_html(said(error)), None
+
+    def _scene(self) -> tuple[Any, str]:
+        scene = self._scenes.scene(next(self._numbers) % len(self._scenes))
+        return picture(scene), f"what color is the {scene.things[0].shape} ?"
+
+    def _add(self, editor: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
+        visit = self._visit(request)
+        try:
+            shown = edited(editor, edit)
+            if shown is None:
+                raise BadInputError("the editor is empty; load a picture first")
+            visit.tray.append(squared(shown, shape))
+            return notices.tray_html(visit.tray), None
+        except Exception as error:
+            return notices.tray_html(visit.tray) + notices.error_html(said(error)), gr.update()
+
+    def _toggler(self, number: int) -> Callable[..., Any]:
+        def toggle(event: gr.EventData, request: gr.Request) -> str:
+            visit = self._visit(request)
+            if number >= len(visit.sides):
+                return ""
+            side = visit.sides[number]
+            try:
+                side.toggle(*(_whole(event, name) for name in ("picture", "row", "col")))
+            except BadInputError as error:
+                return _patches(side) + notices.error_html(said(error))
+            return _patches(side)
+
+        return toggle
+
+    def _save_conversation(self, request: gr.Request) -> tuple[str, str]:
+        asked = [side.asked for side in self._visit(request).sides if side.asked is not None]
+        if not asked:
+            return "", notices.error_html("there is nothing to download yet; ask first")
+        try:
+            return as_download("conversation.zip", conversation_bundle(asked)), ""
+        except Exception as error:
+            return "", notices.error_html(said(error))
+
+
+def _whole(event: gr.EventData, name: str) -> int:
+    """A whole number of what was clicked."""
+    pick = getattr(event, "pick", None)
+    value = pick.get(name) if isinstance(pick, dict) else None
+    if not isinstance(value, int) or isinstance(value, bool):
+        raise BadInputError("a click on no patch")
+    return value
+
+
+def _chat(sides: Sequence[Side], pending: Sequence[str] = ()) -> str:
+    """The conversation of every side; `pending` are the answers so far."""
+    parts = [
+        (str(side.name), markup.conversation_html(side.conversation, pending[place] if place < len(pending) else None))
+        for place, side in enumerate(sides)
+    ]
+    return markup.sides_html(parts)
+
+
+def _patches(side: Side) -> str:
+    if side.asked is None:
+        return ""
+    pictures = [(image, side.asked.patches(number)) for number, image in enumerate(side.asked.images)]
+    return markup.patches_html(pictures, side.cells)
