@@ -100,12 +100,7 @@ class HookedMM:
 
     @classmethod
     def from_pretrained(
-        cls,
-        model_id: str | Path,
-        *,
-        check: bool | Literal["full"] = True,
-        strict: bool = True,
-        **options: Any,
+        cls, model_id: str | Path, *, check: bool | Literal["full"] = True, strict: bool = True, **options: Any
     ) -> HookedMM:
         """Load a model and its processor from the hub or from a folder.
 
@@ -200,14 +195,11 @@ class HookedMM:
         _ = self.tokenizer  # refuses a model without a processor
         if padding_side not in ("left", "right"):
             raise BadInputError(f"padding_side={padding_side!r}; it must be 'left' or 'right'")
-        shown, texts, said = one_per_sample(images, text, answers, answer_prefix)
         made = prepare(
             self.processor,
             self.structure,
             self._config,
-            shown,
-            texts,
-            said,
+            *one_per_sample(images, text, answers, answer_prefix),
             template=template,
             padding_side=padding_side,
             dtype=self.dtype,

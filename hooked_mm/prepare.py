@@ -23,10 +23,11 @@ from hooked_mm.batch import (
     modalities,
 )
 from hooked_mm.errors import BadInputError
+from hooked_mm.habits import Prompt, image_token
 from hooked_mm.layout_kinds import read_layout
 from hooked_mm.layout_source import Arrange, Source
 from hooked_mm.processors import arrangement
-from hooked_mm.prompts import Prompt, Turn, check_answer, image_token, join_answer, process_prompts, render_prompt
+from hooked_mm.prompts import Turn, check_answer, join_answer, process_prompts, render_prompt
 from hooked_mm.structure import Structure
 
 ImageSource = Image.Image | str | os.PathLike | bytes

@@ -17,8 +17,8 @@ from transformers import AutoProcessor
 from transformers.utils import is_torchvision_available
 
 from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.habits import image_token
 from hooked_mm.processors import arrangement, load_processor
-from hooked_mm.prompts import image_token
 from tests.processors import WHOLE, WITH_VIDEO, processor, write_parts
 from tests.tiny import picture
 
