@@ -58,6 +58,16 @@ class View:
     rows: Int[Tensor, "rows cols"] | None = None
     box: Box = (0.0, 0.0, 1.0, 1.0)
 
+    def row_at(self, x: float, y: float) -> int:
+        """The row of the table whose patch lies at a place, in shares of width and height; -1 if there is none."""
+        if self.rows is None:
+            return -1
+        left, top, right, bottom = self.box
+        down, across = self.rows.shape
+        row = math.floor((y - top) / (bottom - top) * down)
+        col = math.floor((x - left) / (right - left) * across)
+        return int(self.rows[row, col]) if 0 <= row < down and 0 <= col < across else -1
+
 
 @dataclass(frozen=True)
 class LensSample:

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol
 
 import torch
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from hooked_mm.batch import Batch
@@ -194,6 +194,8 @@ def logit_lens(
     top: int = 5,
     words: Literal["last"] | int | None = "last",
     budget: int = BUDGET,
+    where: Bool[Tensor, "b p"] | None = None,
+    tell: Callable[[str, int, int], object] | None = None,
 ) -> list[Lens]:
     """One forward pass, and what every asked layer would say at every position, image positions among them.
 
@@ -208,12 +210,14 @@ def logit_lens(
         words: Whose rank and probability every cell tells: `"last"`, what the deepest layer asked for says first at
             that position; a token id; or None.
         budget: As in `read_cells`.
+        where: Only these positions (of an encoder-decoder, of its decoder) are read; all but padding unless given.
+        tell: Called before each layer is read, with what is done, how many were and how many there are; may raise.
 
     Returns:
         One per sample, in the batch's order.
 
     Raises:
-        BadInputError: As in `lens_points` and `read_cells`.
+        BadInputError: As in `lens_points` and `read_cells`; if `where` is not of the batch's positions.
     """
     if isinstance(words, str) and words != "last":
         raise BadInputError(f"words={words!r}; it must be 'last', a token id or None")
@@ -221,13 +225,25 @@ def logit_lens(
     deepest = max(names)
     # In front of the head, which would make the logits of all positions.
     _, cache = model.run_with_cache(batch, list(names.values()), stop_at_layer=max(1, deepest))
+    text = cache.batch.decoder or cache.batch
+    if where is not None and where.shape != text.modality.shape:
+        raise BadInputError(f"where is {tuple(where.shape)}; the batch's positions are {tuple(text.modality.shape)}")
     found = []
     for sample in range(len(cache.batch)):
-        last = cache.select(names[deepest], sample=sample)
-        said = read_cells(model, last.values, 1, None, budget).ids[:, 0] if isinstance(words, str) else words
-        rows = [
-            read_cells(model, cache.select(name, sample=sample).values, top, said, budget) for name in names.values()
-        ]
+        places = cache.select(names[deepest], sample=sample).position.cpu()
+        kept = slice(None) if where is None else where[sample].cpu()[places]
+
+        def values(name: str, sample: int = sample, kept: slice | Tensor = kept) -> Tensor:
+            every = cache.select(name, sample=sample).values
+            return every[kept if isinstance(kept, slice) else kept.to(every.device)]
+
+        last = values(names[deepest])
+        said = read_cells(model, last, 1, None, budget).ids[:, 0] if isinstance(words, str) else words
+        rows = []
+        for number, name in enumerate(names.values()):
+            if tell is not None:
+                tell("reading layers through the lens", number, len(names))
+            rows.append(read_cells(model, values(name), top, said, budget))
         chosen = _wanted(said, len(last), int(model.cfg.d_vocab))
-        found.append(Lens(names, last.position.cpu(), _joined(rows, torch.stack), chosen))
+        found.append(Lens(names, places[kept], _joined(rows, torch.stack), chosen))
     return found

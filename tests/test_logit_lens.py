@@ -285,3 +285,21 @@ def test_refusals(llava: HookedMM) -> None:
         read_cells(model, torch.zeros(2, 4), words=torch.zeros(3))
     with pytest.raises(BadInputError, match="words='first'"):
         logit_lens(llava, {}, words="first")  # type: ignore[arg-type]
+
+
+def test_positions_that_are_asked_for_read_as_among_all(llava: HookedMM, images: list[Any]) -> None:
+    """Also where a sample has none of them; each layer is told before it is read."""
+    batch = llava.prepare(images[:2], ["what colour is the star ?", "how many objects are there ?"])
+    where = torch.zeros_like(batch.modality, dtype=torch.bool)
+    where[1, [70, 4, 9]] = True
+    told: list[tuple[str, int, int]] = []
+    none, some = logit_lens(llava, batch, where=where, top=3, tell=lambda *step: told.append(step))
+    assert none.cells.ids.shape == (7, 0, 3)
+    assert some.positions.tolist() == [4, 9, 70]
+    whole = logit_lens(llava, batch, top=3)[1]
+    at = torch.isin(whole.positions, some.positions)
+    torch.testing.assert_close(some.cells.probabilities, whole.cells.probabilities[:, at], atol=1e-6, rtol=1e-5)
+    assert torch.equal(some.cells.ids, whole.cells.ids[:, at])
+    assert [(done, total) for _, done, total in told] == [(n, 7) for n in range(7)] * 2
+    with pytest.raises(BadInputError, match="the batch's positions are"):
+        logit_lens(llava, batch, where=where[:, 1:])
