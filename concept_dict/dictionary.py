@@ -28,10 +28,12 @@ from concept_dict.pca import PCA
 from concept_dict.semi_nmf import SemiNMF
 from concept_dict.top_k_sae import TopKSAE
 from concept_dict.top_norm import TopNorm
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, nearest
 from hooked_mm.hooked import HookedMM
 from hooked_mm.prepare import SampleImages
+from hooked_mm.steering_vector import AS_WIDE_AS_THE_STREAM, last_part
 from hooked_mm.tensor_folder import read_json, read_tensors, write_folder
+from hooked_mm.value_layout import stream_of
 
 METHODS: dict[str, type[Decomposition]] = {
     method.__name__: method for method in (SemiNMF, NonNegativeDictionary, KMeans, PCA, TopNorm, TopKSAE)
@@ -39,6 +41,13 @@ METHODS: dict[str, type[Decomposition]] = {
 FORMAT = 1
 FILE = "dictionary"
 """Name of both files, without their endings."""
+
+
+def dictionary_folders(folder: str | Path) -> list[Path]:
+    """Where dictionaries lie: the folder itself, or those in it that hold one, as a run of `learn` leaves them."""
+    there = Path(folder)
+    places = [there] if (there / f"{FILE}.json").is_file() else sorted(there.iterdir()) if there.is_dir() else []
+    return [place for place in places if (place / f"{FILE}.json").is_file()]
 
 
 @dataclass
@@ -69,6 +78,32 @@ class ConceptDictionary:
     def transform(self, rows: Tensor | np.ndarray) -> Float[Tensor, "n k"]:
         """Activations of rows (n, d)."""
         return self.decomposition.transform(rows)
+
+    def check_model(self, model: HookedMM) -> None:
+        """Refuse a model that these are no concepts of.
+
+        Names are compared by their last part, since a folder lies elsewhere on every machine; an adapter may differ.
+
+        Raises:
+            BadInputError: If the model's name or revision is another (where both are known), or it lacks the hook, or
+                its stream has another width; it names both and the remedy.
+        """
+        config, owner = model.hf_model.config, self.made_by.get("model")
+        own = {"model": getattr(config, "_name_or_path", None), "revision": getattr(config, "_commit_hash", None)}
+        remedy = "load that model, or learn a dictionary of this one"
+        for what, value in own.items():
+            learnt = self.made_by.get(what)
+            if learnt and value and last_part(str(learnt)) != last_part(str(value)):
+                raise BadInputError(f"the dictionary was learnt on the {what} {learnt!r}, this is {value!r}; {remedy}")
+        if self.hook not in model.hook_names:
+            near = nearest(self.hook, model.hook_names)
+            raise BadInputError(f"the dictionary of {owner!r} is one of {self.hook!r}, which this model has not{near}")
+        wide = self.concepts.shape[1]
+        if self.hook.endswith(AS_WIDE_AS_THE_STREAM) and stream_of(self.hook) == "text" and wide != model.cfg.d_model:
+            raise BadInputError(
+                f"concepts of {owner!r} at {self.hook!r} have width {wide}, this model's stream {model.cfg.d_model}; "
+                f"{remedy}"
+            )
 
     def save(self, path: str | Path) -> Path:
         """Write `dictionary.safetensors` and `dictionary.json` into a folder, made if needed.

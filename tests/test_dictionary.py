@@ -19,7 +19,7 @@ from sklearn.base import clone
 from sklearn.exceptions import NotFittedError
 
 from concept_dict.decomposition import Decomposition
-from concept_dict.dictionary import ConceptDictionary
+from concept_dict.dictionary import ConceptDictionary, dictionary_folders
 from concept_dict.kmeans import KMeans
 from concept_dict.non_negative_dictionary import NonNegativeDictionary
 from concept_dict.pca import PCA
@@ -27,6 +27,7 @@ from concept_dict.semi_nmf import SemiNMF
 from concept_dict.top_k_sae import TopKSAE
 from concept_dict.top_norm import TopNorm
 from hooked_mm.errors import BadInputError
+from hooked_mm.hooked import HookedMM
 from tests.planted import dictionary
 
 HOOK = "blocks.3.hook_resid_post"
@@ -220,3 +221,29 @@ def test_what_is_not_fitted_is_not_saved(method: Decomposition, tmp_path: Path) 
     """A dictionary without concepts is refused when it is saved, not when somebody loads it."""
     with pytest.raises(NotFittedError, match="not fitted yet"):
         ConceptDictionary(method, HOOK).save(tmp_path)
+
+
+def test_a_model_that_it_was_not_learnt_on_is_refused(small: Callable[[str], HookedMM], tmp_path: Path) -> None:
+    """By its name wherever its folder lies, by its hook, by its width; one that nothing is known of is not."""
+    llava, molmo = small("llava"), small("molmo")
+    wide = np.random.default_rng(0).standard_normal((20, llava.cfg.d_model))
+    fitted = PCA(2).fit(wide)
+    own = ConceptDictionary(fitted, HOOK, {"model": "/elsewhere/llava", "revision": None})
+    own.check_model(llava)
+    ConceptDictionary(fitted, HOOK).check_model(molmo)
+    with pytest.raises(BadInputError, match=r"learnt on the model '/elsewhere/llava'.*molmo.*learn a dictionary"):
+        own.check_model(molmo)
+    with pytest.raises(BadInputError, match=r"blocks\.99.*which this model has not"):
+        ConceptDictionary(fitted, "blocks.99.hook_resid_post").check_model(llava)
+    with pytest.raises(BadInputError, match="have width 8, this model's stream 128"):
+        ConceptDictionary(PCA(2).fit(ROWS), HOOK).check_model(llava)
+
+
+def test_where_dictionaries_lie(tmp_path: Path) -> None:
+    """In a folder itself, in those of a run in the order of their names, or nowhere."""
+    for name in ("b", "a"):
+        _saved("principal components", tmp_path / "run" / name)
+    (tmp_path / "run" / "log").mkdir()
+    assert dictionary_folders(tmp_path / "run") == [tmp_path / "run" / "a", tmp_path / "run" / "b"]
+    assert dictionary_folders(tmp_path / "run" / "a") == [tmp_path / "run" / "a"]
+    assert dictionary_folders(tmp_path / "nowhere") == dictionary_folders(tmp_path) == []
