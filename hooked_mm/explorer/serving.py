@@ -6,9 +6,11 @@ import hmac
 import ipaddress
 import os
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
 from PIL import Image
@@ -35,6 +37,27 @@ def check_reach(host: str, password: str | None, open_to_all: bool) -> None:
         )
 
 
+def import_event_loop() -> None:
+    """Import what the server runs on, whatever was imported before.
+
+    nnsight gives every object a method `save`, classes under construction included, at which anyio's sockets stumble:
+    they take it for an attribute without a type. Once imported they are no longer affected.
+    """
+    name = "anyio._backends._asyncio"
+    if name in sys.modules:
+        return
+    if not hasattr(object, "save"):
+        import_module(name)
+        return
+    from nnsight import _c, save
+
+    _c.unmount("save")
+    try:
+        import_module(name)
+    finally:
+        _c.mount(save, "save")
+
+
 @contextmanager
 def served(
     page: Any, host: str = LOCAL, port: int | None = None, password: str | None = None, css: str = ""
@@ -55,6 +78,7 @@ def served(
 
     from hooked_mm.explorer.uploads import MOST_BYTES, MOST_PIXELS
 
+    import_event_loop()
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
     before = os.environ.get("GRADIO_TEMP_DIR"), Image.MAX_IMAGE_PIXELS
     os.environ["GRADIO_TEMP_DIR"] = folder

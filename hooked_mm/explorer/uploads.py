@@ -34,9 +34,13 @@ class Editor(gr.ImageEditor):
 
     is_template = True
 
-    def __init__(self, **options: Any) -> None:
-        super().__init__(**options)
-        self.blob_storage = _Pending()
+    @classmethod
+    def bounded(cls, **options: Any) -> Editor:
+        """An editor that keeps no more of what was not asked about than `PENDING`."""
+        # Gradio reads the settings off the constructor's signature, which must stay as it is.
+        made = cls(**options)
+        made.blob_storage = _Pending()
+        return made
 
     def preprocess(self, payload: Any) -> Any:
         """The pictures as PIL images."""

@@ -50,14 +50,14 @@ class Page:
             )
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
-                self.editor = Editor(
+                self.editor = Editor.bounded(
                     type="pil",
                     label="Picture",
                     elem_id="hm-editor",
                     sources=["upload", "clipboard"],
                     transforms=["crop"],
                     brush=gr.Brush(default_size="auto", colors=["#000000", "#ffffff", "#ff3030", "#30c030", "#3060ff"]),
-                    layers=False,
+                    layers=gr.LayerOptions(allow_additional_layers=False),
                     height=380,
                 )
                 with gr.Row():
@@ -75,10 +75,10 @@ class Page:
                     autofocus=True,
                 )
                 with gr.Row():
-                    self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", min_width=80)
-                    self.stop = gr.Button("Stop", elem_id="hm-stop", min_width=80)
-                    self.clear = gr.Button("New conversation", elem_id="hm-clear", min_width=80)
-                    self.save = gr.Button("Download", elem_id="hm-save", min_width=80)
+                    self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", size="md", min_width=80)
+                    self.stop = gr.Button("Stop", elem_id="hm-stop", size="md", min_width=80)
+                    self.clear = gr.Button("New conversation", elem_id="hm-clear", size="md", min_width=80)
+                    self.save = gr.Button("Download", elem_id="hm-save", size="md", min_width=80)
                 self.status = gr.HTML(elem_id="hm-status", min_height=30)
         self.tokens, self.patches, self.columns = [], [], []
         with gr.Row(equal_height=False):
