@@ -10,6 +10,7 @@ It listens at 127.0.0.1; `--host` with `--password` shares it. Needs the extra `
 from __future__ import annotations
 
 import os
+import signal
 import sys
 import threading
 from collections.abc import Sequence
@@ -76,6 +77,10 @@ def names_of(made: Any) -> list[Any]:
     return names or [ModelName("small", "llava")]
 
 
+def _interrupt(*_: Any) -> None:
+    raise KeyboardInterrupt
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     """Serve the page until it is interrupted."""
     made = build_parser().parse_args(single(sys.argv[1:] if argv is None else argv))
@@ -94,6 +99,8 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     print(f"loading {names[0]} ...", flush=True)
     page = Page(Desk(names, load_tabs(folders)))
+    # However it is told to end, its folder of uploads is deleted.
+    signal.signal(signal.SIGTERM, _interrupt)
     with served(page, made.host, made.port, password, markup.CSS + notices.CSS) as address:
         print(f"the explorer is at {address}  (Ctrl-C ends it)", flush=True)
         threading.Event().wait()

@@ -63,9 +63,13 @@ class TabArea:
         with gr.Row(equal_height=False):
             self.controls = {control.name: component(control, name) for control in tab.controls(model)}
         with gr.Row():
-            self._look_button = gr.Button("Look", variant="primary", elem_id=f"{name}-look", size="md", min_width=140, scale=0)
+            self._look_button = gr.Button(
+                "Look", variant="primary", elem_id=f"{name}-look", size="md", min_width=140, scale=0
+            )
             self._stop_button = gr.Button("Stop", elem_id=f"{name}-stop", size="md", min_width=80, scale=0)
-            self._save_button = gr.Button("Download with its Python", elem_id=f"{name}-save", size="md", min_width=240, scale=0)
+            self._save_button = gr.Button(
+                "Download with its Python", elem_id=f"{name}-save", size="md", min_width=240, scale=0
+            )
         self.status = gr.HTML(elem_id=f"{name}-status", min_height=28)
         self.result = gr.HTML(notices.HINT, js_on_load=markup.CLICK_JS, elem_id=f"{name}-result")
 

@@ -1,9 +1,13 @@
-"""Uploads of the explorer: refused when they are no pictures or too large, and not kept once they were read."""
+"""Uploads of the explorer: refused when they are no pictures or too large, and kept no longer than they are needed.
+
+Gradio writes what is uploaded into a folder, under a name made of its bytes, so that two visitors with the same picture
+share a file. A file is therefore not deleted when it was read, but when it is `KEPT` seconds old: it is read as soon as
+it is there, never only when a visitor's turn has come.
+"""
 
 from __future__ import annotations
 
 from collections import OrderedDict
-from pathlib import Path
 from typing import Any
 
 import gradio as gr
@@ -14,6 +18,9 @@ MOST_BYTES = 20 * 2**20
 
 MOST_PIXELS = 40_000_000
 """Of a picture; told from the file's head, before anything is unpacked."""
+
+KEPT = (60, 180)
+"""Seconds between two looks for old files, and the age at which a file is deleted."""
 
 PENDING = 32
 """Edited pictures that lie in memory before they are asked about, of all visitors together."""
@@ -29,23 +36,19 @@ class _Pending(OrderedDict[str, Any]):
             self.popitem(last=False)
 
 
-class Editor(gr.ImageEditor):
-    """Gradio's editor of pictures, which refuses what is none with a message that the visitor sees."""
+def editor(**options: Any) -> gr.ImageEditor:
+    """Gradio's editor of pictures, which refuses what is none with a message that the visitor sees.
 
-    is_template = True
+    Args:
+        options: Of `gr.ImageEditor`.
+    """
+    # Not a class of its own: Gradio writes a file beside the source of every class of components.
+    made = gr.ImageEditor(**options)
+    made.blob_storage, read = _Pending(), made.preprocess
 
-    @classmethod
-    def bounded(cls, **options: Any) -> Editor:
-        """An editor that keeps no more of what was not asked about than `PENDING`."""
-        # Gradio reads the settings off the constructor's signature, which must stay as it is.
-        made = cls(**options)
-        made.blob_storage = _Pending()
-        return made
-
-    def preprocess(self, payload: Any) -> Any:
-        """The pictures as PIL images."""
+    def preprocess(payload: Any) -> Any:
         try:
-            return super().preprocess(payload)
+            return read(payload)
         except Image.DecompressionBombError as error:
             raise gr.Error(
                 f"The picture is too large: at most {MOST_PIXELS:,} pixels. Scale it down first.", print_exception=False
@@ -53,18 +56,5 @@ class Editor(gr.ImageEditor):
         except (gr.Error, OSError, ValueError, SyntaxError, TypeError) as error:
             raise gr.Error("This file is no picture that can be read.", print_exception=False) from error
 
-
-class Upload(gr.UploadButton):
-    """A button that loads a file as bytes; it is deleted once it was read."""
-
-    is_template = True
-
-    def preprocess(self, payload: Any) -> Any:
-        """The file's bytes."""
-        try:
-            return super().preprocess(payload)
-        finally:
-            path = getattr(payload, "path", None)
-            # Gradio has refused it by now if it lies anywhere else than among uploads.
-            if isinstance(path, str):
-                Path(path).unlink(missing_ok=True)
+    made.preprocess = preprocess
+    return made

@@ -68,6 +68,7 @@ class Visit:
 
     Attributes:
         sides: One, or two that are compared.
+        drawn: What the editor holds.
         tray: Pictures for the next question, beside the one in the editor.
         sent: Per side, the picture that was shown with the last question, so that it is not shown again.
         other: The picture that the second side is shown instead.
@@ -78,6 +79,7 @@ class Visit:
     """
 
     sides: list[Side]
+    drawn: Image.Image | None = None
     tray: list[Image.Image] = field(default_factory=list)
     sent: list[Image.Image | None] = field(default_factory=lambda: [None, None])
     other: Image.Image | None = None
@@ -90,7 +92,7 @@ class Visit:
         """Begin anew."""
         self.stop()
         self.sides = [Side(name) for name in sides]
-        self.tray, self.sent, self.other, self.views = [], [None, None], None, {}
+        self.drawn, self.tray, self.sent, self.other, self.views = None, [], [None, None], None, {}
         self.number += 1
 
     def compare_no_more(self) -> None:

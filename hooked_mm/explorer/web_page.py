@@ -11,8 +11,9 @@ from itertools import count
 from typing import Any
 
 import gradio as gr
+from PIL import Image
 
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, HookedMMError
 from hooked_mm.explorer import markup, notices
 from hooked_mm.explorer.bundle import conversation_bundle
 from hooked_mm.explorer.conversation import MOST_TOKENS, Generation
@@ -20,7 +21,7 @@ from hooked_mm.explorer.desk import Desk, Question, said, unseen
 from hooked_mm.explorer.downloads import SAVE_JS, as_download
 from hooked_mm.explorer.edits import EDITS, SHAPES, edited, opened, squared
 from hooked_mm.explorer.tab_area import Shown, TabArea
-from hooked_mm.explorer.uploads import Editor, Upload
+from hooked_mm.explorer.uploads import KEPT, editor
 from hooked_mm.explorer.visits import Side, Visit
 from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import SceneDataset, picture
@@ -35,8 +36,7 @@ class Page:
         self.desk = desk
         self._scenes, self._numbers = SceneDataset(1000, split="test", seed=0), count()
         first = desk.model(next(iter(desk.names.values())))
-        # Files that are left over, of pages that were closed before anything was asked.
-        with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False, delete_cache=(300, 1800)) as self.blocks:
+        with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False, delete_cache=KEPT) as self.blocks:
             self._lay_out(first)
             self._wire()
         self.blocks.queue(max_size=32)
@@ -50,7 +50,7 @@ class Page:
             )
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
-                self.editor = Editor.bounded(
+                self.editor = editor(
                     type="pil",
                     label="Picture",
                     elem_id="hm-editor",
@@ -122,7 +122,7 @@ class Page:
         with gr.Accordion("Compare", open=False, elem_id="hm-compare"):
             kinds = [NOTHING, PICTURE] + ([MODEL] if len(names) > 1 else [])
             self.compare = gr.Radio(kinds, value=NOTHING, label="Ask the same of", elem_id="hm-compare-with")
-            self.other_picture = Upload(
+            self.other_picture = gr.UploadButton(
                 "Load the other picture",
                 type="binary",
                 file_types=["image"],
@@ -141,11 +141,15 @@ class Page:
         everything = self._everything()
         asking = gr.on(
             [self.send.click, self.box.submit],
+            self._take,
+            [self.editor, self.edit, self.shape],
+            self.status,
+            trigger_mode="once",
+            **plain,
+        ).success(
             self._ask,
             [
-                self.editor,
                 self.box,
-                self.edit,
                 self.shape,
                 self.length,
                 self.temperature,
@@ -157,7 +161,6 @@ class Page:
             everything,
             show_progress="minimal",
             show_progress_on=self.status,
-            trigger_mode="once",
             **model,
         )
         self.stop.click(self._stop, None, [self.chat, self.status], cancels=[asking], **plain)
@@ -186,11 +189,18 @@ class Page:
     def _visit(self, request: gr.Request) -> Visit:
         return self.desk.visits.of(request.session_hash)
 
+    def _take(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> str:
+        """Read the picture at once, whoever is served before."""
+        visit = self._visit(request)
+        try:
+            visit.drawn = _drawn(drawn, edit, shape)
+        except HookedMMError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        return ""
+
     def _ask(
         self,
-        editor: Any,
         text: str,
-        edit: str,
         shape: str,
         length: int,
         temperature: float,
@@ -203,8 +213,7 @@ class Page:
         visit = self._visit(request)
         try:
             generation = Generation(length, temperature, top_p, seed)
-            shown = edited(editor, edit)
-            pictures = [None if shown is None else squared(shown, shape), None]
+            pictures = [visit.drawn, None]
             images, other, others = (*visit.tray, *unseen(visit.sent[0], pictures[0])), None, None
             if compare == MODEL:
                 other = self.desk.named(other_model)
@@ -286,13 +295,13 @@ class Page:
         scene = self._scenes.scene(next(self._numbers) % len(self._scenes))
         return picture(scene), f"what color is the {scene.things[0].shape} ?"
 
-    def _add(self, editor: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
+    def _add(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
         visit = self._visit(request)
         try:
-            shown = edited(editor, edit)
+            shown = _drawn(drawn, edit, shape)
             if shown is None:
                 raise BadInputError("the editor is empty; load a picture first")
-            visit.tray.append(squared(shown, shape))
+            visit.tray.append(shown)
             return notices.tray_html(visit.tray), None
         except Exception as error:
             return notices.tray_html(visit.tray) + notices.error_html(said(error)), gr.update()
@@ -319,6 +328,12 @@ class Page:
             return as_download("conversation.zip", conversation_bundle(asked)), ""
         except Exception as error:
             return "", notices.error_html(said(error))
+
+
+def _drawn(drawn: Any, edit: str, shape: str) -> Image.Image | None:
+    """The editor's picture as it shall be shown."""
+    shown = edited(drawn, edit)
+    return None if shown is None else squared(shown, shape)
 
 
 def _whole(event: gr.EventData, name: str) -> int:
