@@ -131,10 +131,16 @@ class Conversation:
         """The prompt that ends with the last question, as a batch of one sample.
 
         Raises:
-            BadInputError: If the model takes no such prompt: no text, too many pictures, several turns.
+            BadInputError: If the model takes no such prompt: no text, too many pictures, several turns, odd shapes.
         """
         history = [self.history] if len(self.turns) > 1 else None
-        return model.prepare([list(self.images) or None], [self.turns[-1].text], history=history)
+        try:
+            return model.prepare([list(self.images) or None], [self.turns[-1].text], history=history)
+        except BadInputError:
+            raise
+        except ValueError as error:
+            # As of a picture that is 200 times as long as wide: this is no fault of the page.
+            raise BadInputError(f"the model's processor refused the question or a picture ({error})") from error
 
     def ask(
         self, model: HookedMM, generation: Generation, tell: Callable[[str], None] | None = None

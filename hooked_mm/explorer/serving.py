@@ -76,7 +76,8 @@ def served(
     """
     import gradio as gr
 
-    from hooked_mm.explorer.uploads import MOST_BYTES, MOST_PIXELS
+    from hooked_mm.explorer.edits import MOST_PIXELS
+    from hooked_mm.explorer.uploads import MOST_BYTES
 
     import_event_loop()
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")

@@ -13,11 +13,10 @@ from typing import Any
 import gradio as gr
 from PIL import Image
 
+from hooked_mm.explorer.edits import MOST_PIXELS
+
 MOST_BYTES = 20 * 2**20
 """Of a file."""
-
-MOST_PIXELS = 40_000_000
-"""Of a picture; told from the file's head, before anything is unpacked."""
 
 KEPT = (60, 180)
 """Seconds between two looks for old files, and the age at which a file is deleted."""
