@@ -107,6 +107,12 @@ class Desk:
             raise BadInputError(f"no model {str(name)[:80]!r} is open here; there are: {', '.join(self.names)}")
         return self.names[name]
 
+    def warm(self) -> None:
+        """Let the first model answer once, for nobody: the first pass takes longer than those after it."""
+        model = self.model(next(iter(self.names.values())))
+        said = Conversation().say("what is this ?", (Image.new("RGB", (64, 64), "grey"),))
+        said.ask(model, Generation(max_new_tokens=2))
+
     def close(self) -> None:
         """End all work and all visits."""
         self.visits.close_all()

@@ -98,7 +98,9 @@ def main(argv: Sequence[str] | None = None) -> None:
     from hooked_mm.explorer.web_page import Page
 
     print(f"loading {names[0]} ...", flush=True)
-    page = Page(Desk(names, load_tabs(folders)))
+    desk = Desk(names, load_tabs(folders))
+    page = Page(desk)
+    desk.warm()
     # However it is told to end, its folder of uploads is deleted.
     signal.signal(signal.SIGTERM, _interrupt)
     with served(page, made.host, made.port, password, markup.CSS + notices.CSS) as address:
