@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import CancelledError, Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from threading import Event
 from typing import Any, Generic, TypeVar
@@ -81,8 +81,11 @@ class Running(Generic[T]):
         return self._future.done()
 
     def result(self) -> T:
-        """What it gave; raises what it raised."""
-        return self._future.result()
+        """What it gave; raises what it raised, `Stopped` if it was given up before it began."""
+        try:
+            return self._future.result()
+        except CancelledError:
+            raise Stopped("stopped") from None
 
     def give_up(self) -> None:
         """Stop it, and wait until it has ended: only then the next may begin."""
@@ -98,14 +101,21 @@ class Worker:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="explorer-model")
 
     def start(self, do: Callable[[Work], T]) -> Running[T]:
-        """Hand work over; it begins when all before it has ended."""
+        """Hand work over; it begins when all before it has ended.
+
+        Raises:
+            Stopped: If the worker is closed.
+        """
         work = Work()
 
         def run() -> T:
             work.check()
             return do(work)
 
-        return Running(work, self._pool.submit(run))
+        try:
+            return Running(work, self._pool.submit(run))
+        except RuntimeError:
+            raise Stopped("the explorer is being closed") from None
 
     def close(self) -> None:
         """Take no more work; what runs is not waited for."""
