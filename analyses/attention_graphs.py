@@ -48,6 +48,22 @@ def node_masks(batch: Batch) -> tuple[Bool[Tensor, "b p"], Bool[Tensor, "b p"]]:
     return every & ~batch.separator.to(every.device), behind & batch.mask(modality="text")
 
 
+def node_labels(batch: Batch, sample: int, nodes: Nodes) -> list[str]:
+    """What is written beside each node: an image token's number among the sample's, a text token's word.
+
+    Args:
+        batch: The batch; without tokens' texts a word is its position.
+        sample: Its number.
+        nodes: Of a graph.
+    """
+    images = node_masks(batch)[0][sample].cumsum(0)
+    names = batch.tokens[sample] if batch.tokens else [str(place) for place in range(batch.modality.shape[1])]
+    return [
+        f"image {int(images[place]) - 1}" if image else names[place]
+        for place, image in zip(nodes.positions, nodes.image, strict=True)
+    ]
+
+
 def head_rows(
     model: HookedMM,
     batch: Batch,

@@ -21,6 +21,7 @@ the model does with these tokens, however large the attention.
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import combinations, islice
@@ -154,6 +155,7 @@ def explain(
     depth: int = DEPTH,
     most_conditions: int | None = MOST_CONDITIONS,
     most_tests: int = MOST_TESTS,
+    tell: Callable[[int], object] | None = None,
 ) -> Explanation:
     """The graph of one head's nodes, and the explanation of the last of them.
 
@@ -164,6 +166,7 @@ def explain(
         samples: n of Fisher's z.
         depth: Of the PDS tree.
         most_conditions, most_tests: As in `causal_discovery.learn`.
+        tell: Called before every test with how many were made; may raise, which ends the search.
 
     Raises:
         BadInputError: If there is not a row per node, one is zero, or a setting makes no sense.
@@ -171,7 +174,13 @@ def explain(
     if len(rows) != len(nodes) or depth < 1:
         raise BadInputError(f"{len(rows)} rows for {len(nodes)} nodes, depth={depth}; give a row per node, depth >= 1")
     tiers = tiers_of(rows[:, list(nodes.positions)])
-    test = fisher_test(rows, alpha, samples)
+    fisher, made = fisher_test(rows, alpha, samples), itertools.count()
+
+    def test(a: int, b: int, given: tuple[int, ...]) -> bool | None:
+        if tell is not None:
+            tell(next(made))
+        return fisher(a, b, given)
+
     learned = learn(len(nodes), test, tiers, most_conditions=most_conditions, most_tests=most_tests)
     return Explanation(nodes, tuple(tiers), learned, pds_paths(learned.pag, len(nodes) - 1, depth))
 

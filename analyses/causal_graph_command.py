@@ -22,7 +22,8 @@ import torch
 from torch import Tensor
 
 from analyses.ablation_command import asked_masks
-from analyses.attention_graphs import HeadRows, head_rows, node_masks
+from analyses.attention_graphs import HeadRows, head_rows, node_labels, node_masks
+from analyses.causal_check import check, maskable, summary
 from analyses.causal_discovery import MOST_CONDITIONS, MOST_TESTS
 from analyses.causal_explanation import (
     BUDGET,
@@ -32,7 +33,6 @@ from analyses.causal_explanation import (
     Explanation,
     Verification,
     explain,
-    verify,
 )
 from analyses.causal_graph_drawing import graph_picture, token_pictures, token_values
 from analyses.frame import new_parser, parsed
@@ -42,7 +42,7 @@ from analyses.partial_correlation import ALPHA, SAMPLES
 from analyses.picture_maps import on_pixels, picture_maps
 from analyses.result import Result, Score
 from analyses.targets import NoTargetsError, Targets, answer_targets, special_ids
-from analyses.token_masking import How, check_maskable, masked_predictions
+from analyses.token_masking import How, check_maskable, predicted_tokens
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map
 from hooked_mm.data import Sample
@@ -130,7 +130,7 @@ class Judge:
     ) -> None:
         sample, row = (int(values[heads[0].target]) for values in (targets.sample, targets.row))
         item, pictures = samples[sample], []
-        base = self._masked(batch, sample, row, [()])[0]
+        base = predicted_tokens(self.model, batch, sample, row, [()], self.made.how)[0]
         word = self.model.tokenizer.decode([int(targets.token[heads[0].target])])
         for held in heads:
             judged = self._judge(batch, sample, row, held, base, word, item.id)
@@ -141,22 +141,19 @@ class Judge:
             self.found.append(judged)
             name = f"layer {held.layer}, head {held.head}"
             values = token_values(judged.explanation, batch.modality.shape[1], subset)
-            labels = self._labels(batch, sample, held)
-            pictures.append((f"{name}: {summary(judged)}", graph_picture(judged.explanation, labels, subset)))
+            labels = node_labels(batch, sample, held.nodes)
+            pictures.append(
+                (
+                    f"{name}: {summary(judged.explanation, judged.verification, judged.predicted)}",
+                    graph_picture(judged.explanation, labels, subset),
+                )
+            )
             pictures += [
                 (f"{name}: nodes, explanation, verified subset", one)
                 for one in token_pictures(self.model, batch, sample, values, images, connector)
             ]
         if len(self.entries) < self.made.shown:
             self.entries.append(Entry(f"{item.id}: {word!r}", [("prompt", item.text)], pictures))
-
-    def _masked(self, batch: Batch, sample: int, row: int, sets: Sequence[Sequence[int]]) -> list[int]:
-        """The predicted token under each set of positions."""
-        size, found = self.made.at_once, []
-        for start in range(0, len(sets), size):
-            part = masked_predictions(self.model, batch, sample, row, sets[start : start + size], self.made.how)
-            found += part.token.tolist()
-        return found
 
     def _judge(self, batch: Batch, sample: int, row: int, held: HeadRows, base: int, word: str, name: str) -> Judged:
         made, positions = self.made, held.nodes.positions
@@ -169,25 +166,19 @@ class Judge:
             most_conditions=made.most_conditions,
             most_tests=made.most_tests,
         )
-        members = [node for node in told.members if made.how == "knockout" or held.nodes.image[node]]
-
-        known: dict[tuple[int, ...], int] = {}
-
-        def changes(sets: Sequence[tuple[int, ...]]) -> list[bool]:
-            places = [[positions[node] for node in one] for one in sets]
-            known.update(zip(sets, self._masked(batch, sample, row, places), strict=True))
-            return [known[one] != base for one in sets]
-
-        closed = told.is_closed if made.how == "knockout" else None
-        checked = verify(members, changes, closed, budget=made.budget, at_once=made.at_once)
-        predicted = self.model.tokenizer.decode([known[checked.subset]]) if checked.subset else None
+        checked = check(
+            self.model, batch, sample, row, told, how=made.how, budget=made.budget, at_once=made.at_once, base=base
+        )
+        members = maskable(told, made.how)
         whole, chance = None, math.nan
         if members:
             drawn = self._drawn(batch, sample, row, [held.nodes.image[node] for node in members])
-            every = self._masked(batch, sample, row, [[positions[node] for node in members], *drawn])
+            sets = [[positions[node] for node in members], *drawn]
+            every = predicted_tokens(self.model, batch, sample, row, sets, made.how, made.at_once)
             whole, *others = (token != base for token in every)
             chance = float(np.mean(others)) if others else math.nan
-        return Judged(name, held, told, checked, word, predicted, whole, chance)
+        predicted = None if checked.predicted is None else self.model.tokenizer.decode([checked.predicted])
+        return Judged(name, held, told, checked.verification, word, predicted, whole, chance)
 
     def _drawn(self, batch: Batch, sample: int, row: int, image: Sequence[bool]) -> list[list[int]]:
         """Positions by chance, as many of each kind as an explanation has."""
@@ -228,29 +219,6 @@ class Judge:
             maps = picture_maps(self.model, batch, sample, values.to(self.model.device), images, connector)
             pixels = on_pixels(maps, 0, images[0].size, smooth=False).nan_to_num()
             setattr(judged, name, float(pixels[mask].sum() / pixels.sum()))
-
-    def _labels(self, batch: Batch, sample: int, held: HeadRows) -> list[str]:
-        """What is written beside a node: an image token's number among the sample's, a text token's word."""
-        images = node_masks(batch)[0][sample].cumsum(0)
-        names = batch.tokens[sample] if batch.tokens else [str(place) for place in range(batch.modality.shape[1])]
-        return [
-            f"image {int(images[place]) - 1}" if image else names[place]
-            for place, image in zip(held.nodes.positions, held.nodes.image, strict=True)
-        ]
-
-
-def summary(judged: Judged) -> str:
-    """One line."""
-    count, verification = len(judged.explanation.members), judged.verification
-    if not count:
-        return "nothing explains it in this head"
-    if verification.verified:
-        return (
-            f"{len(verification.subset)} of {count} tokens verified ({verification.status}): without them the model "
-            f"predicts {judged.predicted!r}"
-        )
-    why = "no subset of it changes the prediction" if verification.status == "none" else "none found in the budget"
-    return f"{count} tokens, not verified: {why}"
 
 
 def as_json(judged: Judged) -> dict[str, Any]:

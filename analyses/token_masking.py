@@ -106,6 +106,31 @@ def masked_predictions(
     return Masked(found.argmax(dim=-1), found)
 
 
+def predicted_tokens(
+    model: HookedMM,
+    batch: Batch,
+    sample: int,
+    row: int,
+    sets: Sequence[Sequence[int]],
+    how: How = "knockout",
+    at_once: int = 16,
+) -> list[int]:
+    """The likeliest token at one row under each of some sets of tokens masked, so many of them in one pass.
+
+    Args:
+        model, batch, sample, row, sets, how: As in `masked_predictions`.
+        at_once: Sets in one pass.
+
+    Raises:
+        UnsupportedModelError, BadInputError: As in `masked_predictions`.
+    """
+    return [
+        token
+        for start in range(0, len(sets), at_once)
+        for token in masked_predictions(model, batch, sample, row, sets[start : start + at_once], how).token.tolist()
+    ]
+
+
 def _knocked_out(model: HookedMM, chosen: Bool[Tensor, "sets p"]) -> list[HookSpec]:
     def function(value: Tensor, hook: Hook) -> Tensor:
         return cut(value, chosen.to(value.device)[:, None, None, :].expand(-1, 1, value.shape[2], -1))
