@@ -145,6 +145,14 @@ def sees_by(model: HookedMM, batch: Batch) -> Part:
     return "xattn" if crossed and pattern_layers(model, part="xattn") else "attn"
 
 
+def seen_through(model: HookedMM, batch: Batch, column: str) -> Part:
+    """The attention among whose keys some columns are: `image`, `question`, `template` or `answer`."""
+    part = sees_by(model, batch)
+    # Cross-attention reads the picture, an encoder's also the prompt; the rest is the text's own.
+    read = {"image"} if batch.layout.kind == "cross" else {"image", "question", "template"}
+    return part if column in read else "attn"
+
+
 def rows_by_sample(targets: Targets, samples: int) -> tuple[Int[Tensor, "b r"], Int[Tensor, " n"]]:
     """The targets' rows as a table, -1 where a sample has fewer, and each target's place in its sample's line."""
     counts = torch.zeros(samples, dtype=torch.long)
@@ -161,7 +169,7 @@ def head_maps(
     model: HookedMM,
     batch: Batch,
     attention: AnswerAttention,
-    token: int,
+    token: int | None,
     pairs: Sequence[tuple[int, int]],
     images: Sequence[Image.Image],
     connector: Connector | None = None,
@@ -172,7 +180,7 @@ def head_maps(
         model: The model.
         batch: The batch that the attention is of.
         attention: From `answer_attention`.
-        token: Its number among the targets.
+        token: Its number among the targets; None for the mean of all, which are of one sample then.
         pairs: (layer, head), as they are numbered in the model.
         images: The sample's pictures.
         connector: Of the batch, for models with a resampler; made unless given.
@@ -180,9 +188,12 @@ def head_maps(
     Raises:
         BadInputError: If there is no such token, layer or head, or no place in the picture is known.
     """
-    if not 0 <= token < len(attention):
+    if token is not None and not 0 <= token < len(attention):
         raise BadInputError(f"token {token} of {len(attention)}; they are counted from 0")
-    sample, found = int(attention.targets.sample[token]), {}
+    samples = set(attention.targets.sample.tolist() if token is None else [int(attention.targets.sample[token])])
+    if len(samples) > 1:
+        raise BadInputError(f"the mean of tokens of samples {sorted(samples)}, which see different pictures; give a token")
+    (sample,), found = samples, {}
     if batch.layout.kind == "resampled" and connector is None:
         connector = connector_map(model, batch)
     for layer, head in pairs:
@@ -191,7 +202,8 @@ def head_maps(
                 f"layer {layer}, head {head} was not looked at; there are layers {list(attention.patterns)}, "
                 f"heads {list(attention.heads)}"
             )
-        values = attention.patterns[layer][token, attention.heads.index(head)]
+        own = attention.patterns[layer][:, attention.heads.index(head)]
+        values = own.double().mean(0) if token is None else own[token]
         found[layer, head] = picture_maps(model, batch, sample, values, images, connector)
     return found
 

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from functools import partial
 
 import torch
-from jaxtyping import Float
+from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -23,12 +23,13 @@ from analyses.occlusion import Scores, occlusion
 from analyses.picture_maps import PictureMap, picture_maps, tower_maps
 from analyses.relevancy import relevancies
 from analyses.saliency import Measure, saliency
-from analyses.targets import Kind, Targets, prompt_targets
+from analyses.targets import Kind, Targets, answer_targets, prompt_targets, token_ids
 from analyses.tower_relevancy import end_to_end
 from hooked_mm.attention_rows import attention_rows, pattern_layers
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
+from hooked_mm.prompts import Turn
 
 Maps = list[list[PictureMap]]
 """Per sample its maps."""
@@ -45,6 +46,9 @@ class Case:
         images: The pictures of each sample.
         text: What each was asked, for methods that show the model other pictures.
         kind: Whether a logit or a log-probability is explained.
+        history: The turns before, of each sample; none unless given.
+        said: Ids of the answer in front of the token that is explained, of each sample; none unless given. They stand
+            in the batch, too.
     """
 
     model: HookedMM
@@ -53,6 +57,19 @@ class Case:
     images: Sequence[Sequence[Image.Image]]
     text: Sequence[str]
     kind: Kind = "logit"
+    history: Sequence[Sequence[Turn]] | None = None
+    said: Sequence[Sequence[int]] | None = None
+
+    def about(self, sample: int, shown: Sequence[Sequence[Image.Image]]) -> tuple[Batch, Int[Tensor, " n"]]:
+        """What a sample was asked, about other pictures: the batch, and the row in each that predicts the target."""
+        history = None if self.history is None else [self.history[sample]] * len(shown)
+        batch = self.model.prepare([list(own) for own in shown], self.text[sample], history=history)
+        said = [] if self.said is None else list(self.said[sample])
+        if said:
+            tokens = torch.tensor([said] * len(shown), device=self.model.device)
+            names = [self.model.tokenizer.convert_ids_to_tokens(said) for _ in shown]
+            batch = batch.extend(tokens, torch.ones_like(tokens, dtype=torch.bool), names)
+        return batch, (batch.decoder or batch).last_prompt().cpu() + len(said)
 
     def on_positions(self, values: Float[Tensor, "n p"]) -> Maps:
         """Maps of values at positions of the sequence (or of keys)."""
@@ -91,6 +108,37 @@ def case(
         )
     batch = model.prepare([list(own) for own in images], list(text))
     return Case(model, batch, prompt_targets(batch, tokens, foil), images, text, kind)
+
+
+def answer_case(
+    model: HookedMM,
+    batch: Batch,
+    token: int,
+    images: Sequence[Image.Image],
+    text: str,
+    kind: Kind = "logit",
+    history: Sequence[Turn] = (),
+) -> Case:
+    """One token of an answer that was given.
+
+    Args:
+        model: The model.
+        batch: One sample with its answer, as `generate(...).batch` has it.
+        token: Its number in the answer, from 0.
+        images: All pictures, those of earlier turns first.
+        text: What was asked.
+        kind: Whether a logit or a log-probability is explained.
+        history: The turns before.
+
+    Raises:
+        BadInputError: If the answer has no such token, or the sample no picture.
+    """
+    if not images or len(batch) != 1:
+        raise BadInputError(f"{len(batch)} samples with {len(images)} pictures; give one sample that was shown some")
+    text_batch = batch.decoder or batch
+    said = token_ids(text_batch)[text_batch.mask(role="answer")].tolist()[:token]
+    targets = answer_targets(batch, [token])
+    return Case(model, batch, targets, [images], [text], kind, [history] if history else None, [said])
 
 
 def _attention(one: Case, last: bool = False) -> Maps:
@@ -154,9 +202,9 @@ def scores(one: Case, number: int, picture: int = 0, kind: Kind | None = "logit"
         shown = [list(one.images[sample]) for _ in images]
         for own, image in zip(shown, images, strict=True):
             own[picture] = image
-        batch = one.model.prepare(shown, one.text[sample])
-        foil = None if target.foil is None or kind is None else target.foil.expand(len(shown)).tolist()
-        asked = prompt_targets(batch, target.token.expand(len(shown)).tolist(), foil)
+        batch, rows = one.about(sample, shown)
+        foil = None if target.foil is None or kind is None else target.foil.expand(len(shown))
+        asked = Targets(torch.arange(len(shown)), rows, target.token.expand(len(shown)), foil)
         with torch.no_grad():
             logits = one.model.run_with_hooks(batch)
         assert logits is not None

@@ -19,7 +19,7 @@ import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from analyses.pattern_gradients import PatternGradients
+from analyses.pattern_gradients import PatternGradients, Tell
 from analyses.targets import Kind, Targets
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
@@ -54,10 +54,17 @@ class GradCams:
     reached: list[Bool[Tensor, "layers r"]]
     notes: tuple[str, ...] = ()
 
-    def mean(self, number: int) -> Float[Tensor, " k"]:
-        """The mean map of a target over the layers and rows that its gradient reaches; zero if there are none."""
-        kept = self.maps[number][self.reached[number]]
-        return kept.mean(0) if len(kept) else self.maps[number].sum((0, 1))
+    def mean(self, number: int, layer: int | None = None) -> Float[Tensor, " k"]:
+        """The mean map of a target over the layers and rows that its gradient reaches; zero if there are none.
+
+        Args:
+            number: Of the target.
+            layer: Only this one; all unless given.
+        """
+        here = slice(None) if layer is None else slice(self.layers.index(layer), self.layers.index(layer) + 1)
+        maps = self.maps[number][here]
+        kept = maps[self.reached[number][here]]
+        return kept.mean(0) if len(kept) else maps.sum((0, 1))
 
 
 def grad_cam(
@@ -69,6 +76,7 @@ def grad_cam(
     layers: Sequence[int] | None = None,
     kind: Kind = "logit",
     point: str | None = None,
+    tell: Tell | None = None,
 ) -> GradCams:
     """Grad-CAM of every target, in one forward pass and one backward pass for a target of each sample.
 
@@ -82,6 +90,7 @@ def grad_cam(
         kind: The token's logit or log-probability.
         point: The attention, with `{}` for the layer: `"encoder.blocks.{}.attn.hook_pattern"`. Unless given, that of
             the language model, cross-attention where that reads pictures or an encoder.
+        tell: Called in front of every backward pass.
 
     Raises:
         BadInputError: If there is no such attention or layer, or a target's sample has none of the rows.
@@ -109,7 +118,7 @@ def grad_cam(
         raise BadInputError(f"has none of the rows {rows!r}", int(targets.sample[lacking[0]]))
     maps: list[Tensor] = [torch.empty(0)] * len(targets)
     reached: list[Tensor] = [torch.empty(0)] * len(targets)
-    for one in found.rounds():
+    for one in found.rounds(tell):
         for place, sample in zip(one.places.tolist(), one.targets.sample.tolist(), strict=True):
             own = queries[place]
             maps[place] = torch.stack([_rows(one.weighted[name], found.patterns[name], sample, own) for name in names])

@@ -7,7 +7,7 @@ sample that of its own score. Gradients are those of one target alone, never add
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -19,6 +19,9 @@ from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.norms import at_least_float32
+
+Tell = Callable[[int, int], None]
+"""Is called in front of every backward pass: so many lie behind, of so many."""
 
 
 @dataclass(frozen=True)
@@ -90,10 +93,12 @@ class PatternGradients:
         self.patterns = {name: cache[name] for name in cache}
         self.scores = self._scores.detach().cpu()
 
-    def rounds(self) -> Iterator[Round]:
+    def rounds(self, tell: Tell | None = None) -> Iterator[Round]:
         """One backward pass after the other; the graph is gone after the last."""
         every, values = places_by_round(self.targets), list(self.patterns.values())
         for number, places in enumerate(every):
+            if tell is not None:
+                tell(number, len(every))
             total = self._scores[places.to(self._scores.device)].sum()
             last = number + 1 == len(every)
             gradients = torch.autograd.grad(total, values, retain_graph=not last, allow_unused=True)

@@ -23,7 +23,7 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
-from analyses.pattern_gradients import PatternGradients, Round
+from analyses.pattern_gradients import PatternGradients, Round, Tell
 from analyses.targets import Kind, Targets
 from hooked_mm.batch import Batch
 from hooked_mm.errors import BadInputError
@@ -228,7 +228,13 @@ def whole(
 
 
 def relevancies(
-    model: HookedMM, batch: Batch, targets: Targets, *, kind: Kind = "logit", normalise: bool = True
+    model: HookedMM,
+    batch: Batch,
+    targets: Targets,
+    *,
+    kind: Kind = "logit",
+    normalise: bool = True,
+    tell: Tell | None = None,
 ) -> Relevancies:
     """The relevancy of the language model's positions to each target; the tower's patterns are not computed.
 
@@ -238,12 +244,13 @@ def relevancies(
         targets: The tokens to explain, from `targets.answer_targets`.
         kind: The token's logit or log-probability.
         normalise: As in `of_text`.
+        tell: Called in front of every backward pass.
 
     Raises:
         BadInputError: If a layer has no pattern, or the model's attention has no rule; it says which.
     """
     found = PatternGradients(model, batch, targets, text_points(model, batch), kind)
-    rounds = [(one.places, of_text(found, one, normalise=normalise)) for one in found.rounds()]
+    rounds = [(one.places, of_text(found, one, normalise=normalise)) for one in found.rounds(tell)]
     return combined(targets, [part for _, part in rounds], torch.cat([places for places, _ in rounds]))
 
 

@@ -17,21 +17,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 from jaxtyping import Float, Int
 from PIL import Image
 from torch import Tensor
 
-from analyses.pattern_gradients import PatternGradients, Round
+from analyses.pattern_gradients import PatternGradients, Round, Tell
 from analyses.picture_maps import PictureMap, tower_maps
-from analyses.relevancy import Relevancies, combined, of_text, stack_points, text_points, through
+from analyses.relevancy import Relevancies, combined, of_text, shares, stack_points, text_points, through
 from analyses.targets import Kind, Targets
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector, connector_map, connector_patterns
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
 from hooked_mm.layout import Layout
+
+Start = Literal["relevancy", "even"]
 
 
 @dataclass(frozen=True)
@@ -160,8 +163,23 @@ def connected(model: HookedMM, batch: Batch, one: Round) -> Connector:
     return connector_map(model, batch, weighted)
 
 
+def evenly(batch: Batch, text: Relevancies) -> Relevancies:
+    """The same with all of a sample's image tokens (or of the keys that are read) counting alike; they add up to one."""
+    if text.keys is not None:
+        return replace(text, keys=torch.full_like(text.keys, 1 / text.keys.shape[1]))
+    mask = batch.mask("image").to(text.positions.device)[text.targets.sample.to(text.positions.device)]
+    return replace(text, positions=shares(mask.to(text.positions)))
+
+
 def end_to_end(
-    model: HookedMM, batch: Batch, targets: Targets, *, kind: Kind = "logit", normalise: bool = True
+    model: HookedMM,
+    batch: Batch,
+    targets: Targets,
+    *,
+    kind: Kind = "logit",
+    normalise: bool = True,
+    start: Start = "relevancy",
+    tell: Tell | None = None,
 ) -> TowerRelevancies:
     """The relevancy of the tower's patches to each target, in one forward pass and one backward pass per round.
 
@@ -174,6 +192,9 @@ def end_to_end(
         targets: The tokens to explain, from `targets.answer_targets`.
         kind: The token's logit or log-probability.
         normalise: R^ with rows of R - I divided by their sums; False takes R itself.
+        start: What the image tokens bring into connector and tower: their relevancy, or all of them as much (`even`),
+            which leaves what the tower alone does: which patches go into the tokens, as far as the target gains by it.
+        tell: Called in front of every backward pass.
 
     Raises:
         BadInputError: If a layer has no pattern, the tower's rows are not the batch's patches, or it is not known which
@@ -185,7 +206,7 @@ def end_to_end(
             "the language model's positions (relevancy.relevancies)"
         )
     if batch.layout.kind == "packed" and len(batch) > 1:
-        return _one_by_one(model, batch, targets, kind, normalise)
+        return _one_by_one(model, batch, targets, kind, normalise, start)
     tower = stack_points(model, "vision", batch)
     points = [*tower, *connector_patterns(model), *text_points(model, batch)]
     found = PatternGradients(model, batch, targets, points, kind)
@@ -193,9 +214,9 @@ def end_to_end(
     size = int((places >= 0).sum())
     parts, order = [], []
     sheets, round_of = [], torch.zeros(len(targets), dtype=torch.long)
-    for number, one in enumerate(found.rounds()):
+    for number, one in enumerate(found.rounds(tell)):
         text = of_text(found, one, normalise=normalise)
-        row = on_tower(model, batch, text, one, places)
+        row = on_tower(model, batch, evenly(batch, text) if start == "even" else text, one, places)
         values = through(row, [one.weighted[name] for name in names], normalise=normalise)
         sheets.append(spread(values, places, torch.arange(size)).cpu())
         round_of[one.places] = number
@@ -204,7 +225,9 @@ def end_to_end(
     return TowerRelevancies(combined(targets, parts, torch.cat(order)), torch.stack(sheets), round_of)
 
 
-def _one_by_one(model: HookedMM, batch: Batch, targets: Targets, kind: Kind, normalise: bool) -> TowerRelevancies:
+def _one_by_one(
+    model: HookedMM, batch: Batch, targets: Targets, kind: Kind, normalise: bool, start: Start
+) -> TowerRelevancies:
     """Each sample of a packed tower by itself, put together as if they had run together."""
     layout, parts, order = batch.layout, [], []
     assert layout.tower_image is not None
@@ -213,7 +236,7 @@ def _one_by_one(model: HookedMM, batch: Batch, targets: Targets, kind: Kind, nor
     for sample in sorted(set(targets.sample.tolist())):
         numbers = (targets.sample == sample).nonzero()[:, 0]
         own = replace(targets.take(numbers), sample=torch.zeros_like(numbers))
-        found = end_to_end(model, batch.take([sample]), own, kind=kind, normalise=normalise)
+        found = end_to_end(model, batch.take([sample]), own, kind=kind, normalise=normalise, start=start)
         places = (layout.image_sample[layout.tower_image] == sample).nonzero()[:, 0].cpu()
         sheets = sheets.to(found.sheets)
         sheets[: len(found.sheets), :, places] = found.sheets
