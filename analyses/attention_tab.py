@@ -11,8 +11,26 @@ from jaxtyping import Float64
 from torch import Tensor
 
 from analyses.attention_shares import AttentionShares, attention_shares
-from analyses.attention_views import AnswerAttention, answer_attention, clicked_columns, head_maps, seen_through, strongest
-from analyses.tab_maps import MOST_MAPS, MOST_ROWS, SCALE, Drawing, drawn, map_arrays, named, percents, text_words
+from analyses.attention_views import (
+    AnswerAttention,
+    answer_attention,
+    clicked_columns,
+    head_maps,
+    seen_through,
+    strongest,
+)
+from analyses.tab_maps import (
+    MOST_MAPS,
+    MOST_ROWS,
+    SCALE,
+    Drawing,
+    drawn,
+    lacking,
+    map_arrays,
+    named,
+    percents,
+    text_words,
+)
 from hooked_mm.attention_rows import Part, pattern_layers
 from hooked_mm.errors import BadInputError
 from hooked_mm.explorer.asked import Asked
@@ -92,8 +110,8 @@ class AttentionTab:
     def look(self, asked: Asked, values: Mapping[str, Any], work: Work) -> View:
         """See `Tab`."""
         towards = values["towards"]
-        if towards in ("image", CLICKED) and not asked.images:
-            return View([Note("There is no picture in this conversation; look at the attention to something else.")])
+        if (empty := lacking(asked, pictures=towards in ("image", CLICKED))) is not None:
+            return empty
         if towards == CLICKED and not asked.points:
             return View([Note("Choose patches of the picture above; their attention is shown here.")])
         work.step("attention of the answer's tokens")
@@ -162,7 +180,8 @@ def _heads(seen: Seen, values: Mapping[str, Any]) -> list[int]:
 
 def _maps(asked: Asked, seen: Seen, heads: Sequence[int], mean: bool) -> tuple[list[Drawing], dict[str, Tensor]]:
     """Maps of some heads for the mean of the tokens, or of one head for each token."""
-    drawings, arrays = [], {}
+    drawings: list[Drawing] = []
+    arrays: dict[str, Tensor] = {}
     pairs = [(seen.layer, head) for head in heads]
     tokens = [None] if mean else range(len(seen.attention))[:MOST_MAPS]
     names = named(asked, asked.tokens)
@@ -234,7 +253,9 @@ def _figures(asked: Asked, seen: Seen, towards: str, measure: str) -> list[Panel
         mean = here.nanmean(0)[None]
         panels.insert(1, Heat(mean, ["mean"], heads, f"Layer {seen.layer}, {what}", "head", (None, "head")))
     if rows < len(names):
-        panels.append(Note(f"The first {rows} of {len(names)} tokens are shown by head; all of them are in the arrays."))
+        panels.append(
+            Note(f"The first {rows} of {len(names)} tokens are shown by head; all of them are in the arrays.")
+        )
     return panels
 
 

@@ -192,7 +192,9 @@ def head_maps(
         raise BadInputError(f"token {token} of {len(attention)}; they are counted from 0")
     samples = set(attention.targets.sample.tolist() if token is None else [int(attention.targets.sample[token])])
     if len(samples) > 1:
-        raise BadInputError(f"the mean of tokens of samples {sorted(samples)}, which see different pictures; give a token")
+        raise BadInputError(
+            f"the mean of tokens of samples {sorted(samples)}, which see different pictures; give a token"
+        )
     (sample,), found = samples, {}
     if batch.layout.kind == "resampled" and connector is None:
         connector = connector_map(model, batch)

@@ -20,6 +20,7 @@ from analyses.tab_maps import (
     Drawing,
     bounded,
     drawn,
+    lacking,
     map_arrays,
     named,
     percents,
@@ -71,8 +72,8 @@ class GradCamTab:
 
     def look(self, asked: Asked, values: Mapping[str, Any], work: Work) -> View:
         """See `Tab`."""
-        if not asked.images:
-            return View([Note("There is no picture in this conversation, so there are no places in it to show.")])
+        if (empty := lacking(asked, pictures=True)) is not None:
+            return empty
         if values["method"] == GRAD_CAM:
             return _grad_cam(asked, values, work)
         return _other(asked, values, work)
@@ -92,6 +93,12 @@ def make_tab(folders: Sequence[Path]) -> GradCamTab:
 def _grad_cam(asked: Asked, values: Mapping[str, Any], work: Work) -> View:
     tokens, notes = bounded(asked)
     rows, kind, layer = values["rows"], values["kind"], None if values["layer"] == ALL else values["layer"]
+
+    if rows == "question" and not bool(asked.answer_batch.mask(role="question").any()):
+        raise BadInputError(
+            "the question stands in the encoder, where no token is predicted, so Grad-CAM has no rows of it to show; "
+            "choose the position that predicts the token"
+        )
 
     def tell(done: int, total: int) -> None:
         work.step(f"a backward pass for token {done + 1} of {total}", done, total)
@@ -226,6 +233,6 @@ def _python_of_others(asked: Asked, method: str, kind: str, count: int) -> str:
             "arrays = {}",
             f"for token in tokens[:{count}]:",
             f"    case = answer_case(model, batch, token, images, question, {kind!r}, history)",
-            f"    arrays |= map_arrays(f\"token-{{token}}\", attribution({method!r}, case)[0])",
+            f'    arrays |= map_arrays(f"token-{{token}}", attribution({method!r}, case)[0])',
         ]
     )

@@ -19,6 +19,7 @@ from analyses.tab_maps import (
     Drawing,
     bounded,
     drawn,
+    lacking,
     map_arrays,
     named,
     percents,
@@ -29,7 +30,7 @@ from analyses.tab_maps import (
     top_words,
 )
 from analyses.targets import answer_targets
-from analyses.tower_relevancy import end_to_end
+from analyses.tower_relevancy import Start, end_to_end
 from hooked_mm.errors import BadInputError
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Facts, Heat, Note, Panel, Table, Words
@@ -46,7 +47,7 @@ WHERE = {
 }
 """Down to where relevancy is carried -> what it is called."""
 
-STARTS = {THROUGH: "relevancy", TOWER: "even"}
+STARTS: dict[str, Start] = {THROUGH: "relevancy", TOWER: "even"}
 """What the image tokens bring into the tower; see `tower_relevancy.end_to_end`."""
 
 PICTURE = "image"
@@ -88,6 +89,8 @@ class RelevancyTab:
 
     def look(self, asked: Asked, values: Mapping[str, Any], work: Work) -> View:
         """See `Tab`."""
+        if (empty := lacking(asked, pictures=values["where"] != TEXT)) is not None:
+            return empty
         tokens, notes = bounded(asked)
         chosen, options = token_choice(asked, tokens, values["token"])
         found = _found(asked, tokens, values, work)
@@ -95,9 +98,8 @@ class RelevancyTab:
         names, sums = named(asked, tokens), by_role(asked.batch, found.text)
         table, columns = shares_table({column: value for (_, column), value in sums.items()})
         arrays: dict[str, Tensor] = {"positions": found.text.positions, "shares": table}
-        for name, value in (("decoder", found.text.decoder), ("keys", found.text.keys)):
-            if value is not None:
-                arrays[name] = value
+        more = {"decoder": found.text.decoder, "keys": found.text.keys}
+        arrays |= {name: value for name, value in more.items() if value is not None}
         for token, maps in zip(tokens, found.maps, strict=False):
             arrays |= map_arrays(f"token-{token}", maps)
         drawings = [

@@ -23,7 +23,7 @@ from hooked_mm.connector import connector_map, connector_patterns
 from hooked_mm.drawing import enlarge
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Note, Panel, Pick, Picture, Pictures
-from hooked_mm.explorer.tab import Choice
+from hooked_mm.explorer.tab import Choice, View
 from hooked_mm.hooked import HookedMM
 
 MOST_MAPS = 32
@@ -103,7 +103,7 @@ def drawn(
     ends = scale_of(*every, signed=signed) if scale == "common" and every else None
     # Large pictures are made smaller once, not once per map.
     small = [enlarge(image.convert("RGB"), SIDE) for image in images]
-    pictures = []
+    pictures: list[Picture] = []
     for drawing in drawings:
         for one in drawing.maps:
             image, shown = images[one.picture], small[one.picture]
@@ -120,6 +120,15 @@ def drawn(
     if len(every) > len(pictures):
         panels.append(Note(f"{len(pictures)} of {len(every)} maps are drawn; all of them are in the arrays."))
     return panels
+
+
+def lacking(asked: Asked, *, pictures: bool) -> View | None:
+    """What is shown in the place of a view of an answer without words, or of pictures that there are none of."""
+    if not asked.tokens:
+        return View([Note("The answer has no words, so there is nothing to explain; ask something else.")])
+    if pictures and not asked.images:
+        return View([Note("There is no picture in this conversation, so there are no places in it to show.")])
+    return None
 
 
 def named(asked: Asked, tokens: Sequence[int]) -> list[str]:

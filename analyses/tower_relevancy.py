@@ -164,7 +164,7 @@ def connected(model: HookedMM, batch: Batch, one: Round) -> Connector:
 
 
 def evenly(batch: Batch, text: Relevancies) -> Relevancies:
-    """The same with all of a sample's image tokens (or of the keys that are read) counting alike; they add up to one."""
+    """The same with all image tokens of a sample (or all keys that are read) counting alike; they add up to one."""
     if text.keys is not None:
         return replace(text, keys=torch.full_like(text.keys, 1 / text.keys.shape[1]))
     mask = batch.mask("image").to(text.positions.device)[text.targets.sample.to(text.positions.device)]

@@ -12,6 +12,7 @@ from hooked_mm.explorer.asked import Asked, Point, asked_of
 from hooked_mm.explorer.conversation import Conversation, Generation, ModelName
 from hooked_mm.explorer.tab import Tab, View, checked
 from hooked_mm.explorer.work import Work
+from hooked_mm.generation import make_output
 from hooked_mm.hooked import HookedMM
 
 
@@ -30,6 +31,15 @@ def ask(
     conversation, prompt, output = said.ask(model, how)
     made = asked_of(model, ModelName("small", name), conversation, prompt, output, how)
     return made.choose(tokens, points)
+
+
+def told(model: HookedMM, text: str, answer: str, *images: Image.Image, name: str = "llava") -> Asked:
+    """Asked, and answered with these words, whatever the model would have said."""
+    said, how = Conversation().say(text, images), Generation()
+    prompt = said.prepare(model)
+    ids = model.tokenizer(answer, add_special_tokens=False, return_tensors="pt")["input_ids"]
+    output = make_output(prompt, ids, None, model.tokenizer, None)
+    return asked_of(model, ModelName("small", name), said.answered(answer), prompt, output, how)
 
 
 def first_values(tab: Tab, model: HookedMM, **changed: Any) -> dict[str, Any]:

@@ -16,6 +16,7 @@ from analyses.attention_views import (
     column_share,
     head_maps,
     rows_by_sample,
+    seen_through,
     strongest,
 )
 from analyses.targets import Targets, answer_targets
@@ -210,6 +211,30 @@ def test_a_place_that_crops_and_overview_show_is_clicked_in_both_and_latents_hav
     (maps,) = head_maps(idefics, batch, found, 0, [(4, 0)], images[:1]).values()
     mass = float(found.by_head("image", share=True)[0, 0, 0])
     assert sum(float(one.values.nansum()) for one in maps) == pytest.approx(mass, rel=1e-4)
+
+
+def test_the_mean_of_tokens_is_of_one_sample(
+    llava: HookedMM, answered: Batch, seen: AnswerAttention, images: list[Image.Image]
+) -> None:
+    """Written out; of several samples it would mix pictures."""
+    alone = answer_attention(llava, llava.prepare(images[:1], QUESTIONS[:1], answers=["a red star"]))
+    batch = llava.prepare(images[:1], QUESTIONS[:1], answers=["a red star"])
+    (mean,) = head_maps(llava, batch, alone, None, [(2, 1)], images[:1])[2, 1]
+    each = [head_maps(llava, batch, alone, token, [(2, 1)], images[:1])[2, 1][0].values for token in range(3)]
+    assert torch.allclose(mean.values.float(), sum(each) / 3, atol=1e-6)
+    with pytest.raises(BadInputError, match="see different pictures"):
+        head_maps(llava, answered, seen, None, [(2, 1)], images[:1])
+
+
+def test_where_columns_are_read(llava: HookedMM, answered: Batch, images: list[Image.Image]) -> None:
+    """One sequence; a picture by cross-attention; a picture and a prompt in an encoder."""
+    kinds = ("image", "question", "template", "answer")
+    assert {seen_through(llava, answered, kind) for kind in kinds} == {"attn"}
+    expected = {"mllama": ["xattn", "attn", "attn", "attn"], "florence2": ["xattn", "xattn", "xattn", "attn"]}
+    for family, parts in expected.items():
+        model = HookedMM(tiny(family), processor(family), check=False)
+        batch = model.prepare(images[:1], "what is this ?", answers=["red"])
+        assert [seen_through(model, batch, kind) for kind in kinds] == parts
 
 
 @pytest.mark.parametrize("family", ["mllama", "florence2"])

@@ -7,12 +7,13 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from analyses.attribution_methods import METHODS, Case, attribution, case, scores
+from analyses.attribution_methods import METHODS, Case, answer_case, attribution, case, scores
 from analyses.faithfulness_command import asked_of, control_maps
 from analyses.patch_maps import auroc, covers
 from analyses.picture_maps import on_pixels
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.prompts import Turn
 from hooked_mm.scenes.dataset import picture
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.pairs import ScenePair, scene_pair
@@ -79,6 +80,28 @@ def test_occlusion_covers_pictures_of_the_sample_in_question(llava: HookedMM) ->
         assert torch.allclose(same, one.targets.scores(logits)[number : number + 1], atol=1e-4)
         chance = scores(one, number, kind=None)([one.images[number][0]])
         assert torch.allclose(chance, logits[number, -1].softmax(-1)[one.targets.token[number]], atol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["llava", "qwen2_vl"])
+def test_a_later_token_of_a_later_turn_is_scored_behind_what_was_said(
+    small: Callable[[str], HookedMM], name: str
+) -> None:
+    """For the picture itself the score is that of the answered batch; for another picture it is another one's."""
+    model, question = small(name), PAIRS[0].question
+    images = [picture(PAIRS[0].one), picture(PAIRS[1].one)]
+    history = [Turn("describe the image .", "a star", 1)]
+    batch = model.prepare([images], [question], answers=["red star and circle"], history=[history])
+    logits = model.run_with_hooks(batch)
+    assert logits is not None
+    for token in (0, 2):
+        one = answer_case(model, batch, token, images, question, "log_prob", history)
+        row = int(one.targets.row)
+        assert row == batch.length - 4 - 1 + token
+        expected = logits[0, row].log_softmax(-1)[int(one.targets.token)]
+        assert torch.allclose(scores(one, 0, 1, "log_prob")([images[1]])[0], expected, atol=1e-4)
+        assert not torch.allclose(scores(one, 0, 1, "log_prob")([images[0]])[0], expected, atol=1e-4)
+    with pytest.raises(BadInputError, match="give one sample"):
+        answer_case(model, batch, 0, [], question)
 
 
 def test_a_foil_changes_what_is_explained(llava: HookedMM) -> None:

@@ -97,6 +97,16 @@ def test_question_maps_at_the_last_layer_are_said_to_be_empty_and_not_drawn_as_n
     torch.testing.assert_close(found.mean(0), found.maps[0][0].mean(0))
 
 
+def test_the_mean_is_of_all_layers_that_have_a_gradient_or_of_one(batch: Batch) -> None:
+    """The last layer's question rows are empty, and thin out no mean."""
+    found = grad_cam(wide(), batch, answer_targets(batch, "first"), rows="question")
+    for number in range(len(found.targets)):
+        maps, last = found.maps[number], found.layers[-1]
+        assert not found.mean(number, last).any()
+        torch.testing.assert_close(found.mean(number, 2), maps[2].mean(0))
+        torch.testing.assert_close(found.mean(number), maps[:-1].flatten(0, 1).mean(0))
+
+
 def test_rows_behind_the_target_have_no_gradient_at_any_layer(batch: Batch) -> None:
     """The answer's own later tokens come after what predicts its first."""
     targets = answer_targets(batch, "first").take([1])

@@ -42,8 +42,10 @@ def test_each_target_has_its_own_gradient_although_a_batch_shares_a_backward_pas
     """Against one run per target, whose graph is fresh, through plain `backward()`."""
     targets = answer_targets(answered)
     found = PatternGradients(llava, answered, targets, POINTS)
-    rounds = list(found.rounds())
+    told: list[tuple[int, int]] = []
+    rounds = list(found.rounds(lambda done, total: told.append((done, total))))
     assert len(rounds) == 4
+    assert told == [(0, 4), (1, 4), (2, 4), (3, 4)]
     for one in rounds:
         for number, place in enumerate(one.places.tolist()):
             sample, row, token = (int(getattr(targets, name)[place]) for name in ("sample", "row", "token"))

@@ -86,6 +86,10 @@ def test_a_tower_of_crops_with_class_tokens(
     expected = torch.cat([double([0]), tokens]) @ through
     found = end_to_end(wide("llava"), batch, answer_targets(batch))
     torch.testing.assert_close(found.sheets[0, 1], expected[1:], rtol=1e-5, atol=1e-10)
+    # The tower alone: what goes into all of its tokens, each counting as much; the text's relevancy stays what it is.
+    even = end_to_end(wide("llava"), batch, answer_targets(batch), start="even")
+    torch.testing.assert_close(even.sheets[0, 1], through[1:, 1:].mean(0), rtol=1e-5, atol=1e-10)
+    assert torch.equal(even.text.positions, found.text.positions)
     # On the left, where it does not belong, the tower gives other numbers.
     other = through @ torch.cat([double([0]), tokens])
     assert (other - expected).abs().sum() > 0.1 * expected.sum()
@@ -107,6 +111,8 @@ def test_a_packed_tower_whose_patches_are_merged_by_four(
     expected = tokens.repeat_interleave(4) / 4 @ through
     found = end_to_end(wide("qwen2_vl"), batch, answer_targets(batch))
     torch.testing.assert_close(found.sheets[0, 0, -len(expected) :], expected, rtol=1e-5, atol=1e-10)
+    even = end_to_end(wide("qwen2_vl"), batch, answer_targets(batch), start="even").sheets[0, 0, -len(expected) :]
+    torch.testing.assert_close(even, through.mean(0), rtol=1e-5, atol=1e-10)
 
 
 def test_a_resampler_by_the_rules_on_its_own_attention(images: list[Image.Image]) -> None:
