@@ -70,19 +70,17 @@ def bounded(image: Image.Image, longest: int = LONGEST) -> tuple[Image.Image, st
     return image.resize(size, Image.Resampling.LANCZOS), told
 
 
-def opened(source: str | os.PathLike | bytes) -> Image.Image:
-    """The picture of a file, RGB, upright, the first frame if it moves; a very large one scaled down.
+def check_head(source: bytes | Path) -> None:
+    """Refuse a file by its head alone, before anything is unpacked.
 
     Args:
         source: The file's bytes, or its path (which an error does not name).
 
     Raises:
-        BadInputError: If it is no picture of a known format, too large, or broken.
+        BadInputError: If it is no picture of a known format, or too large.
     """
     try:
-        data = source if isinstance(source, bytes) else Path(source).read_bytes()
-        # Opening reads the head alone.
-        with Image.open(io.BytesIO(data), formats=FORMATS) as picture:
+        with Image.open(io.BytesIO(source) if isinstance(source, bytes) else source, formats=FORMATS) as picture:
             size = picture.size
     except UnidentifiedImageError as error:
         raise BadInputError(f"this file is no picture that can be read; there are: {', '.join(FORMATS)}") from error
@@ -95,6 +93,22 @@ def opened(source: str | os.PathLike | bytes) -> Image.Image:
     except Exception as error:
         raise BadInputError(f"this file can't be read as a picture ({type(error).__name__})") from error
     check_size(size)
+
+
+def opened(source: str | os.PathLike | bytes) -> Image.Image:
+    """The picture of a file, RGB, upright, the first frame if it moves; a very large one scaled down.
+
+    Args:
+        source: The file's bytes, or its path (which an error does not name).
+
+    Raises:
+        BadInputError: If it is no picture of a known format, too large, or broken.
+    """
+    try:
+        data = source if isinstance(source, bytes) else Path(source).read_bytes()
+    except OSError as error:
+        raise BadInputError(f"this file can't be read as a picture ({type(error).__name__})") from error
+    check_head(data)
     return bounded(load_image(data))[0]
 
 

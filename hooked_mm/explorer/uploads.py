@@ -8,12 +8,14 @@ it is there, never only when a visitor's turn has come.
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import gradio as gr
-from PIL import Image
 
-from hooked_mm.explorer.edits import MOST_PIXELS
+from hooked_mm.errors import BadInputError
+from hooked_mm.explorer.edits import check_head
 
 MOST_BYTES = 20 * 2**20
 """Of a file."""
@@ -47,13 +49,22 @@ def editor(**options: Any) -> gr.ImageEditor:
 
     def preprocess(payload: Any) -> Any:
         try:
+            for path in _paths(payload):
+                check_head(path)
             return read(payload)
-        except Image.DecompressionBombError as error:
-            raise gr.Error(
-                f"The picture is too large: at most {MOST_PIXELS:,} pixels. Scale it down first.", print_exception=False
-            ) from error
-        except (gr.Error, OSError, ValueError, SyntaxError, TypeError) as error:
-            raise gr.Error("This file is no picture that can be read.", print_exception=False) from error
+        except BadInputError as error:
+            raise gr.Error(str(error), print_exception=False) from error
+        except Exception as error:
+            raise gr.Error("this file can't be read as a picture", print_exception=False) from error
 
     made.preprocess = preprocess
     return made
+
+
+def _paths(payload: Any) -> Iterator[Path]:
+    """The files of what an editor holds; Gradio has refused them by now if they lie elsewhere than among uploads."""
+    parts = [getattr(payload, "background", None), getattr(payload, "composite", None)]
+    for part in (*parts, *(getattr(payload, "layers", None) or ())):
+        path = getattr(part, "path", None)
+        if isinstance(path, str):
+            yield Path(path)
