@@ -6,6 +6,7 @@
 | `conversation.html` | what was said and shown, the newest in sight |
 | `patches.html` | pictures under their grids of patches |
 | `sides.html` | two parts side by side |
+| `page.html` | a page of its own, for downloads |
 | `explorer.css` | how all of it looks, in light and dark; colours of values are added here |
 | `click.js` | what a click, a key and the arrow keys do |
 
@@ -299,6 +300,16 @@ def patches_html(
         chosen: (picture, row, column) of the patches that are marked.
     """
     return _render("patches.html", pictures=pictures, chosen=set(chosen), patched=patched, side=PATCHED)
+
+
+def page_html(title: str, parts: Sequence[str]) -> str:
+    """A page in a single file, which may run no script and ask for nothing.
+
+    Args:
+        title: Of the page.
+        parts: HTML that was made here, from above to below.
+    """
+    return _render("page.html", title=title, parts=[Markup(part) for part in parts], css=Markup(CSS))
 
 
 def _environment() -> Environment:
