@@ -11,10 +11,7 @@ from hooked_mm.drawing import bounded_uri
 from hooked_mm.explorer.markup import panels_html
 from hooked_mm.explorer.tab import View
 
-HEAD = (
-    "<div class='hm-head'><b>hooked-mm</b> explorer"
-    "<span>ask a vision-language model, look at what happens inside it, and intervene</span></div>"
-)
+HEAD = "<div class='hm-head'><b>hooked-mm</b> explorer<span>ask, look inside, intervene</span></div>"
 
 HINT = "<p class='hm-hint'>Ask first, then press Look.</p>"
 

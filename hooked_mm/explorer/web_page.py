@@ -44,10 +44,12 @@ class Page:
     def _lay_out(self, first: HookedMM) -> None:
         names = list(self.desk.names)
         with gr.Row(elem_id="hm-head"):
-            gr.HTML(notices.HEAD, elem_id="hm-title")
-            self.model = gr.Dropdown(
-                names, value=names[0], label="Model", elem_id="hm-model", interactive=len(names) > 1, min_width=220
-            )
+            with gr.Column(scale=4, min_width=340):
+                gr.HTML(notices.HEAD, elem_id="hm-title")
+            with gr.Column(scale=1, min_width=220):
+                self.model = gr.Dropdown(
+                    names, value=names[0], show_label=False, elem_id="hm-model", interactive=len(names) > 1
+                )
         with gr.Row():
             with gr.Column(scale=5, min_width=340):
                 self.editor = editor(
@@ -77,33 +79,35 @@ class Page:
                 with gr.Row():
                     self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", size="md", min_width=80)
                     self.stop = gr.Button("Stop", elem_id="hm-stop", size="md", min_width=80)
-                    self.clear = gr.Button("New conversation", elem_id="hm-clear", size="md", min_width=80)
+                    self.clear = gr.Button("New chat", elem_id="hm-clear", size="md", min_width=80)
                     self.save = gr.Button("Download", elem_id="hm-save", size="md", min_width=80)
                 self.status = gr.HTML(elem_id="hm-status", min_height=30)
-        self.tokens, self.patches, self.columns = [], [], []
-        with gr.Row(equal_height=False):
-            for number in range(2):
-                with gr.Column(visible=not number, min_width=340) as column:
-                    self.tokens.append(
-                        gr.CheckboxGroup(
-                            [],
-                            label="Answer tokens" if not number else "Answer tokens of the other side",
-                            info="Click those to look at; none chosen means all.",
-                            elem_id=f"hm-tokens-{number}",
-                            elem_classes="hm-tokens",
-                        )
-                    )
-                    with gr.Accordion("Patches: click those to look from", open=True):
-                        self.patches.append(
-                            gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}", elem_classes="hm-patch")
-                        )
-                    self.columns.append(column)
+                self._lay_out_choosing()
         self.areas: list[TabArea] = []
         with gr.Tabs(elem_id="hm-tabs"):
             for tab in self.desk.tabs.values():
                 with gr.Tab(tab.title, elem_id=f"hm-{tab.name}"):
                     self.areas.append(TabArea(self.desk, tab, first))
         self.saved = gr.Textbox(visible=False)
+
+    def _lay_out_choosing(self) -> None:
+        """Tokens of the answer and patches of the pictures, of one side or two."""
+        self.tokens, self.patches, self.columns = [], [], []
+        with gr.Row(equal_height=False):
+            for number in range(2):
+                with gr.Column(visible=not number, min_width=200) as column:
+                    self.tokens.append(
+                        gr.CheckboxGroup(
+                            [],
+                            label="Answer tokens" + (" of the other side" if number else ""),
+                            info="Those to look at; none chosen means all.",
+                            elem_id=f"hm-tokens-{number}",
+                            elem_classes="hm-tokens",
+                        )
+                    )
+                    with gr.Accordion("Patches to look from", open=True):
+                        self.patches.append(gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}"))
+                    self.columns.append(column)
 
     def _lay_out_settings(self, names: Sequence[str]) -> None:
         with gr.Accordion("Picture and generation", open=False, elem_id="hm-settings"):
