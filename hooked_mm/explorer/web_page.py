@@ -297,7 +297,7 @@ class Page:
 
     def _scene(self) -> tuple[Any, str]:
         scene = self._scenes.scene(next(self._numbers) % len(self._scenes))
-        return picture(scene), f"what color is the {scene.things[0].shape} ?"
+        return picture(scene), f"what color is the {scene.objects[0].shape} ?"
 
     def _add(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
         visit = self._visit(request)
