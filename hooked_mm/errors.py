@@ -49,6 +49,14 @@ class StoreError(HookedMMError, ValueError):
     """An activation store or a saved cache that is incomplete, of another making, or not one at all."""
 
 
+def shown(value: Any, most: int = 80) -> str:
+    """A value as it stands in an error, cut: Python refuses to write numbers of thousands of digits and deep lists."""
+    try:
+        return str(value)[:most]
+    except (ValueError, RecursionError):
+        return f"this {type(value).__name__}"
+
+
 def nearest(name: str, names: Iterable[str], count: int = 3) -> str:
     """`; nearest: a, b` for an error message, or an empty string."""
     close = get_close_matches(name, list(names), n=count, cutoff=0.5)

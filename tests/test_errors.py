@@ -17,6 +17,7 @@ from hooked_mm.errors import (
     UnknownWordError,
     UnsupportedModelError,
     nearest,
+    shown,
     unknown,
 )
 
@@ -73,3 +74,12 @@ def test_nearest_are_half_alike_at_least(name: str, names: list[str]) -> None:
     offered = nearest(name, [*names, name]).removeprefix("; nearest: ").split(", ")
     assert offered[0] == name
     assert all(SequenceMatcher(None, other, name).ratio() >= 0.5 for other in offered)
+
+
+def test_any_value_can_stand_in_an_error() -> None:
+    """Cut, and what Python can't write by its kind: numbers of thousands of digits, lists in lists in lists."""
+    deep: list = []
+    for _ in range(100_000):
+        deep = [deep]
+    assert (shown("x" * 100), shown(1.5), shown("abc", 2)) == ("x" * 80, "1.5", "ab")
+    assert (shown(10**6000), shown(deep)) == ("this int", "this list")

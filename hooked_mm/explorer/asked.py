@@ -106,12 +106,12 @@ class Asked:
         """
         made = self
         if tokens is not None:
-            wrong = [number for number in tokens if number not in self.numbers]
+            wrong = [number for number in tokens if type(number) is not int or number not in self.numbers]
             if wrong:
                 raise BadInputError(f"the answer has no token {wrong[0]!r}; there are {list(self.numbers)}")
             made = replace(made, tokens=tuple(sorted(set(tokens))) or self.numbers)
         if points is not None:
-            wrong_points = [point for point in points if not 0 <= point[0] < len(self.images)]
+            wrong_points = [one for one in points if type(one[0]) is not int or not 0 <= one[0] < len(self.images)]
             if wrong_points:
                 raise BadInputError(f"there is no picture {wrong_points[0][0]!r}; there are {len(self.images)}")
             made = replace(made, points=tuple(points))

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from hooked_mm.batch import Batch
-from hooked_mm.errors import BadInputError
+from hooked_mm.errors import BadInputError, shown
 from hooked_mm.explorer.work import partial_text
 from hooked_mm.generation import GenerationOutput
 from hooked_mm.hooked import HookedMM
@@ -56,7 +56,7 @@ class Generation:
 
     Attributes:
         max_new_tokens: Tokens at most, up to `MOST_TOKENS`.
-        temperature: 0 takes the likeliest token at every step; above, tokens are drawn.
+        temperature: 0 takes the likeliest token at every step; from 0.01 on, tokens are drawn.
         top_p: Drawn among the likeliest tokens that make up this share.
         seed: Of the drawing.
 
@@ -74,21 +74,27 @@ class Generation:
         for name, (low, high) in ranges.items():
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
-                raise BadInputError(f"{name}={value!r}; it lies between {low} and {high}")
-        object.__setattr__(self, "max_new_tokens", int(self.max_new_tokens))
-        object.__setattr__(self, "seed", int(self.seed))
+                raise BadInputError(f"{name}={shown(value)}; it lies between {low} and {high}")
+        for name in ("max_new_tokens", "seed"):
+            if getattr(self, name) != int(getattr(self, name)):
+                raise BadInputError(f"{name}={getattr(self, name)}; it is a whole number")
+            object.__setattr__(self, name, int(getattr(self, name)))
+        if 0 < self.temperature < 0.01:
+            raise BadInputError(f"temperature={self.temperature}; it is 0, or at least 0.01")
 
     @property
     def options(self) -> dict[str, Any]:
         """For `HookedMM.generate`."""
         found: dict[str, Any] = {"max_new_tokens": self.max_new_tokens, "do_sample": self.temperature > 0}
         if self.temperature > 0:
-            found |= {"temperature": float(self.temperature), "top_p": float(self.top_p)}
+            # Nothing else narrows the choice, whatever the model came with or transformers does by itself.
+            found |= {"temperature": float(self.temperature), "top_p": float(self.top_p), "top_k": 0}
         return found
 
     def run(self, model: HookedMM, prompt: Batch, **more: Any) -> GenerationOutput:
         """Generate; the random state of others is left as it was."""
-        devices = [model.device] if model.device.type == "cuda" else []
+        # A model may lie on several devices; seeding seeds them all.
+        devices = list(range(torch.cuda.device_count())) if model.device.type == "cuda" else []
         with torch.random.fork_rng(devices=devices):
             torch.manual_seed(self.seed)
             return model.generate(prompt, **self.options, **more)
@@ -133,6 +139,10 @@ class Conversation:
         Raises:
             BadInputError: If the model takes no such prompt: no text, too many pictures, several turns, odd shapes.
         """
+        if any(not (turn.answer or "").strip() for turn in self.turns[:-1]):
+            raise BadInputError(
+                "an earlier question was answered with no word, so that nothing can follow it; begin a new conversation"
+            )
         history = [self.history] if len(self.turns) > 1 else None
         try:
             return model.prepare([list(self.images) or None], [self.turns[-1].text], history=history)

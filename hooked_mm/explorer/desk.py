@@ -9,7 +9,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from threading import Lock
 from typing import Any, TypeVar
 
 from PIL import Image
@@ -86,16 +85,21 @@ class Desk:
         self.visits = Visits([models[0]])
         self.worker = Worker()
         self._loaded: dict[ModelName, HookedMM] = {}
-        self._lock = Lock()
 
     def model(self, name: ModelName, work: Work | None = None) -> HookedMM:
-        """A model by its name, loaded if it was not."""
-        with self._lock:
-            if name not in self._loaded:
-                if work is not None:
-                    work.step(f"loading {name}")
-                self._loaded[name] = name.load()
+        """A model by its name, loaded if it was not: in the models' thread, as it is run to check it.
+
+        Args:
+            name: The model.
+            work: What it is loaded for, in that thread; None from any other.
+        """
+        if name in self._loaded:
             return self._loaded[name]
+        if work is None:
+            return self.worker.start(lambda own: self.model(name, own)).result()
+        work.step(f"loading {name}")
+        self._loaded[name] = name.load()
+        return self._loaded[name]
 
     def named(self, name: str) -> ModelName:
         """A model that can be chosen, by what the page calls it.

@@ -115,6 +115,14 @@ class Heat:
         shape = tuple(self.values.shape)
         if shape != (len(self.rows), len(self.columns)):
             raise BadInputError(f"values of shape {shape} for {len(self.rows)} rows and {len(self.columns)} columns")
+        for name, given, count in (
+            ("row_values", self.row_values, len(self.rows)),
+            ("column_values", self.column_values, len(self.columns)),
+            ("texts", self.texts, len(self.rows)),
+            *((f"texts[{number}]", row, len(self.columns)) for number, row in enumerate(self.texts or ())),
+        ):
+            if given is not None and len(given) != count:
+                raise BadInputError(f"{name} has {len(given)} entries, not {count}")
 
 
 @dataclass(frozen=True)
@@ -132,6 +140,10 @@ class Words:
     title: str = ""
     picks: Sequence[Pick | None] = ()
     peak: float | None = None
+
+    def __post_init__(self) -> None:
+        if self.picks and len(self.picks) != len(self.words):
+            raise BadInputError(f"{len(self.words)} words and {len(self.picks)} picks; give a pick per word or none")
 
 
 @dataclass(frozen=True)

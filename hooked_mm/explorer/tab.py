@@ -11,7 +11,6 @@ folders opened for the tab (`hooked-mm explore --open NAME=FOLDER`) and gives th
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from importlib.metadata import entry_points
@@ -20,7 +19,7 @@ from typing import Any, Protocol
 
 from torch import Tensor
 
-from hooked_mm.errors import BadInputError, unknown
+from hooked_mm.errors import BadInputError, shown, unknown
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Panel
 from hooked_mm.explorer.work import Work
@@ -30,6 +29,11 @@ GROUP = "hooked_mm.explorer_tabs"
 
 LONGEST = 2000
 """Characters of a text control at most."""
+
+
+def _is_number(given: Any) -> bool:
+    """A finite number, of no more digits than one that is shown or computed with."""
+    return isinstance(given, int | float) and not isinstance(given, bool) and -1e300 < given < 1e300
 
 
 @dataclass(frozen=True)
@@ -56,11 +60,15 @@ class Choice:
     def checked(self, given: Any) -> Any:
         """The value, if it is one; `BadInputError` otherwise."""
         if self.changing:
-            if given is None or (isinstance(given, str | int | float) and len(str(given)) <= LONGEST):
+            if given is None or _is_number(given) or (isinstance(given, str) and len(given) <= LONGEST):
                 return given
-        elif any(type(given) is type(value) and given == value for _, value in self.options):
-            return given
-        raise unknown(f"choice for {self.label!r}", str(given)[:80], [str(value) for _, value in self.options])
+        else:
+            for _, value in self.options:
+                # A page has one kind of number: 1.0 comes back as 1.
+                same = type(given) is type(value) or (_is_number(given) and _is_number(value))
+                if same and given == value:
+                    return value
+        raise unknown(f"choice for {self.label!r}", shown(given), [str(value) for _, value in self.options])
 
 
 @dataclass(frozen=True)
@@ -77,11 +85,13 @@ class Number:
 
     def checked(self, given: Any) -> float:
         """The value, if it is one; `BadInputError` otherwise."""
-        good = isinstance(given, int | float) and not isinstance(given, bool) and math.isfinite(given)
-        if not good or not self.low <= given <= self.high:
-            raise BadInputError(f"{self.label}: {str(given)[:80]} is not between {self.low:g} and {self.high:g}")
-        whole = all(float(value).is_integer() for value in (self.low, self.step))
-        return int(given) if whole else float(given)
+        if not _is_number(given) or not self.low <= given <= self.high:
+            raise BadInputError(f"{self.label}: {shown(given)} is not between {self.low:g} and {self.high:g}")
+        if not all(float(value).is_integer() for value in (self.low, self.high, self.step)):
+            return float(given)
+        if int(given) != given:
+            raise BadInputError(f"{self.label}: {shown(given)} is not whole")
+        return int(given)
 
 
 @dataclass(frozen=True)
@@ -96,7 +106,7 @@ class Toggle:
     def checked(self, given: Any) -> bool:
         """The value, if it is one; `BadInputError` otherwise."""
         if not isinstance(given, bool):
-            raise BadInputError(f"{self.label}: {str(given)[:80]!r} is neither on nor off")
+            raise BadInputError(f"{self.label}: {shown(given)!r} is neither on nor off")
         return given
 
 

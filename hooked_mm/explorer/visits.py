@@ -96,9 +96,11 @@ class Visit:
         self.number += 1
 
     def compare_no_more(self) -> None:
-        """Forget the second side."""
+        """Forget the second side, and what is being done: it would bring it back."""
+        self.stop()
         self.sides, self.views = self.sides[:1], {}
         self.sent[1] = None
+        self.number += 1
 
     def stop(self) -> None:
         """End what is being done for it."""
@@ -148,5 +150,7 @@ class Visits:
 
     def close_all(self) -> None:
         """Forget all of them."""
-        for key in list(self._open):
+        with self._lock:
+            keys = list(self._open)
+        for key in keys:
             self.close(key)
