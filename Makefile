@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 OLDEST := .venv-oldest
-# The small model of `make demo`.
+# The small model of `make demo` and `make explore`.
 MODEL ?= llava
 # Tests run in one process per core; threads of their own would only get in each other's way.
 export OMP_NUM_THREADS ?= 1
@@ -13,10 +13,11 @@ export HF_HUB_OFFLINE ?= 1
 # Where an environment keeps its packages.
 PACKAGES := -c "import sysconfig; print(sysconfig.get_path('purelib'))"
 
-.PHONY: help demo test test-slow test-oldest check format pictures clean
+.PHONY: help demo explore test test-slow test-oldest check format pictures clean
 
 help:
 	@echo "make demo         concepts of a shipped small model, in one to two minutes (MODEL=llava, idefics2, qwen2_vl, molmo)"
+	@echo "make explore      the web page: ask a shipped small model, look inside, intervene (MODEL=...)"
 	@echo "make test         lint, types and the test suite"
 	@echo "make test-slow    the rest of the suite: wheel in an empty environment, training, big sweeps"
 	@echo "make test-oldest  the core of the suite with the oldest transformers that is supported"
@@ -37,6 +38,13 @@ $(VENV)/.installed-tests: $(VENV)/.installed
 
 demo: $(VENV)/.installed
 	env -u OMP_NUM_THREADS $(BIN)/hooked-mm demo --model $(MODEL) --output runs/demo
+
+$(VENV)/.installed-app: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[app]"
+	@touch $@
+
+explore: $(VENV)/.installed-app
+	env -u OMP_NUM_THREADS $(BIN)/hooked-mm explore --small $(MODEL)
 
 check: $(VENV)/.installed-tests
 	$(BIN)/ruff format --check .

@@ -29,7 +29,7 @@ import psutil
 
 from hooked_mm.scenes.dataset import SceneDataset, picture
 
-QUESTION = "what color is the {} ?"
+QUESTION = "what colour is the {} ?"
 WAIT = 60_000
 
 

@@ -92,7 +92,7 @@ class Page:
 
     def _lay_out_choosing(self) -> None:
         """Tokens of the answer and patches of the pictures, of one side or two."""
-        self.tokens, self.patches, self.columns = [], [], []
+        self.tokens, self.patches, self.no_patches, self.columns = [], [], [], []
         with gr.Row(equal_height=False):
             for number in range(2):
                 with gr.Column(visible=not number, min_width=200) as column:
@@ -107,6 +107,7 @@ class Page:
                     )
                     with gr.Accordion("Patches to look from", open=True):
                         self.patches.append(gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}"))
+                        self.no_patches.append(gr.Button("No patches", size="sm", elem_id=f"hm-no-patches-{number}"))
                     self.columns.append(column)
 
     def _lay_out_settings(self, names: Sequence[str]) -> None:
@@ -180,8 +181,9 @@ class Page:
         self.save.click(self._save_conversation, None, [self.saved, self.status], **plain).then(
             None, self.saved, self.saved, js=SAVE_JS, **plain
         )
-        for number, shown in enumerate(self.patches):
+        for number, (shown, none) in enumerate(zip(self.patches, self.no_patches, strict=True)):
             shown.click(self._toggler(number), None, shown, **plain)
+            none.click(self._clearer(number), None, shown, **plain)
         for area in self.areas:
             area.wire(self.tokens, self.saved, SAVE_JS)
         self.blocks.unload(self._gone)
@@ -297,7 +299,7 @@ class Page:
 
     def _scene(self) -> tuple[Any, str]:
         scene = self._scenes.scene(next(self._numbers) % len(self._scenes))
-        return picture(scene), f"what color is the {scene.objects[0].shape} ?"
+        return picture(scene), f"what colour is the {scene.objects[0].shape} ?"
 
     def _add(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
         visit = self._visit(request)
@@ -323,6 +325,16 @@ class Page:
             return _patches(side)
 
         return toggle
+
+    def _clearer(self, number: int) -> Callable[..., Any]:
+        def clear(request: gr.Request) -> str:
+            visit = self._visit(request)
+            if number >= len(visit.sides):
+                return ""
+            visit.sides[number].cells = ()
+            return _patches(visit.sides[number])
+
+        return clear
 
     def _save_conversation(self, request: gr.Request) -> tuple[str, str]:
         asked = [side.asked for side in self._visit(request).sides if side.asked is not None]
