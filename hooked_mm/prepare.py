@@ -146,8 +146,11 @@ def prepare(
     pictures: list[list[Image.Image]] = []
     prompts: list[Prompt] = []
     earlier = [()] * len(text) if history is None else history
-    if len(earlier) != len(text):
-        raise BadInputError(f"earlier turns of {len(earlier)} samples for {len(text)}; give a list for each")
+    if len(earlier) != len(text) or any(isinstance(turns, Turn) for turns in earlier):
+        raise BadInputError(
+            f"history has {len(earlier)} entries for {len(text)} samples; give a list of turns for each, for one "
+            "sample a list of one list"
+        )
     for index, (source, words, answer, turns) in enumerate(zip(images, text, answers, earlier, strict=True)):
         try:
             if sources(source):

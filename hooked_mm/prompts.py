@@ -33,11 +33,18 @@ class Turn:
         text: What the user said.
         answer: What the model answered.
         images: How many pictures the user showed with it.
+
+    Raises:
+        BadInputError: If that is no number of pictures.
     """
 
     text: str
     answer: str
     images: int = 0
+
+    def __post_init__(self) -> None:
+        if type(self.images) is not int or self.images < 0:
+            raise BadInputError(f"a turn has images={self.images!r}; give how many pictures were shown with it")
 
 
 def _message(text: str, images: int, image_token: str) -> list[dict[str, Any]]:

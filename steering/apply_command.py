@@ -1,7 +1,7 @@
 """What a model says with steering vectors added, beside what it says without: to a data set, or to a few prompts.
 
     hooked-mm steer apply --model.id small:llava --vectors runs/vectors --names 'red -> blue' --alpha 1.5 \\
-        --image scene.png --prompt 'what color is the circle ?' --output runs/steered
+        --image scene.png --prompt 'what colour is the circle ?' --output runs/steered
     hooked-mm steer apply --model.id small:llava --vectors runs/vectors --names '[red -> blue, yes -> no]' \\
         --alpha '[1.5, 0.5]' --data ScenesDataModule --data.task questions --output runs/steered
 
