@@ -7,18 +7,21 @@ chooses, which the dictionary's `made_by` tells; or at others that are asked for
 from __future__ import annotations
 
 import textwrap
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import torch
+from jaxtyping import Float
 from PIL import Image
+from torch import Tensor
 
 import hooked_mm.selectors
 from concept_dict.grounding import Word, top_words
 from concept_dict.row_choice import learnt_where
 from concept_dict.where import WhereMap, best_way, patch_activations, patch_gradients, where_map
 from hooked_mm.batch import Batch, Modality
+from hooked_mm.cache import ActivationCache
 from hooked_mm.drawing import enlarge, grid, titled
 from hooked_mm.errors import BadInputError, unknown
 from hooked_mm.hooked import HookedMM
@@ -167,51 +170,184 @@ def explain(
     """
     if how not in (None, "positions", "gradient", "none"):
         raise unknown("way to say where", how, ("positions", "gradient", "none"))
-    hook = dictionary.hook
     selectors = made_selectors(dictionary.made_by) if selector is None else {"": selector}
     prefix = dictionary.made_by.get("answer_prefix")
     with torch.no_grad():
         batch = model.prepare([image], text, None if answer is None else [answer], prefix)
         if answer is None:
             batch, answer = answered(dictionary, model, batch)
-        batch_picks = [pick for select in selectors.values() for pick in select(batch, model.tokenizer)]
-        named = ", ".join(str(select) for select in selectors.values())
-        if not batch_picks:
-            said = "the prompt alone" if answer is None else repr(answer)
-            raise BadInputError(f"{named} finds no position in this sample ({said}); give another selector")
-        layer = model.hook_points[hook].layer if hook in model.hook_points else None
-        _, cache = model.run_with_cache(batch, [hook], stop_at_layer=None if layer is None else layer + 1)
-    activations = dictionary.transform(gather(cache[hook].float(), batch_picks).cpu())
+        picks = [pick for select in selectors.values() for pick in select(batch, model.tokenizer)]
+    named = ", ".join(str(select) for select in selectors.values())
+    if not picks:
+        said = "the prompt alone" if answer is None else repr(answer)
+        raise BadInputError(f"{named} finds no position in this sample ({said}); give another selector")
+    pictures = tuple(load_images(image))
+    fired = fire(dictionary, model, batch, picks, pictures, count=count, words=words, how=how)
+    return Explanation(pictures, text, answer, dictionary.hook, named, fired.how, fired.firings)
+
+
+@dataclass(frozen=True)
+class Fired:
+    """What fires at some positions of a sample.
+
+    Attributes:
+        activations: Of all concepts, a row per pick.
+        how: What the maps are.
+        firings: The strongest concepts first, then those that were asked for by number.
+    """
+
+    activations: Float[Tensor, "n k"]
+    how: str
+    firings: tuple[Firing, ...]
+
+
+def fire(
+    dictionary: ConceptDictionary,
+    model: HookedMM,
+    batch: Batch,
+    picks: Sequence[Pick],
+    pictures: Sequence[Image.Image],
+    *,
+    count: int = 5,
+    words: int = 4,
+    how: str | None = None,
+    drawn: int | None = None,
+    also: Sequence[int] = (),
+) -> Fired:
+    """Which concepts fire at positions of a batch of one sample.
+
+    Args:
+        dictionary: Concepts of a (b, p, d) point of the language model.
+        model: The model they are of.
+        batch: The sample.
+        picks: Positions, in the text side of an encoder-decoder; each a row, one at least.
+        pictures: The sample's.
+        count: Concepts to name at most; only such as fire.
+        words: Words per concept at most.
+        how: As in `explain`.
+        drawn: How many of the strongest have maps; all unless given.
+        also: Concepts that are told of, with maps, even if they are not among those.
+
+    Raises:
+        BadInputError: If the point has no vectors at these positions, or there is no such concept.
+        UnknownHookError: If the model has no such hook.
+    """
+    hook, side = dictionary.hook, batch.decoder or batch
+    wrong = [k for k in also if not 0 <= k < len(dictionary.concepts)]
+    if wrong:
+        raise BadInputError(f"no concept {wrong[0]}; there are {len(dictionary.concepts)}, counted from 0")
+    cache = stream(model, batch, hook)
+    activations = dictionary.transform(gather(cache[hook].float(), picks).cpu())
     strongest = activations.abs().max(dim=0)
     order = strongest.values.argsort(descending=True, stable=True)[:count].tolist()
-    fired = [(k, batch_picks[int(strongest.indices[k])]) for k in order if strongest.values[k] > 0]
-    pictures = tuple(load_images(image))
-    at_image = all(batch.modality[0, pick.positions[-1]] == Modality.IMAGE for _, pick in fired)
+    named = [k for k in order if strongest.values[k] > 0]
+    named += [k for k in also if k not in named]
+    fired = [(k, picks[int(strongest.indices[k])]) for k in named]
+    shown = [n for n, k in enumerate(named) if drawn is None or n < drawn or k in also]
+    at_image = all(side.modality[0, pick.positions[-1]] == Modality.IMAGE for _, pick in fired)
     how = how or best_way(batch, at_image)
+    maps: list[list[Tensor]] = [[] for _ in fired]
     if how == "positions" and pictures and fired:
         grids = patch_activations(dictionary.decomposition, cache, hook, 0)
-        maps = [[values[..., k] for values in grids] for k, _ in fired]
-    elif how == "gradient" and pictures and fired:
-        maps = patch_gradients(
-            dictionary.decomposition, model, batch, hook, [(0, pick.positions, k) for k, pick in fired]
-        )
-    else:
-        maps = [[] for _ in fired]
+        for n in shown:
+            maps[n] = [values[..., named[n]] for values in grids]
+    elif how == "gradient" and pictures and shown:
+        wanted = [(0, fired[n][1].positions, named[n]) for n in shown]
+        for n, found in zip(shown, patch_gradients(dictionary.decomposition, model, batch, hook, wanted), strict=True):
+            maps[n] = found
     firings = []
     for (k, pick), found in zip(fired, maps, strict=True):
-        activation = float(activations[batch_picks.index(pick), k])
-        direction = dictionary.concepts[k] * (1 if activation > 0 else -1)
+        activation = float(activations[int(strongest.indices[k]), k])
+        direction = dictionary.concepts[k] * (-1 if activation < 0 else 1)
         firings.append(
             Firing(
                 k,
                 activation,
-                _what(batch, pick),
+                _what(side, pick),
                 pick.positions[-1],
                 tuple(top_words(model, direction[None], words)[0]),
                 tuple(where_map(model, pictures[n], values) for n, values in enumerate(found)),
             )
         )
-    return Explanation(pictures, text, answer, hook, named, how, tuple(firings))
+    return Fired(activations, how, tuple(firings))
+
+
+def stream(model: HookedMM, batch: Batch, hook: str) -> ActivationCache:
+    """What a point of the language model holds, computed no further.
+
+    Raises:
+        BadInputError: If it has not a vector per position of the text's side.
+        UnknownHookError: If the model has no such hook.
+    """
+    layer = model.hook_points[hook].layer if hook in model.hook_points else None
+    with torch.no_grad():
+        _, cache = model.run_with_cache(batch, [hook], stop_at_layer=None if layer is None else layer + 1)
+    side = batch.decoder or batch
+    if cache[hook].ndim != 3 or cache[hook].shape[:2] != side.modality.shape:
+        raise BadInputError(
+            f"{hook!r} has {tuple(cache[hook].shape)}, not a vector at each of {side.modality.shape[1]} positions of "
+            "the text; take a dictionary of the language model's stream"
+        )
+    return cache
+
+
+def token_activations(dictionary: ConceptDictionary, model: HookedMM, batch: Batch) -> Float[Tensor, "p k"]:
+    """Activations at every position of text of a batch of one sample; NaN at pictures and padding.
+
+    Raises:
+        BadInputError: As `stream`.
+    """
+    value, side = stream(model, batch, dictionary.hook)[dictionary.hook][0].float().cpu(), batch.decoder or batch
+    text = side.mask("text")[0].cpu()
+    found = value.new_full((len(value), len(dictionary.concepts)), torch.nan)
+    if bool(text.any()):
+        found[text] = dictionary.transform(value[text])
+    return found
+
+
+ANSWERED = ("TokenOfInterest", "BeforeSpecial")
+"""Selectors of positions in answers, besides those that name the role."""
+
+
+def rows_to_look_at(dictionary: ConceptDictionary, model: HookedMM, batch: Batch, tokens: Sequence[int]) -> list[Pick]:
+    """Where to look into an answered sample: as the dictionary's rows were chosen, of answers at chosen tokens.
+
+    Rows that were chosen in answers, whatever the words, are those of the tokens here, each by itself: where a token is
+    predicted if the dictionary's rows are such, else where it is read. A dictionary that does not tell where its rows
+    lie is asked where the tokens are predicted.
+
+    Args:
+        dictionary: The concepts.
+        model: The model they are of.
+        batch: One sample with its answer.
+        tokens: Numbers of tokens of the answer, from 0.
+
+    Raises:
+        BadInputError: If a selector is unknown, or there is no position to look at.
+    """
+    side = batch.decoder or batch
+    answer = side.mask(role="answer")[0].nonzero()[:, 0].tolist()
+    wrong = [number for number in tokens if not 0 <= number < len(answer)]
+    if wrong:
+        raise BadInputError(f"the answer has no token {wrong[0]}; it has {len(answer)}, counted from 0")
+    known = made_selectors(dictionary.made_by) if dictionary.made_by.get("selectors") else {"": None}
+    picks: list[Pick] = []
+    for selector in known.values():
+        settings = {} if selector is None else selector.describe()
+        if selector is None or settings["selector"] in ANSWERED or settings.get("role") == "answer":
+            before = int(selector is None or settings.get("where") == "predicts")
+            picks += [
+                Pick(0, (answer[number] - before,), model.tokenizer.decode([int(side.input_ids[0, answer[number]])]))
+                for number in tokens
+            ]
+        else:
+            picks += selector(side, model.tokenizer)
+    if not picks:
+        raise BadInputError(
+            f"{', '.join(map(str, known.values()))} finds no position in this conversation; ask about a picture, or "
+            "choose another dictionary"
+        )
+    return picks
 
 
 def _what(batch: Batch, pick: Pick) -> str:

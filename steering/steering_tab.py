@@ -154,18 +154,17 @@ class SteeringTab:
         """The answer steered beside the one given, the next token's probabilities, and several alphas if wanted."""
         model, prompt = asked.model, asked.prompt
         work.step("reading what may come next")
-        with work.watching(model.hf_model):
-            before = distribution(model, prompt)
-            work.step("finding the direction")
-            found = self._find(asked, values, before)
-            setting, made = _setting(found, model, prompt, values)
-            work.step("answering, steered")
-            with model.hooks(side_by_side([setting])):
-                after = distribution(model, prompt)
-                output = asked.generation.run(model, prompt)
-            arrays = {"vector": found.vector.values, "before": before, "after": after, "steered": output.tokens[0]}
-            alphas = alphas_of(setting.alpha) if values["sweep"] and setting.operation != "project_out" else []
-            swept = [_answer(asked, replace(setting, alpha=a), work, n, len(alphas)) for n, a in enumerate(alphas)]
+        before = distribution(model, prompt)
+        work.step("finding the direction")
+        found = self._find(asked, values, before)
+        setting, made = _setting(found, model, prompt, values)
+        work.step("answering, steered")
+        with model.hooks(side_by_side([setting])):
+            after = distribution(model, prompt)
+            output = asked.generation.run(model, prompt)
+        arrays = {"vector": found.vector.values, "before": before, "after": after, "steered": output.tokens[0]}
+        alphas = alphas_of(setting.alpha) if values["sweep"] and setting.operation != "project_out" else []
+        swept = [_answer(asked, replace(setting, alpha=a), work, n, len(alphas)) for n, a in enumerate(alphas)]
         panels: list[Panel] = [
             *(Note(text, "warning") for text in self._failed),
             *_notes(setting, values, prompt),
