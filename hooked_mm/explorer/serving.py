@@ -83,6 +83,9 @@ def served(
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
     before = os.environ.get("GRADIO_TEMP_DIR"), Image.MAX_IMAGE_PIXELS
     os.environ["GRADIO_TEMP_DIR"] = folder
+    # Components remember the folder of the time when they were made, and what lies elsewhere is not handed out.
+    for block in page.blocks.blocks.values():
+        block.GRADIO_CACHE = folder
     # Pillow refuses what is more than twice as large.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     try:
