@@ -63,6 +63,24 @@ class AttentionShares:
         return torch.stack([value.mean((0, 2)) for value in self.shares.values()], dim=1)
 
 
+def picture_columns(batch: Batch, targets: Targets, part: Part = "attn") -> dict[str, Bool[Tensor, "n k"]]:
+    """Each picture as a kind of key of its own, `picture 1` and so on; none where keys are not the batch's positions.
+
+    Args:
+        batch: One sample, or samples of as many pictures.
+        targets: The tokens.
+        part: The attention.
+    """
+    if batch.layout.kind == "cross" or (part == "attn" and batch.decoder is not None):
+        return {}
+    index, first = batch.image_index, torch.zeros(len(batch), dtype=torch.long)
+    counts = torch.bincount(batch.image_sample.cpu(), minlength=len(batch))
+    first[1:] = counts.cumsum(0)[:-1]
+    own = index - first.to(index.device)[:, None]
+    numbers = [(own == number) & (index >= 0) for number in range(int(counts.max()))]
+    return {f"picture {number + 1}": mask[targets.sample.to(mask.device)] for number, mask in enumerate(numbers)}
+
+
 def attention_shares(
     model: HookedMM,
     batch: Batch,

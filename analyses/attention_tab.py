@@ -7,10 +7,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from jaxtyping import Float64
 from torch import Tensor
 
-from analyses.attention_shares import AttentionShares, attention_shares
+from analyses.attention_shares import AttentionShares, attention_shares, picture_columns
 from analyses.attention_views import (
     AnswerAttention,
     answer_attention,
@@ -31,6 +32,7 @@ from analyses.tab_maps import (
     percents,
     text_words,
 )
+from analyses.targets import answer_targets
 from hooked_mm.attention_rows import Part, pattern_layers
 from hooked_mm.errors import BadInputError
 from hooked_mm.explorer.asked import Asked
@@ -52,6 +54,9 @@ COLUMNS = {
     "answer": "the answer so far",
 }
 """Kind of key -> what it is called."""
+
+SHORT = {"image": "pictures", CLICKED: "patches"}
+"""The same above a column."""
 
 
 @dataclass(frozen=True)
@@ -125,15 +130,15 @@ class AttentionTab:
             arrays |= made
             own = [one for one in drawings if one.maps]
             kind = "mean over the chosen tokens" if values["each"] == "mean" else f"head {seen.head}, each chosen token"
-            panels[1:1] = drawn(own, asked.images, values["scale"], f"Layer {seen.layer}, {kind}")
+            panels[2:2] = drawn(own, asked.images, values["scale"], f"Layer {seen.layer}, {kind}")
         else:
             keys = asked.batch if seen.part == "xattn" else asked.answer_batch
             mean = seen.attention.patterns[seen.layer][:, seen.head].double().mean(0).cpu()
             words = text_words(asked.model, keys, mean, seen.attention.groups[towards].any(0))
             title = f"{COLUMNS[towards]}, by the attention of layer {seen.layer}, head {seen.head} to it"
-            panels.insert(1, Words(words, title.capitalize()))
+            panels.insert(2, Words(words, title.capitalize()))
             arrays["positions"] = mean
-        return View(panels, _python(towards, values, seen, heads), arrays)
+        return View(panels, _python(asked, values, seen, heads), arrays)
 
 
 def make_tab(folders: Sequence[Path]) -> AttentionTab:
@@ -153,7 +158,8 @@ def _seen(asked: Asked, values: Mapping[str, Any]) -> Seen:
     layers = pattern_layers(model, part=part)
     if values["layer"] != STRONGEST and values["layer"] not in layers:
         raise BadInputError(f"layer {values['layer']} has no {part} patterns; those of this model are {layers}")
-    columns = {}
+    several = len(asked.images) > 1
+    columns = picture_columns(batch, answer_targets(batch, asked.tokens), part) if several else {}
     if towards == CLICKED:
         first = answer_attention(model, batch, asked.tokens, layers[:1], part=part)
         columns[CLICKED] = clicked_columns(model, batch, first, 0, asked.points, asked.images)
@@ -219,8 +225,9 @@ def _figures(asked: Asked, seen: Seen, towards: str, measure: str) -> list[Panel
     kinds = [name for name in seen.shares.shares if bool(seen.shares.counts[name].any())]
     columns = [list(seen.shares.shares).index(name) for name in kinds]
     by_layer, names = seen.shares.by_layer()[:, columns], named(asked, asked.tokens)
-    here = seen.of_layer
-    rows = min(len(names), MOST_ROWS)
+    here, rows = seen.of_layer, min(len(names), MOST_ROWS)
+    mean = ["mean"] if rows > 1 else []
+    by_head = torch.cat([*[here.nanmean(0)[None] for _ in mean], here[:rows]])
     panels: list[Panel] = [
         Heat(
             seen.values.nanmean(0),
@@ -235,23 +242,20 @@ def _figures(asked: Asked, seen: Seen, towards: str, measure: str) -> list[Panel
             list(zip([asked.word(token) for token in asked.tokens], here[:, seen.head].tolist(), strict=True)),
             f"Tokens of the answer, {what} of layer {seen.layer}, head {seen.head}",
         ),
-        Heat(here[:rows], names[:rows], heads, f"Layer {seen.layer}, {what}", "token \\ head", (None, "head")),
+        Heat(by_head, [*mean, *names[:rows]], heads, f"Layer {seen.layer}, {what}", "token \\ head", (None, "head")),
         Heat(
             by_layer,
             layers,
-            [COLUMNS[name] for name in kinds],
+            [SHORT.get(name, name) for name in kinds],
             "Where attention goes, in percent, mean over the chosen tokens and all heads",
             "layer \\ to",
             ("layer", "towards"),
             seen.shares.layers,
-            kinds,
+            [name if name in COLUMNS else "image" for name in kinds],
             percents(by_layer),
             1.0,
         ),
     ]
-    if len(names) > 1:
-        mean = here.nanmean(0)[None]
-        panels.insert(1, Heat(mean, ["mean"], heads, f"Layer {seen.layer}, {what}", "head", (None, "head")))
     if rows < len(names):
         panels.append(
             Note(f"The first {rows} of {len(names)} tokens are shown by head; all of them are in the arrays.")
@@ -259,20 +263,25 @@ def _figures(asked: Asked, seen: Seen, towards: str, measure: str) -> list[Panel
     return panels
 
 
-def _python(towards: str, values: Mapping[str, Any], seen: Seen, heads: Sequence[int]) -> str:
-    part, pairs = seen.part, [(seen.layer, head) for head in heads]
+def _python(asked: Asked, values: Mapping[str, Any], seen: Seen, heads: Sequence[int]) -> str:
+    towards, several, part = values["towards"], len(asked.images) > 1, seen.part
+    pairs = [(seen.layer, head) for head in heads]
     clicked, share, mapped = towards == CLICKED, values["measure"] == "share", towards in ("image", CLICKED)
     used = ["answer_attention", *(["clicked_columns"] if clicked else []), *(["head_maps"] if mapped else [])]
     lines = [
-        "from analyses.attention_shares import attention_shares",
+        f"from analyses.attention_shares import attention_shares{', picture_columns' if several else ''}",
         f"from analyses.attention_views import {', '.join(used)}",
         *(["from analyses.tab_maps import map_arrays"] if mapped else []),
         "",
         f"seen = answer_attention(model, batch, tokens, [{seen.layer}], part={part!r})",
     ]
+    if several:
+        lines.append(f"columns = picture_columns(batch, seen.targets, {part!r})")
+    elif clicked:
+        lines.append("columns = {}")
     if clicked:
-        lines.append(f"columns = {{{CLICKED!r}: clicked_columns(model, batch, seen, 0, points, images)}}")
-    more = ", columns" if clicked else ""
+        lines.append(f"columns[{CLICKED!r}] = clicked_columns(model, batch, seen, 0, points, images)")
+    more = ", columns" if clicked or several else ""
     lines += [
         f"shares = attention_shares(model, batch, tokens, {part!r}{more})",
         f'arrays = {{"heads": shares.by_head({towards!r}, share={share}), "groups": shares.by_layer()}}',

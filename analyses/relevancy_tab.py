@@ -181,13 +181,16 @@ def _by_words(
     names = named(asked, tokens)
     whose = "the mean of the tokens" if chosen == MEAN else f"token {names[tokens.index(chosen)]}"
     rows = slice(None) if chosen == MEAN else slice(tokens.index(chosen), tokens.index(chosen) + 1)
-    parts = [("", asked.batch, text.positions)]
+    parts = [("The prompt and the answer", asked.batch, text.positions)]
     if text.decoder is not None:
-        parts.append(("What was said before, ", asked.answer_batch, text.decoder))
+        parts.append(("The answer so far", asked.answer_batch, text.decoder))
     panels: list[Panel] = []
     for prefix, batch, values in parts:
         mean = shares(values[rows].double().mean(0))
-        panels.append(Words(text_words(asked.model, batch, mean), f"{prefix}by relevancy to {whose}".capitalize()))
+        words = text_words(asked.model, batch, mean)
+        # A picture's sum would leave the words without colour.
+        peak = max((value for word, value in words if not word.startswith("[picture")), default=0.0)
+        panels.append(Words(words, f"{prefix}, by relevancy to {whose}", peak=peak or None))
     image = asked.batch.mask("image")[0].cpu()
     told, most = [], text.positions[:, image].amax(1) if bool(image.any()) else None
     mask = asked.batch.mask("text")[0]

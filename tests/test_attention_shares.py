@@ -8,7 +8,7 @@ from PIL import Image
 from torch import Tensor
 
 from analyses import attention_shares as module
-from analyses.attention_shares import AttentionShares, attention_shares
+from analyses.attention_shares import AttentionShares, attention_shares, picture_columns
 from analyses.targets import answer_targets
 from hooked_mm.batch import Batch, Modality, Role
 from hooked_mm.errors import BadInputError
@@ -116,6 +116,21 @@ def test_columns_of_ones_own_and_refusals(llava: HookedMM, answered: Batch, foun
         found.by_head("picture")
     with pytest.raises(BadInputError, match="no xattn patterns"):
         attention_shares(llava, answered, part="xattn")
+
+
+def test_pictures_are_told_apart(llava: HookedMM, images: list[Image.Image]) -> None:
+    """Two samples of two pictures, one padded: to each token its own, which lie one behind the other."""
+    batch = llava.prepare([images[:2], images[2:4]], ASKED, answers=SAID)
+    targets = answer_targets(batch)
+    found = picture_columns(batch, targets)
+    assert list(found) == ["picture 1", "picture 2"]
+    for place, sample in enumerate(targets.sample.tolist()):
+        keys = (batch.modality[sample] == Modality.IMAGE).nonzero()[:, 0].tolist()
+        assert found["picture 1"][place].nonzero()[:, 0].tolist() == keys[:64]
+        assert found["picture 2"][place].nonzero()[:, 0].tolist() == keys[64:]
+    model = HookedMM(tiny("mllama"), processor("mllama"), check=False)
+    crossed = model.prepare(images[:1], "what is this ?", answers=["red"])
+    assert picture_columns(crossed, answer_targets(crossed), "xattn") == {}
 
 
 def test_cross_attention_has_keys_of_the_picture_alone(images: list[Image.Image]) -> None:

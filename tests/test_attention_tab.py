@@ -155,8 +155,10 @@ def test_clicked_patches_are_those_below_the_points(asked: Asked, plain: torch.T
     assert torch.allclose(heat.values.float(), expected.mean(-1), atol=1e-5)
     (words,) = panels(view, Words, "Tokens of the answer")
     assert [value for _, value in words.words] == pytest.approx(expected[2, 0].tolist(), abs=1e-5)
-    by_head = [one for one in panels(view, Heat, "Layer 2") if one.corner == "token \\ head"]
-    assert torch.allclose(by_head[0].values.float(), expected[2].T, atol=1e-5)
+    (by_head,) = panels(view, Heat, "Layer 2")
+    assert by_head.rows[:2] == ["mean", "1 a"]
+    assert torch.allclose(by_head.values[1:].float(), expected[2].T, atol=1e-5)
+    assert torch.allclose(by_head.values[0].float(), expected[2].mean(1), atol=1e-5)
 
 
 def test_without_a_click_no_patch_is_made_up(asked: Asked) -> None:
@@ -168,7 +170,7 @@ def test_without_a_click_no_patch_is_made_up(asked: Asked) -> None:
 
 def test_shares_of_all_kinds_add_up_and_lead_on(asked: Asked, plain: torch.Tensor) -> None:
     (heat,) = panels(look(TAB, asked), Heat, "Where attention goes")
-    assert heat.columns == [COLUMNS[name] for name in ("image", "question", "template", "answer")]
+    assert heat.columns == ["pictures", "question", "template", "answer"]
     assert torch.allclose(heat.values.sum(1), torch.ones(6, dtype=torch.float64), atol=1e-5)
     said = asked.answer_mask[0]
     expected = plain[:, :, rows_of(asked)][..., said].sum(-1).mean((1, 2))
@@ -195,6 +197,10 @@ def test_the_python_finds_the_same_arrays(
     first = ask(small(name), QUESTION, images[0], name=name).conversation
     asked = ask(small(name), "describe the image .", images[1], name=name, before=first, points=[(1, 9.0, 9.0)])
     ways: list[dict[str, Any]] = [{}, {"towards": "question", "measure": "mean"}, {"each": "each", "scale": "common"}]
+    (goes,) = panels(look(TAB, asked), Heat, "Where attention goes")
+    assert goes.columns[-2:] == ["picture 1", "picture 2"]
+    assert set(goes.column_values) <= set(COLUMNS)
+    torch.testing.assert_close(goes.values[:, -2:].sum(1), goes.values[:, 0], rtol=1e-5, atol=1e-7)
     for changed in ways if name == "idefics2" else [*ways, {"towards": CLICKED, "layer": 1}]:
         view = look(TAB, asked, **changed)
         assert_same(made_again(view, asked), view.arrays)
@@ -224,7 +230,7 @@ def test_long_answers_are_drawn_in_part_and_kept_in_whole(llava: HookedMM, image
     asked = told(llava, QUESTION, " ".join(["a red star and a blue circle"] * 15), images[0])
     assert len(asked.tokens) == 105
     view = look(TAB, asked, each="each")
-    assert all(len(one.rows) <= MOST_ROWS for one in panels(view, Heat))
+    assert all(len(one.rows) <= MOST_ROWS + 1 for one in panels(view, Heat))
     assert len(panels(view, Pictures)[0].pictures) == MOST_MAPS
     assert any("first 60 of 105 tokens" in one.text for one in panels(view, Note))
     assert view.arrays["heads"].shape == (105, 6, 4)

@@ -163,7 +163,7 @@ def test_pictures_that_are_read_by_cross_attention(family: str, shares: bool) ->
     assert_same(made_again(view, asked), view.arrays)
     assert bool(panels(view, Words, "rests on the picture")) == shares
     assert any("cross-attention, beside the text" in one.text for one in panels(view, Note)) != shares
-    assert bool(panels(view, Words, "What was said before")) == shares
+    assert bool(panels(view, Words, "The answer so far")) == shares
     assert panels(view, Pictures)
 
 
