@@ -77,7 +77,7 @@ def visit(browser: Any, address: str, scene: Any, file: str) -> tuple[float, dic
     """One visit: seconds to the first answer, and of each tab."""
     page = browser.new_page(viewport={"width": 1400, "height": 1000})
     page.set_default_timeout(WAIT)
-    first = ask(page, address, file, QUESTION.format(scene.things[0].shape))
+    first = ask(page, address, file, QUESTION.format(scene.objects[0].shape))
     tabs = [tab.inner_text() for tab in page.query_selector_all("#hm-tabs button[role=tab]")]
     found = {tab: look(page, tab) for tab in tabs}
     page.close()

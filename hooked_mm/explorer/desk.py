@@ -18,7 +18,7 @@ from hooked_mm.explorer.asked import Asked, asked_of
 from hooked_mm.explorer.conversation import Conversation, Generation, ModelName
 from hooked_mm.explorer.panels import Note
 from hooked_mm.explorer.tab import Tab, View, checked
-from hooked_mm.explorer.visits import Side, Visit, Visits
+from hooked_mm.explorer.visits import Seen, Side, Visit, Visits
 from hooked_mm.explorer.work import Running, Stopped, Work, Worker
 from hooked_mm.hooked import HookedMM
 
@@ -149,7 +149,7 @@ class Desk:
         if visit.number != number:
             raise Stopped("the conversation was begun anew")
         visit.sides = [Side(side.name, asked.conversation, asked) for side, asked in zip(sides, found, strict=True)]
-        visit.views, visit.number = {}, visit.number + 1
+        visit.seen, visit.number = {}, visit.number + 1
 
     def sides(self, visit: Visit, question: Question) -> list[Side]:
         """The visit's sides with the question at their end, not yet answered.
@@ -180,7 +180,7 @@ class Desk:
     def look(
         self, visit: Visit, name: str, tokens: Sequence[Sequence[int]], values: Mapping[str, Any]
     ) -> Iterator[Progress]:
-        """Let a tab look; at its end `visit.views[name]` has what it found, a view per side.
+        """Let a tab look; at its end `visit.seen[name]` has what it found, per side.
 
         What a tab can't do with a model or a question stands in its view.
 
@@ -199,30 +199,42 @@ class Desk:
         if not sides:
             raise BadInputError("nothing was asked yet; ask a question first")
 
-        def do(work: Work) -> tuple[View, ...]:
+        def do(work: Work) -> tuple[Seen, ...]:
             return tuple(
-                self._view(tab, side, asked, tokens[place] if place < len(tokens) else (), values, work)
+                self._seen(tab, side, asked, tokens[place] if place < len(tokens) else (), values, work)
                 for place, (side, asked) in enumerate(sides)
             )
 
         running = self._started(visit, do)
         yield from self._followed(visit, running, [])
-        views = running.result()
+        seen = running.result()
         if visit.number != number:
             raise Stopped("another question was asked meanwhile")
-        visit.views[name] = views
+        visit.seen[name] = seen
 
-    def _view(
+    def _seen(
         self, tab: Tab, side: Side, asked: Asked, tokens: Sequence[int], values: Mapping[str, Any], work: Work
-    ) -> View:
+    ) -> Seen:
         try:
             own = checked(tab.controls(asked.model), values)
-            chosen = asked.choose(tokens, side.points())
+            asked = asked.choose(tokens, side.points())
             work.step(tab.title)
             with work.watching(asked.model.hf_model):
-                return tab.look(chosen, own, work)
+                return Seen(asked, tab.look(asked, own, work))
         except HookedMMError as error:
-            return View([Note(str(error), "warning")])
+            return Seen(asked, View([Note(str(error), "warning")]))
+
+    def switch(self, visit: Visit, name: ModelName) -> Iterator[Progress]:
+        """Load a model if it was not, and begin a new conversation with it; at its end the visit has it.
+
+        Raises:
+            HookedMMError: If it can't be loaded; the visit is as it was.
+            Stopped: If it was stopped.
+        """
+        running = self._started(visit, lambda work: self.model(name, work))
+        yield from self._followed(visit, running, [])
+        running.result()
+        visit.clear([name])
 
     def _started(self, visit: Visit, do: Any) -> Running[Any]:
         visit.stop()

@@ -8,10 +8,9 @@ import json
 import zipfile
 from collections.abc import Sequence
 
-from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.bundle import bundle
 from hooked_mm.explorer.notices import view_html
-from hooked_mm.explorer.tab import View
+from hooked_mm.explorer.visits import Seen
 
 SAVE_JS = """
 (data) => {
@@ -34,15 +33,14 @@ def as_download(name: str, body: bytes) -> str:
     return json.dumps({"name": name, "body": base64.b64encode(body).decode()})
 
 
-def views_zip(name: str, asked: Sequence[Asked], views: Sequence[View]) -> bytes:
+def seen_zip(name: str, seen: Sequence[Seen]) -> bytes:
     """What a tab shows, as a zip; of two sides each in a folder of its own.
 
     Args:
         name: Of the tab.
-        asked: What was asked, per side.
-        views: What it shows, per side.
+        seen: What was asked and what it showed, per side.
     """
-    parts = [bundle(one, {name: view}, view_html(view)) for one, view in zip(asked, views, strict=True)]
+    parts = [bundle(one.asked, {name: one.view}, view_html(one.view)) for one in seen]
     if len(parts) == 1:
         return parts[0]
     made = io.BytesIO()

@@ -9,7 +9,7 @@ import gradio as gr
 
 from hooked_mm.explorer import markup, notices
 from hooked_mm.explorer.desk import Desk, said
-from hooked_mm.explorer.downloads import as_download, views_zip
+from hooked_mm.explorer.downloads import as_download, seen_zip
 from hooked_mm.explorer.tab import Choice, Control, Number, Tab, Text
 from hooked_mm.explorer.visits import Visit
 from hooked_mm.hooked import HookedMM
@@ -127,14 +127,14 @@ class TabArea:
         try:
             for progress in self.desk.look(visit, self.tab.name, tokens, values):
                 yield {self.status: notices.progress_html(progress.told, progress.share)}
-            views = visit.views[self.tab.name]
-            shown = [(str(side.name), notices.view_html(view)) for side, view in zip(visit.sides, views, strict=True)]
+            seen = visit.seen[self.tab.name]
+            shown = [(str(one.asked.name), notices.view_html(one.view)) for one in seen]
             made: Shown = {self.result: markup.sides_html(shown), self.status: ""}
         except Exception as error:
             yield {self.status: notices.error_html(said(error))}
             return
         # Of two sides that offer different things, those of the first can be chosen.
-        for name, options in views[0].options.items():
+        for name, options in seen[0].view.options.items():
             known = [value for _, value in options]
             value = values[name] if values[name] in known else None
             made[self.controls[name]] = gr.update(choices=[(str(label), one) for label, one in options], value=value)
@@ -146,10 +146,9 @@ class TabArea:
 
     def _save(self, request: gr.Request) -> tuple[str, str]:
         visit, name = self.desk.visits.of(request.session_hash), self.tab.name
-        if name not in visit.views:
+        if name not in visit.seen:
             return "", notices.error_html("there is nothing to download yet; press Look first")
         try:
-            asked = [side.asked for side in visit.sides if side.asked is not None]
-            return as_download(f"{name}.zip", views_zip(name, asked, visit.views[name])), ""
+            return as_download(f"{name}.zip", seen_zip(name, visit.seen[name])), ""
         except Exception as error:
             return "", notices.error_html(said(error))

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import time
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from threading import Lock
 
@@ -62,6 +61,14 @@ class Side:
         return tuple(found)
 
 
+@dataclass(frozen=True)
+class Seen:
+    """What a tab showed of one side: the question with the tokens and patches chosen then, and its view."""
+
+    asked: Asked
+    view: View
+
+
 @dataclass
 class Visit:
     """One open page.
@@ -72,10 +79,9 @@ class Visit:
         tray: Pictures for the next question, beside the one in the editor.
         sent: Per side, the picture that was shown with the last question, so that it is not shown again.
         other: The picture that the second side is shown instead.
-        views: What each tab shows, a view per side.
+        seen: What each tab shows, per side.
         number: Counts answered questions; what was found of an earlier one is not shown as this one's.
         work: What is being done for it.
-        seen: When it was last heard of.
     """
 
     sides: list[Side]
@@ -83,22 +89,21 @@ class Visit:
     tray: list[Image.Image] = field(default_factory=list)
     sent: list[Image.Image | None] = field(default_factory=lambda: [None, None])
     other: Image.Image | None = None
-    views: dict[str, tuple[View, ...]] = field(default_factory=dict)
+    seen: dict[str, tuple[Seen, ...]] = field(default_factory=dict)
     number: int = 0
     work: Work | None = None
-    seen: float = 0.0
 
     def clear(self, sides: Sequence[ModelName]) -> None:
         """Begin anew."""
         self.stop()
         self.sides = [Side(name) for name in sides]
-        self.drawn, self.tray, self.sent, self.other, self.views = None, [], [None, None], None, {}
+        self.drawn, self.tray, self.sent, self.other, self.seen = None, [], [None, None], None, {}
         self.number += 1
 
     def compare_no_more(self) -> None:
         """Forget the second side, and what is being done: it would bring it back."""
         self.stop()
-        self.sides, self.views = self.sides[:1], {}
+        self.sides, self.seen = self.sides[:1], {}
         self.sent[1] = None
         self.number += 1
 
@@ -114,11 +119,10 @@ class Visits:
     Args:
         first: The models that a new visit has.
         most: Visits at the same time.
-        now: A clock.
     """
 
-    def __init__(self, first: Sequence[ModelName], most: int = MOST, now: Callable[[], float] = time.monotonic) -> None:
-        self._first, self._most, self._now = tuple(first), most, now
+    def __init__(self, first: Sequence[ModelName], most: int = MOST) -> None:
+        self._first, self._most = tuple(first), most
         self._open: OrderedDict[str, Visit] = OrderedDict()
         self._lock = Lock()
 
@@ -135,7 +139,7 @@ class Visits:
             raise BadInputError("a request without a session; open the page in a browser")
         with self._lock:
             visit = self._open.pop(key, None) or Visit([Side(name) for name in self._first])
-            self._open[key], visit.seen = visit, self._now()
+            self._open[key] = visit
             gone = [self._open.popitem(last=False)[1] for _ in range(len(self._open) - self._most)]
         for other in gone:
             other.stop()

@@ -169,8 +169,17 @@ class Page:
             **model,
         )
         self.stop.click(self._stop, None, [self.chat, self.status], cancels=[asking], **plain)
-        self.clear.click(self._clear, self.model, everything, cancels=[asking], **plain)
-        self.model.change(self._clear, self.model, everything, cancels=[asking], **plain)
+        self.clear.click(self._clear, None, everything, cancels=[asking], **plain)
+        # Not `change`, which what is set here would call again.
+        self.model.input(
+            self._switch,
+            self.model,
+            [*everything, self.model],
+            cancels=[asking],
+            show_progress="minimal",
+            show_progress_on=self.status,
+            **model,
+        )
         self.compare.change(
             self._compared, self.compare, [self.other_picture, self.other_model, self.other_shown], **plain
         )
@@ -257,19 +266,24 @@ class Page:
             made |= area.fresh()
         return made
 
-    def _clear(self, model: str, request: gr.Request) -> Shown:
+    def _clear(self, request: gr.Request) -> Shown:
+        visit = self._visit(request)
+        visit.clear([visit.sides[0].name])
+        return self._answered(visit)
+
+    def _switch(self, model: str, request: gr.Request) -> Iterator[Shown]:
         visit = self._visit(request)
         try:
             name = self.desk.named(model)
-            other = visit.sides[0].name != name
-            visit.clear([name])
+            for progress in self.desk.switch(visit, name):
+                yield {self.status: notices.progress_html(progress.told, progress.share)}
             made = self._answered(visit)
-            if other:
-                for area in self.areas:
-                    made |= area.fresh(self.desk.model(name))
-            return made
+            for area in self.areas:
+                made |= area.fresh(self.desk.model(name))
         except Exception as error:
-            return {self.status: notices.error_html(said(error))}
+            yield {self.status: notices.error_html(said(error)), self.model: str(visit.sides[0].name)}
+            return
+        yield made
 
     def _stop(self, request: gr.Request) -> Shown:
         visit = self._visit(request)
