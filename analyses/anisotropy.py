@@ -10,6 +10,7 @@ centred; 0 if directions are uniform, 1 if all are the same. Over all pairs it n
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -39,7 +40,18 @@ def anisotropy(rows: Float[Tensor, "n d"]) -> float:
     Raises:
         BadInputError: If the rows are not (n, d), are not finite, or do not vary.
     """
-    return principal(moments(rows))[0]
+    if rows.ndim != 2 or len(rows) >= rows.shape[1]:
+        return principal(moments(rows))[0]
+    # Of few rows the products of rows have the same eigenvalues as those of columns, which are many more.
+    wide = rows.detach().double()
+    wide = wide - wide.mean(0)
+    gram = wide @ wide.T
+    spread = float(gram.diagonal().sum())
+    if not math.isfinite(spread):
+        raise BadInputError("some rows have values that are not finite or too large; leave them out")
+    if not spread > 0:
+        raise BadInputError(f"the {len(rows)} rows do not vary, so no direction is their first; give other rows")
+    return float(torch.linalg.eigvalsh(gram)[-1]) / spread
 
 
 @dataclass(frozen=True)

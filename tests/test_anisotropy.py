@@ -101,3 +101,11 @@ def test_refusals() -> None:
     ):
         with pytest.raises(BadInputError):
             wrong()
+
+
+@given(n=st.integers(3, 12), d=st.integers(2, 40), seed=st.integers(0, 2**16))
+def test_few_rows_of_many_dimensions(n: int, d: int, seed: int) -> None:
+    """The products of rows give what singular values give, whichever are fewer."""
+    rows = torch.randn(n, d, generator=torch.Generator().manual_seed(seed)) * 3 + 1
+    wide = rows.double().numpy()
+    assert anisotropy(rows) == pytest.approx(PCA().fit(wide).explained_variance_ratio_[0], rel=1e-9)
