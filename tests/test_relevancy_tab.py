@@ -100,7 +100,7 @@ def test_the_tokens_that_rest_most_on_the_picture_come_first(asked: Asked, by_ha
 def test_words_are_those_of_the_token_that_was_clicked(asked: Asked, by_hand: torch.Tensor) -> None:
     """Of one token, or the mean; a number of another answer's token is the mean."""
     there = asked.batch.mask("text")[0]
-    for token in (*asked.tokens[:3], MEAN, 99):
+    for token in (1, MEAN, 99):
         view = look(TAB, asked, token=token)
         (words,) = panels(view, Words, "relevancy to")
         chosen = by_hand[[token]] if token in asked.tokens else by_hand
@@ -109,7 +109,7 @@ def test_words_are_those_of_the_token_that_was_clicked(asked: Asked, by_hand: to
         assert text == pytest.approx(mean[there].tolist(), rel=2e-3, abs=1e-5)
         assert dict(words.words)["[picture 1]"] == pytest.approx(float(mean[~there].sum()), rel=2e-3)
         assert view.options["token"][1:3] == [("1 a", 0), ("2 red", 1)]
-    (table,) = panels(look(TAB, asked), Table)
+    (table,) = panels(view, Table)
     question = by_hand[1].masked_fill(~there, 0)
     assert table.rows[1][2].startswith(asked.batch.tokens[0][int(question.argmax())])
     assert table.rows[1][3] == pytest.approx(float(by_hand[1][~there].max()), rel=2e-3)
