@@ -6,7 +6,6 @@ import hmac
 import ipaddress
 import os
 import shutil
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -43,17 +42,14 @@ def import_event_loop() -> None:
     nnsight gives every object a method `save`, classes under construction included, at which anyio's sockets stumble:
     they take it for an attribute without a type. Once imported they are no longer affected.
     """
-    name = "anyio._backends._asyncio"
-    if name in sys.modules:
-        return
     if not hasattr(object, "save"):
-        import_module(name)
+        import_module("anyio._backends._asyncio")
         return
     from nnsight import _c, save
 
     _c.unmount("save")
     try:
-        import_module(name)
+        import_module("anyio._backends._asyncio")
     finally:
         _c.mount(save, "save")
 
