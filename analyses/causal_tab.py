@@ -17,9 +17,10 @@ from analyses.causal_discovery import MOST_CONDITIONS
 from analyses.causal_explanation import DEPTH, MOST_IMAGES, THRESHOLD, Explanation, explain
 from analyses.causal_graph_drawing import graph_picture, token_pictures, token_values
 from analyses.partial_correlation import ALPHA
+from analyses.tab_maps import lacking, named, position_words
 from analyses.targets import Targets, answer_targets
 from hooked_mm.connector import Connector, connector_map
-from hooked_mm.errors import UnsupportedModelError, unknown
+from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.explorer import tab
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Facts, Note, Panel, Picture, Pictures, Table, Words
@@ -74,21 +75,18 @@ class CausalTab:
         """See `hooked_mm.explorer.tab`.
 
         Raises:
-            BadInputError: If there is no such word or head, or the answer has no word.
-            UnsupportedModelError: If no row of attention holds both pictures and words, or tokens can't be masked.
+            UnsupportedModelError: If no row of attention holds both pictures and words.
         """
-        number = asked.tokens[0] if values["token"] is None and asked.tokens else values["token"]
-        if number not in asked.numbers:
-            raise unknown("word of the answer", str(number), map(str, asked.numbers))
+        if empty := lacking(asked, pictures=True):
+            return empty
+        number = values["token"] if values["token"] in asked.numbers else asked.tokens[0]
         work.step("reading attention")
         model, count = asked.model, asked.model.cfg.n_heads
         targets = answer_targets(asked.batch, [number])
         settings = {name: values[name] for name in SETTINGS}
         heads = head_rows(model, asked.batch, targets, values["layer"], count, **settings)
         by_number = {one.head: one for one in heads}
-        chosen = heads[0].head if values["head"] is None else values["head"]
-        if chosen not in by_number:
-            raise unknown("head", str(chosen), map(str, sorted(by_number)))
+        chosen = values["head"] if values["head"] in by_number else heads[0].head
         learning = {name: values[name] for name in LEARNING}
         every = {
             one.head: explain(one.rows, one.nodes, **learning, tell=_told(work, one.head, values["most_tests"]))
@@ -96,9 +94,15 @@ class CausalTab:
             if values["every"] or one.head == chosen
         }
         shown = _Shown(asked, values, work, targets, number, by_number[chosen], every[chosen])
-        panels = [*shown.panels(), *_heads(heads, every, chosen, shown)]
+        wanted = [("word", values["token"], number), ("head", values["head"], chosen)]
+        panels: list[Panel] = [
+            Note(f"There is no {what} {asked_for!r} here; explained is {taken!r}.", "warning")
+            for what, asked_for, taken in wanted
+            if asked_for not in (None, taken)
+        ]
+        panels += [*shown.panels(), *_heads(heads, every, chosen, shown)]
         options = {
-            "token": [(f"{n}: {asked.word(n).strip()}", n) for n in asked.numbers],
+            "token": list(zip(named(asked, asked.numbers), asked.numbers, strict=True)),
             "head": [(f"{n}: {by_number[n].image_mass:.3f} on the pictures", n) for n in sorted(by_number)],
         }
         arrays = {
@@ -131,7 +135,9 @@ class _Shown:
         self.asked, self.values, self.work, self.number = asked, values, work, number
         self.held, self.explanation, self.row = held, explanation, int(targets.row[0])
         self.word = asked.word(number).strip()
-        self.labels = node_labels(asked.batch, 0, held.nodes)
+        words = position_words(asked, torch.tensor(held.nodes.positions))
+        marks = zip(node_labels(asked.batch, 0, held.nodes), words, held.nodes.image, strict=True)
+        self.labels = [label if image else word.strip() or label for label, word, image in marks]
         self.refused, self.checked = "", None
         if values["verify"]:
             try:
@@ -246,10 +252,11 @@ class _Shown:
         values[self.row] = torch.nan
         text = node_masks(batch)[1][0].cpu()
         text[self.row + 1 :] = False
-        names = batch.tokens[0] if batch.tokens else [f"{place}" for place in range(length)]
-        places = text.nonzero()[:, 0].tolist()[-MOST_WORDS:]
+        places = text.nonzero()[-MOST_WORDS:, 0]
         title = f"Text tokens behind the pictures, up to the one that predicts {self.word!r}"
-        return Words([(names[place], float(values[place])) for place in places], title, peak=1.0)
+        return Words(
+            list(zip(position_words(self.asked, places), values[places].tolist(), strict=True)), title, peak=1.0
+        )
 
     def _table(self) -> list[Panel]:
         told = self.explanation

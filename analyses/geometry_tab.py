@@ -12,7 +12,6 @@ from torch import Tensor
 from analyses.anisotropy import unit
 from analyses.curves import Curve, curves_figure
 from analyses.head_figure import as_picture
-from analyses.lens_page import token_text
 from analyses.logit_lens import STREAM
 from analyses.position_geometry import (
     MASSIVE,
@@ -24,7 +23,7 @@ from analyses.position_geometry import (
     why_not,
 )
 from analyses.position_map import MOST_LABELS, map_figure, principal_map
-from analyses.targets import token_ids
+from analyses.tab_maps import position_words
 from hooked_mm.explorer import tab
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Facts, Note, Panel, Picture, Pictures, Table
@@ -118,12 +117,6 @@ def _facts(every: PositionRows, rows: PositionRows) -> list[Panel]:
     return found
 
 
-def _words(asked: Asked, positions: Tensor) -> list[str]:
-    """The tokens at some positions; empty where none stands."""
-    ids, text = token_ids(asked.answer_batch)[0], token_text(asked.model.tokenizer)
-    return ["" if int(ids[place]) < 0 else text(int(ids[place])).strip() for place in positions.tolist()]
-
-
 def _warnings(asked: Asked, every: PositionRows, values: Mapping[str, Any]) -> list[Panel]:
     """Positions so large that they alone decide on directions and means."""
     times = every.massive()
@@ -133,7 +126,7 @@ def _warnings(asked: Asked, every: PositionRows, values: Mapping[str, Any]) -> l
     best = large[times[large].argsort(descending=True)][:MOST_TOLD]
     named = ", ".join(
         f"position {int(every.position[n])} ({'image' if every.image[n] else repr(word)}) {float(times[n]):.0f} times"
-        for n, word in zip(best.tolist(), _words(asked, every.position[best]), strict=True)
+        for n, word in zip(best.tolist(), position_words(asked, every.position[best]), strict=True)
     )
     more = f" and {len(large) - len(best)} more" if len(large) > len(best) else ""
     return [Note(f"Of massive norm: {named} the median{more}. They may rule directions and means.", "warning")]
@@ -150,7 +143,7 @@ def _curves(rows: PositionRows, found: Mapping[str, Tensor], values: Mapping[str
 
 
 def _map(asked: Asked, rows: PositionRows, placed: Tensor, shares: Tensor, values: Mapping[str, Any]) -> Picture:
-    words = _words(asked, rows.position)
+    words = [word.strip() for word in position_words(asked, rows.position)]
     labels = ["" if image else word for word, image in zip(words, rows.image.tolist(), strict=True)]
     title = f"{POINTS[values['point']]}, layer {values['layer']}{', directions' if values['unit'] else ''}"
     figure = map_figure(placed, rows.image, labels, shares, title)

@@ -15,15 +15,12 @@ from torch import Tensor
 
 from analyses.lens_page import LensSample, View, lens_sample
 from analyses.logit_lens import Lens, logit_lens
-from analyses.map_overlay import blended, scale_of, told
-from analyses.picture_maps import picture_maps
 from analyses.segmentation import first_tokens
+from analyses.tab_maps import Drawing, drawn, lacking, position_maps
 from analyses.targets import answer_targets
-from hooked_mm.connector import connector_map
-from hooked_mm.drawing import enlarge
 from hooked_mm.explorer import tab
 from hooked_mm.explorer.asked import Asked
-from hooked_mm.explorer.panels import Heat, Note, Panel, Picture, Pictures, Table
+from hooked_mm.explorer.panels import Heat, Note, Panel, Table
 from hooked_mm.explorer.tab import Choice, Control, Number, Text
 from hooked_mm.explorer.work import Work
 from hooked_mm.hooked import HookedMM
@@ -31,8 +28,8 @@ from hooked_mm.hooked import HookedMM
 TOP = 10
 """Words that are read in each cell."""
 
-MOST_COLUMNS, MOST_LAYERS, MOST_GRIDS, MOST_CELLS, SIDE = 64, 12, 4, 1024, 176
-"""Of what is drawn: positions in a table, layers as maps, grids of patches, patches with words, pixels of a map."""
+MOST_COLUMNS, MOST_LAYERS, MOST_GRIDS, MOST_CELLS = 64, 12, 4, 1024
+"""Of what is drawn: positions in a table, layers as maps, grids of patches, patches of a grid with words."""
 
 WHERE = {
     "answer": "where the chosen words of the answer are predicted",
@@ -97,6 +94,8 @@ class LensTab:
             UnknownWordError: If the model can't say the word that is to be followed.
             BadInputError: If the answer has no word.
         """
+        if values["where"] == "answer" and (empty := lacking(asked, pictures=False)):
+            return empty
         work.step("running the model")
         found, word = _Found(), None
         if text := values["word"].strip():
@@ -318,12 +317,15 @@ def _chosen(
     found: _Found, asked: Asked, values: Mapping[str, Any], word: int | None, work: Work, sample: LensSample
 ) -> None:
     """Layers x patches that were clicked."""
-    places = []
+    labels: dict[int, str] = {}
     for picture, x, y in asked.points:
         width, height = asked.images[picture].size
-        rows = [view.row_at(x / width, y / height) for view in sample.views if view.picture == picture]
-        places += [int(sample.lens.positions[row]) for row in rows if row >= 0]
-    places = sorted(set(places))[:MOST_COLUMNS]
+        for view in sample.views:
+            row = view.row_at(x / width, y / height) if view.picture == picture else -1
+            if row >= 0 and view.rows is not None:
+                down, across = (view.rows == row).nonzero()[0].tolist()
+                labels[int(sample.lens.positions[row])] = f"{view.title}, row {down}, column {across}"
+    places = sorted(labels)[:MOST_COLUMNS]
     if not places:
         said = "No position stands for a chosen patch." if asked.points else "Choose patches to see all their layers."
         found.panels.append(Note(said))
@@ -333,7 +335,7 @@ def _chosen(
     lines = ["where = torch.zeros_like(text.modality, dtype=torch.bool)", f"where[0, {places}] = True"]
     lens = _read(found, asked, work, where, lines, word, name="chosen")
     of_chosen = lens_sample(asked.model, asked.batch, 0, lens)
-    _heat(found, of_chosen, [f"position {place}" for place in places], values, "on the chosen patches")
+    _heat(found, of_chosen, [labels[place] for place in places], values, "on the chosen patches")
     _keep(found, lens, "chosen", "chosen_")
 
 
@@ -346,35 +348,16 @@ def _maps(
     lens = _read(found, asked, work, where, _where(asked, "patches")[1], word, top=1, layers=layers, name="maps")
     assert lens.cells.chosen is not None
     found.keep("maps_followed", lens.cells.chosen, "maps.cells.chosen")
-    if all(view.rows is None for view in lens_sample(model, batch, 0, lens, asked.images).views) and (
-        batch.layout.kind != "resampled"
-    ):
+    resampled = batch.layout.kind == "resampled"
+    if not resampled and all(view.rows is None for view in lens_sample(model, batch, 0, lens, asked.images).views):
         return
-    connector = connector_map(model, batch) if batch.layout.kind == "resampled" else None
-    maps = []
-    for number, layer in enumerate(layers):
-        work.step("making maps", number, len(layers))
-        sheet = torch.full(batch.modality.shape[1:], 0.0 if connector else torch.nan)
-        sheet[lens.positions] = lens.cells.chosen[number]
-        maps += [
-            (layer, one)
-            for one in picture_maps(model, batch, 0, sheet.to(model.device), asked.images, connector)
-            if one.picture < MOST_GRIDS
-        ]
-    scale = scale_of(*(one.values for _, one in maps))
-    small = [enlarge(image.convert("RGB"), SIDE) for image in asked.images[:MOST_GRIDS]]
-    pictures: dict[tuple[int, bool], list[Picture]] = {}
-    for layer, one in maps:
-        image = small[one.picture]
-        left, top, right, bottom = (side * image.width / asked.images[one.picture].width for side in one.box)
-        drawn = blended(image, one.values, (left, top, right, bottom), scale=scale, side=SIDE)
-        caption = f"layer {layer}: {told(one.values)}"
-        pictures.setdefault((one.picture, one.overview), []).append(Picture(caption, drawn, {"layer": layer}))
-    spread = ", handed on to the patches that each latent is made of" if connector else ""
-    for (picture, overview), drawn_ in pictures.items():
-        name = f"picture {picture + 1}{', overview' if overview else ''}"
-        title = f"{name}: probability of {values['word'].strip()!r}{spread}"
-        found.panels.append(Pictures(drawn_, title, SIDE))
+    sheet = torch.full((len(layers), batch.modality.shape[1]), 0.0 if resampled else torch.nan)
+    sheet[:, lens.positions] = lens.cells.chosen
+    work.step("drawing maps")
+    maps = position_maps(model, batch, sheet.to(model.device), asked.images)
+    drawings = [Drawing(f"layer {layer}", own, {"layer": layer}) for layer, own in zip(layers, maps, strict=True)]
+    spread = ", handed on to the patches that each latent is made of" if resampled else ""
+    found.panels += drawn(drawings, asked.images, "common", f"Probability of {values['word'].strip()!r}{spread}")
 
 
 def make_tab(folders: Sequence[Path] = ()) -> tab.Tab:

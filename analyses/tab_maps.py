@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float
+from jaxtyping import Bool, Float, Int
 from PIL import Image
 from torch import Tensor
 
@@ -188,6 +188,12 @@ def text_words(
             pictures[numbers[place]] = len(found)
             found.append((f"[picture {numbers[place] + 1}]" if numbers[place] >= 0 else "[picture]", value))
     return found[-MOST_WORDS:]
+
+
+def position_words(asked: Asked, positions: Int[Tensor, " n"]) -> list[str]:
+    """The text of the tokens at some positions of the sequence with the answer; nothing where no token stands."""
+    ids, text = token_ids(asked.answer_batch)[0], token_text(asked.model.tokenizer)
+    return [text(one) if one >= 0 else "" for one in ids.cpu()[positions.cpu()].tolist()]
 
 
 def top_words(words: Sequence[tuple[str, float]], count: int = 3) -> str:

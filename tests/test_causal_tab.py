@@ -16,7 +16,7 @@ from analyses.attention_graphs import head_rows
 from analyses.causal_explanation import explain
 from analyses.causal_tab import make_tab
 from analyses.targets import answer_targets
-from hooked_mm.errors import BadInputError, UnsupportedModelError
+from hooked_mm.errors import UnsupportedModelError
 from hooked_mm.explorer.asked import Asked
 from hooked_mm.explorer.panels import Facts, Note, Picture, Pictures, Table, Words
 from hooked_mm.explorer.tab import View
@@ -153,7 +153,7 @@ def test_words_behind_the_picture_are_told_by_what_they_are(shown: View, ring: A
     batch, positions = ring.batch, shown.arrays["positions"].tolist()
     last = int(batch.mask(modality="image")[0].nonzero()[-1])
     row = int(batch.mask(role="answer")[0].nonzero()[0]) - 1
-    assert [word for word, _ in words.words] == batch.tokens[0][last + 1 : row + 1]
+    assert [word.strip() for word, _ in words.words] == batch.tokens[0][last + 1 : row + 1]
     explaining = {positions[node] for node in shown.arrays["explanation"].tolist()}
     for place, (_, value) in enumerate(words.words, start=last + 1):
         if place < row:
@@ -180,14 +180,19 @@ def test_the_python_finds_the_same_again(
         assert any(one.caption.endswith("picture 2, overview") for one in every)
 
 
-def test_words_heads_and_prompts_that_there_are_not(ring: Asked, llava: HookedMM) -> None:
-    """Refused by name; without a picture there is nothing to explain by."""
-    with pytest.raises(BadInputError, match="word of the answer '7'"):
-        look(TAB, ring, token=7)
-    with pytest.raises(BadInputError, match="head '9'"):
-        look(TAB, ring, head=9)
-    with pytest.raises(UnsupportedModelError, match="no picture"):
-        look(TAB, ask(llava, "what colour is the star ?"))
+def test_words_and_heads_of_another_question_are_not_passed_off(ring: Asked) -> None:
+    """The page still holds those of the question before; what is explained instead is said."""
+    view = look(TAB, ring, token=7, head=9, layer=LAYER)
+    texts = [note.text for note in of(view, Note) if note.kind == "warning"]
+    assert texts[0] == "There is no word 7 here; explained is 0."
+    best = int(view.arrays["heads"][0])
+    assert texts[1] == f"There is no head 9 here; explained is {best}."
+    assert dict(of(view, Facts)[0].facts)["head"] == best
+
+
+def test_without_a_picture_there_is_nothing_to_explain_by(llava: HookedMM) -> None:
+    """It is said in words."""
+    assert "no picture" in of(look(TAB, ask(llava, "what colour is the star ?")), Note)[0].text
 
 
 def test_a_wide_graph_is_drawn_in_part_and_said(ring: Asked, monkeypatch: pytest.MonkeyPatch) -> None:

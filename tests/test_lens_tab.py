@@ -109,7 +109,7 @@ def test_a_chosen_patch_has_all_its_layers(captioned: Asked) -> None:
     closer = of(view, Table)[-2] if of(view, Table)[-1].columns[0] == "first word" else of(view, Table)[-1]
     best = truth[3, place].topk(10)
     assert [row[2] for row in closer.rows] == pytest.approx(best.values.tolist(), rel=1e-4, abs=1e-6)
-    assert (f"{place}: position {place}", place) in view.options["position"]
+    assert view.options["position"] == [(f"{place}: picture: 8 x 8 patches, row 2, column 5", place)]
 
 
 def test_words_the_model_can_not_say(captioned: Asked) -> None:
@@ -132,7 +132,8 @@ def test_the_python_finds_the_same_again(small: Small, images: list[Image.Image]
     for where in lens_tab.WHERE:
         view = look(TAB, asked, where=where, word="red", layer=4)
         assert_same(made_again(view, asked), view.arrays)
-    assert len(of(view, Pictures)) == (4 if name == "molmo" else 2)
+    (maps,) = of(view, Pictures)
+    assert len(maps.pictures) == 7 * (4 if name == "molmo" else 2)
     assert all(max(one.image.size) <= 600 for panel in of(view, Pictures) for one in panel.pictures)
     placed = [panel for panel in of(view, Heat) if panel.corner == "row \\ column"]
     assert len(placed) == {"idefics2": 0, "molmo": 4}.get(name, 2)
