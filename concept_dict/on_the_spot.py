@@ -208,7 +208,10 @@ def scene_rows(
         owners += [start + pick.sample for pick in picks]
     rows = torch.cat(found)
     if not len(rows):
-        raise BadInputError(f"{', '.join(map(str, selectors))} finds nothing in scenes; choose another dictionary")
+        raise BadInputError(
+            f"{', '.join(map(str, selectors))} finds no position in any scene, as pictures that are read by "
+            "cross-attention have none in the text; choose another dictionary"
+        )
     spaced = slice(None, None, -(-len(rows) // MOST_ROWS))
     return SceneRows(rows[spaced].clone(), np.asarray(owners)[spaced], count, hook, tuple(selectors))
 

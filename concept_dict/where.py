@@ -15,6 +15,7 @@ a pixel inside from one outside with an AUROC above .9.
 
 from __future__ import annotations
 
+import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -138,13 +139,15 @@ def patch_gradients(
     """
     layout, layer = batch.layout, model.hook_points[hook].layer
     behind = all(image.tokens is not None for image in layout.images)
-    where: Where
-    patches, where = ("projector.hook_out", "tokens") if behind else ("projector.hook_in", "patches")
+    where: Where = "tokens" if behind else "patches"
+    points = ["projector.hook_out"] if behind else _with_patches(model)
     stop = None if layer is None else layer + 1
     found: dict[int, list[Tensor]] = {}
     with torch.enable_grad():
-        _, cache = model.run_with_cache(batch, [patches, hook], stop_at_layer=stop, grad=True)
-        value, target = cache[patches], cache[hook]
+        _, cache = model.run_with_cache(batch, [*points, hook], stop_at_layer=stop, grad=True)
+        # Where a resampler stands in front of the projector, only the tower still has patches.
+        fitting = [name for name in points if behind or layout.fits_patches(cache[name])]
+        value, target = cache[(fitting or points)[0]], cache[hook]
         directions = concepts.components_.to(target.device, torch.float32)
         for wave in _waves([sample for sample, _, _ in at]):
             # No patch has a part in another sample's activation, so one pass back serves a concept of each sample.
@@ -155,6 +158,12 @@ def patch_gradients(
                 images = (layout.image_sample == at[n][0]).nonzero()[:, 0].tolist()
                 found[n] = [layout.read(image, share, where, overview=False)[..., 0].cpu() for image in images]
     return [found[n] for n in range(len(at))]
+
+
+def _with_patches(model: HookedMM) -> list[str]:
+    """Points in front of the connector that may hold the tower's patches, the last first."""
+    tower = [name for name in model.hook_names if re.fullmatch(r"vision\.blocks\.\d+\.hook_resid_post", name)]
+    return [name for name in ("projector.hook_in", *tower[-1:]) if name in model.hook_names]
 
 
 def _waves(samples: Sequence[int]) -> list[list[int]]:

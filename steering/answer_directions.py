@@ -1,7 +1,7 @@
 """Directions from one answer to another, found on a single question alone: no samples, no store.
 
-With x the stream of a point at the prompt's last position, where the answer is decided, and two answers *source* and
-*target* put behind the very same prompt:
+With two answers, *source* and *target*, put behind the very same prompt, and x the stream of a point where the first
+token is predicted by which they differ (the prompt's last position, unless both begin alike):
 
     odds    gap g / |g|^2,   g = d/dx [log p(target | x) - log p(source | x)],   gap = log p(source) - log p(target)
     read    mean(T) - mean(S)   of the stream where the tokens of the target and of the source are read
@@ -74,7 +74,7 @@ def own_stream(model: HookedMM, prompt: Batch, hook: str) -> Float[Tensor, " d"]
 
 
 def log_probability(
-    model: HookedMM, batch: Batch, hook: str
+    model: HookedMM, batch: Batch, hook: str, common: int = 0
 ) -> tuple[Float[Tensor, ""], Float[Tensor, " d"], Float[Tensor, "t d"]]:
     """log p of the answer of a single sample, its gradient at x, and the stream where its tokens are read.
 
@@ -82,6 +82,7 @@ def log_probability(
         model: The model.
         batch: A prompt with its answer.
         hook: A (b, p, d) point of the language model.
+        common: x is where the token behind so many of the answer is predicted.
 
     Returns:
         The log-probability in nats, the gradient, and the rows of the answer's tokens, all float32.
@@ -99,7 +100,7 @@ def log_probability(
         ids = side.input_ids[0, positions]
         found = -token_nll(logits[0, [position - 1 for position in positions]], ids).sum()
         (gradient,) = torch.autograd.grad(found, value)
-    return found.detach(), gradient[0, positions[0] - 1].float(), value.detach()[0, positions].float()
+    return found.detach(), gradient[0, positions[0] - 1 + common].float(), value.detach()[0, positions].float()
 
 
 def answer_direction(
@@ -124,12 +125,17 @@ def answer_direction(
     ids = [text_side(batch).input_ids[0, answer_positions(batch)].tolist() for batch in (source, target)]
     if ids[0] == ids[1]:
         raise BadInputError("both answers are the same, so nothing leads from one to the other; give another word")
-    (before, from_, rows), (after, to, others) = (log_probability(model, batch, hook) for batch in (source, target))
+    # Of "a red star" and "a blue star" the first word decides nothing.
+    differs = [one != other for one, other in zip(*ids, strict=False)]
+    common = differs.index(True) if True in differs else min(map(len, ids))
+    (before, from_, rows), (after, to, others) = (
+        log_probability(model, batch, hook, common) for batch in (source, target)
+    )
     if way == "read":
         return coarse(rows, others)
     gradient = (to - from_).double()
     size = float(gradient.square().sum())
     if not size > 0:
-        raise BadInputError(f"neither answer depends on {hook!r} at the prompt's end; take a point of the stream")
+        raise BadInputError(f"neither answer depends on {hook!r} where they differ; take a point of the stream")
     gap = max(LEAST_GAP, float(before - after))
     return (gap / size * gradient).float()

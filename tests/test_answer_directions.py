@@ -74,6 +74,45 @@ def test_the_shortest_of_all_that_close_it(llava: HookedMM, images: list[Image.I
     assert abs(moved[0] - moved[1]) / (2 * eps) < 0.02 * gap
 
 
+def test_answers_that_begin_alike_are_told_apart_where_they_part(llava: HookedMM, images: list[Image.Image]) -> None:
+    """Not at the prompt's end, of which the last layer's first token depends on nothing that differs."""
+    source, target = (
+        llava.prepare([images[0]], ["describe the image ."], [answer]) for answer in ("a red star", "a blue star")
+    )
+    last = "blocks.5.hook_resid_post"
+    vector = answer_direction(llava, source, target, last)
+
+    # Behind "a" stand two words of each answer: the stream at "a", by a hook of transformers, with the vector added.
+    def odds(added: Tensor) -> float:
+        def add(module: object, args: object, output: Tensor) -> Tensor:
+            changed = output.clone()
+            changed[:, -3] += added
+            return changed
+
+        handle = llava.hf_model.model.language_model.layers[5].register_forward_hook(add)
+        try:
+            with torch.no_grad():
+                logits = llava.hf_model(**source.inputs).logits[0, -3].double().log_softmax(-1)
+        finally:
+            handle.remove()
+        red, blue = (int(batch.input_ids[0, -2]) for batch in (source, target))
+        return float(logits[red] - logits[blue])
+
+    slope = (odds(-0.01 * vector) - odds(0.01 * vector)) / 0.02
+    whole = [
+        float(
+            llava.hf_model(**batch.inputs)
+            .logits[0, -4:-1]
+            .double()
+            .log_softmax(-1)
+            .gather(1, batch.input_ids[0, -3:, None])
+            .sum()
+        )
+        for batch in (source, target)
+    ]
+    assert slope == pytest.approx(max(1.0, whole[0] - whole[1]), rel=0.02)
+
+
 def test_read_is_the_difference_of_the_streams_at_the_answers_themselves(
     llava: HookedMM, images: list[Image.Image]
 ) -> None:

@@ -30,7 +30,9 @@ from hooked_mm.scenes.dataset import picture
 from hooked_mm.scenes.draw import render
 from hooked_mm.scenes.world import Scene
 from hooked_mm.selectors import EachOf
-from tests.explored import ask, assert_same, first_values, look, made_again
+from tests.explored import ask, assert_same, first_values, look, made_again, told
+from tests.processors import processor
+from tests.tiny import tiny
 
 HOOK = "blocks.5.hook_resid_post"
 
@@ -98,6 +100,24 @@ def test_activations_are_those_of_a_plain_pass(llava: HookedMM, images: list[Ima
     by_hand = nnls(concepts.T.numpy(), (stream[0][place] - mean).numpy())[0][close]
     assert float(at_tokens[place]) == pytest.approx(by_hand, rel=2e-3, abs=0.02 * expected.max())
     assert len(panels(view, Words)[0].words) == int((~image).sum())
+
+
+@pytest.mark.parametrize("family", ["mllama", "florence2", "blip-2"])
+def test_pictures_that_stand_elsewhere_than_in_the_text(family: str) -> None:
+    """Cross-attention, an encoder of their own, latents: concepts of what there is, maps over the tower's patches."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    asked = told(model, "what is this?", "a red circle", Image.new("RGB", (40, 30), (200, 30, 40)), name=family)
+    tab = make_tab([])
+    for changed in ({"dictionary": "here", "count": 3}, {"dictionary": "scenes words", "scenes": 8, "count": 4}):
+        view = look(tab, asked, kind="k-means", **changed)
+        maps = [value for name, value in view.arrays.items() if name.startswith("map of")]
+        assert maps
+        assert max(float(value.nan_to_num().max()) for value in maps) > 0
+        assert len(panels(view, Words)[0].words) > 3
+        assert_same(made_again(view, asked), view.arrays)
+    if family != "blip-2":
+        with pytest.raises(BadInputError, match="no position in any scene"):
+            look(tab, asked, dictionary="scenes image", scenes=8)
 
 
 def test_a_click_opens_a_concept_and_chosen_tokens_are_the_rows(llava: HookedMM, images: list[Image.Image]) -> None:

@@ -9,10 +9,19 @@ import pytest
 import torch
 
 from concept_dict.dictionary import ConceptDictionary
-from concept_dict.explain import Explanation, explain, made_selectors
+from concept_dict.explain import (
+    Explanation,
+    explain,
+    fire,
+    made_selectors,
+    rows_to_look_at,
+    stream,
+    token_activations,
+)
 from hooked_mm.data import Sample
 from hooked_mm.errors import BadInputError
 from hooked_mm.hooked import HookedMM
+from hooked_mm.prepare import load_images
 from hooked_mm.scenes.dataset import SceneDataset
 from hooked_mm.scenes.world import COLOURS
 from hooked_mm.selectors import AtIndex, LastPrompt, MeanOver, TokenOfInterest
@@ -163,3 +172,61 @@ def test_selectors_come_back_from_their_description() -> None:
     asked = {"a": COLOUR_WORDS, "b": MeanOver(role="answer"), "c": AtIndex(-2)}
     found = made_selectors({"selectors": {name: one.describe() for name, one in asked.items()}})
     assert found == asked
+
+
+def test_what_fires_at_given_positions(llava: HookedMM, colours: ConceptDictionary, item: Sample) -> None:
+    """Rows are those of the picks; only so many have maps; one that is asked for comes even if it does not fire."""
+    batch = llava.prepare([item.images], item.text, [item.answer])
+    picks = COLOUR_WORDS(batch, llava.tokenizer)
+    pictures = load_images(item.images)
+    found = fire(colours, llava, batch, picks, pictures, count=3, drawn=1)
+    assert found.activations.shape == (len(picks), len(COLOURS))
+    strongest = found.activations.max(dim=0).values
+    assert [one.concept for one in found.firings] == strongest.argsort(descending=True)[:3].tolist()
+    assert [len(one.where) for one in found.firings] == [1, 0, 0]
+    least = int(strongest.argmin())
+    more = fire(colours, llava, batch, picks, pictures, count=3, drawn=0, also=[least])
+    assert [one.concept for one in more.firings][-1] == least
+    assert [len(one.where) for one in more.firings] == [0, 0, 0, 1]
+    with pytest.raises(BadInputError, match="no concept 8"):
+        fire(colours, llava, batch, picks, pictures, also=[8])
+    with pytest.raises(BadInputError, match="take a dictionary of the language model's stream"):
+        stream(llava, batch, "projector.hook_out")
+
+
+def test_rows_of_an_answer_are_its_chosen_tokens(llava: HookedMM, colours: ConceptDictionary, item: Sample) -> None:
+    """Where they are predicted or where they are read, as the dictionary's own; elsewhere what its selector finds."""
+    batch = llava.prepare([item.images], item.text, [item.answer])
+    first = int(batch.mask(role="answer")[0].nonzero()[0])
+
+    def places(*selectors: Any, tokens: tuple[int, ...] = (0, 3)) -> list[tuple[int, ...]]:
+        described = {str(n): selector.describe() for n, selector in enumerate(selectors)}
+        made = ConceptDictionary(colours.decomposition, HOOK, {"selectors": described} if selectors else {})
+        return [pick.positions for pick in rows_to_look_at(made, llava, batch, tokens)]
+
+    predicted, read = [(first - 1,), (first + 2,)], [(first,), (first + 3,)]
+    assert places(TokenOfInterest(("red",))) == places() == predicted
+    assert places(TokenOfInterest(("red",), where="at")) == places(MeanOver(role="answer")) == read
+    assert places(LastPrompt()) == [(first - 1,)]
+    image = batch.mask("image")[0].nonzero()[:, 0].tolist()
+    assert places(MeanOver("image"), LastPrompt()) == [tuple(image), (first - 1,)]
+    with pytest.raises(BadInputError, match="no token 99"):
+        places(tokens=(99,))
+    with pytest.raises(BadInputError, match="finds no position in this conversation"):
+        places(AtIndex(10_000))
+    with pytest.raises(BadInputError, match="finds no position in this conversation"):
+        places(TokenOfInterest(("red",)), tokens=())
+
+
+def test_activations_at_every_token_are_those_of_the_text(
+    llava: HookedMM, colours: ConceptDictionary, item: Sample
+) -> None:
+    """NaN where a picture stands; elsewhere positive parts of products with a plain pass."""
+    batch = llava.prepare([item.images], item.text, [item.answer])
+    found = token_activations(colours, llava, batch)
+    image = batch.mask("image")[0]
+    assert torch.equal(found.isnan().all(dim=1), image)
+    with torch.no_grad():
+        _, cache = llava.run_with_cache(batch, [HOOK])
+    expected = (cache[HOOK][0].double() @ colours.concepts.double().T).clamp_min(0)
+    torch.testing.assert_close(found[~image].double(), expected[~image], rtol=1e-4, atol=1e-4)

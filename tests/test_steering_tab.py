@@ -26,7 +26,9 @@ from hooked_mm.scenes.world import Scene
 from hooked_mm.steering_vector import SteeringVector, save_vectors
 from steering import steering_tab
 from steering.steering_tab import OWN, alphas_of, make_tab
-from tests.explored import ask, assert_same, first_values, look, made_again
+from tests.explored import ask, assert_same, first_values, look, made_again, told
+from tests.processors import processor
+from tests.tiny import tiny
 
 QUESTION = "what colour is the {} ?"
 HOOK = "blocks.3.hook_resid_post"
@@ -66,6 +68,19 @@ def test_a_true_colour_becomes_blue_in_every_family(
     assert rows["blue"][1] > 0.5
     assert rows["blue"][0] < 0.05
     assert dict(panel(view, Facts).facts)["answer"] == "changed"
+
+
+@pytest.mark.parametrize("family", ["mllama", "florence2", "blip-2"])
+def test_pictures_that_stand_elsewhere_than_in_the_text(family: str) -> None:
+    """Cross-attention, an encoder of their own, latents: random miniatures, found again bit for bit."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    asked = told(model, "what is this?", "a red circle", Image.new("RGB", (40, 30), (200, 30, 40)), name=family)
+    tab = make_tab([])
+    for changed in ({"target": "a triangle", "sweep": True}, {"operation": "rotate", "layer": 0, "alpha": 1.0}):
+        view = look(tab, asked, **changed)
+        assert float(view.arrays["vector"].norm()) > 0
+        assert not torch.equal(view.arrays["before"], view.arrays["after"])
+        assert_same(made_again(view, asked), view.arrays)
 
 
 def test_alpha_zero_changes_nothing(llava: HookedMM, coloured: tuple[Image.Image, str, str]) -> None:
