@@ -34,7 +34,7 @@ from analyses.causal_explanation import (
     Verification,
     explain,
 )
-from analyses.causal_graph_drawing import graph_picture, token_pictures, token_values
+from analyses.causal_graph_drawing import graph_picture, node_crops, token_pictures, token_values
 from analyses.frame import new_parser, parsed
 from analyses.gallery import Entry, write_gallery
 from analyses.model_samples import add_model, loaded, samples_of
@@ -142,12 +142,9 @@ class Judge:
             name = f"layer {held.layer}, head {held.head}"
             values = token_values(judged.explanation, batch.modality.shape[1], subset)
             labels = node_labels(batch, sample, held.nodes)
-            pictures.append(
-                (
-                    f"{name}: {summary(judged.explanation, judged.verification, judged.predicted)}",
-                    graph_picture(judged.explanation, labels, subset),
-                )
-            )
+            crops = node_crops(self.model, batch, sample, held.nodes, images)
+            told = summary(judged.explanation, judged.verification, judged.predicted)
+            pictures.append((f"{name}: {told}", graph_picture(judged.explanation, labels, subset, crops)))
             pictures += [
                 (f"{name}: nodes, explanation, verified subset", one)
                 for one in token_pictures(self.model, batch, sample, values, images, connector)

@@ -7,8 +7,9 @@ tail. The verified subset has thick rims.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from io import BytesIO
+from typing import Any
 
 import numpy as np
 import torch
@@ -19,13 +20,14 @@ from matplotlib.patches import Circle, Polygon
 from PIL import Image
 from torch import Tensor
 
-from analyses.causal_explanation import Explanation
+from analyses.causal_explanation import Explanation, Nodes
 from analyses.pag_orientation import Mark
 from analyses.picture_maps import picture_maps
 from hooked_mm.batch import Batch
 from hooked_mm.connector import Connector
 from hooked_mm.drawing import enlarge, overlay
 from hooked_mm.errors import BadInputError
+from hooked_mm.frames import frame
 from hooked_mm.hooked import HookedMM
 
 COLOURS = {"row": "#f2c14e", "image": "#8ecae6", "text": "#d8d8d8"}
@@ -48,13 +50,55 @@ def layout_of(explanation: Explanation) -> dict[int, tuple[float, float]]:
     return places
 
 
-def graph_picture(explanation: Explanation, labels: Sequence[str], subset: Collection[int] = ()) -> Image.Image:
+def node_crops(
+    model: HookedMM, batch: Batch, sample: int, nodes: Nodes, images: Sequence[Image.Image], around: float = 1.0
+) -> dict[int, Image.Image]:
+    """What of a picture each image token stands for: its patch, and so many patches about it.
+
+    Args:
+        model: The model.
+        batch: The batch.
+        sample: Its number.
+        nodes: Of a graph.
+        images: The sample's pictures.
+        around: In patches, on each side.
+
+    Returns:
+        Node -> its part of a picture; no entry for text, and where no place in a picture is known.
+    """
+    node_at = {place: node for node, place in enumerate(nodes.positions) if nodes.image[node]}
+    own = (batch.layout.image_sample == sample).nonzero()[:, 0].tolist()
+    found: dict[int, Image.Image] = {}
+    for picture, image in zip((batch.layout.images[one] for one in own), images, strict=True):
+        for grid, overview in ((picture.grid, False), (picture.overview, True)):
+            if grid is None:
+                continue
+            rows, cols = grid.shape
+            left, top, right, bottom = frame(model, image, (rows, cols), overview)
+            wide, high = (right - left) / cols, (bottom - top) / rows
+            for row, line in enumerate(grid.tolist()):
+                for col, place in enumerate(line):
+                    if place in node_at:
+                        box = (col - around, row - around, col + 1 + around, row + 1 + around)
+                        sides = zip(box, (wide, high) * 2, (left, top) * 2, strict=True)
+                        part = [round(side * size + start) for side, size, start in sides]
+                        found[node_at[place]] = image.convert("RGB").crop((part[0], part[1], part[2], part[3]))
+    return found
+
+
+def graph_picture(
+    explanation: Explanation,
+    labels: Sequence[str],
+    subset: Collection[int] = (),
+    crops: Mapping[int, Image.Image] | None = None,
+) -> Image.Image:
     """The graph of t and its explanation.
 
     Args:
         explanation: The head's.
         labels: Per node, what to write beside it.
         subset: Numbers of the nodes of the verified subset.
+        crops: Node -> what is drawn in its circle (`node_crops`).
     """
     places = layout_of(explanation)
     across, down = (np.ptp([place[axis] for place in places.values()]) for axis in (0, 1))
@@ -75,7 +119,13 @@ def graph_picture(explanation: Explanation, labels: Sequence[str], subset: Colle
     for node, (x, y) in places.items():
         kind = "row" if node == explanation.root else "image" if explanation.nodes.image[node] else "text"
         wide = 2.6 if node in subset else 0.8
-        axes.add_patch(_circle(x, y, _SIZE, COLOURS[kind], "#c1121f" if node in subset else "#333333", wide))
+        rim = _circle(x, y, _SIZE, COLOURS[kind], "#c1121f" if node in subset else "#333333", wide)
+        axes.add_patch(rim)
+        if crops and node in crops:
+            extent = (x - _SIZE, x + _SIZE, y - _SIZE, y + _SIZE)
+            shown = axes.imshow(np.asarray(crops[node]), extent=extent, zorder=3, interpolation="nearest")
+            shown.set_clip_path(rim)
+            axes.add_patch(_circle(x, y, _SIZE, "none", rim.get_edgecolor(), wide))
         axes.text(x, y - _SIZE - 0.03, labels[node][:24], ha="center", va="top", fontsize=7, zorder=4, parse_math=False)
     xs, ys = zip(*places.values(), strict=True)
     axes.set_xlim(min(xs) - 0.7, max(xs) + 0.7)
@@ -96,7 +146,7 @@ def _draw_end(axes: Axes, tip: np.ndarray, way: np.ndarray, mark: Mark) -> None:
         axes.add_patch(_circle(x, y, 0.045, "white", "#333333", 1))
 
 
-def _circle(x: float, y: float, radius: float, inside: str, rim: str, width: float) -> Circle:
+def _circle(x: float, y: float, radius: float, inside: str, rim: Any, width: float) -> Circle:
     return Circle((x, y), radius, facecolor=inside, edgecolor=rim, linewidth=width, zorder=3)
 
 

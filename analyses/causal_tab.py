@@ -15,7 +15,7 @@ from analyses.attention_graphs import HeadRows, head_rows, node_labels, node_mas
 from analyses.causal_check import check, summary
 from analyses.causal_discovery import MOST_CONDITIONS
 from analyses.causal_explanation import DEPTH, MOST_IMAGES, THRESHOLD, Explanation, explain
-from analyses.causal_graph_drawing import graph_picture, token_pictures, token_values
+from analyses.causal_graph_drawing import graph_picture, node_crops, token_pictures, token_values
 from analyses.partial_correlation import ALPHA
 from analyses.tab_maps import lacking, named, position_words
 from analyses.targets import Targets, answer_targets
@@ -34,7 +34,7 @@ TESTS, BUDGET = 10_000, 32
 ALPHAS = (1e-12, 1e-9, 1e-7, 1e-6, ALPHA, 1e-4, 1e-3, 0.01, 0.05, 0.1)
 """Levels of a test; decades, as they are compared by their order of magnitude."""
 
-MOST_DRAWN, MOST_PICTURES, MOST_WORDS, MOST_HEADS, SIDE, GRAPH = 30, 12, 200, 32, 240, 560
+MOST_DRAWN, MOST_PICTURES, MOST_WORDS, MOST_HEADS, SIDE, GRAPH = 20, 12, 200, 32, 240, 900
 """Of what is drawn: nodes of a graph, pictures with tokens, words, heads as pictures; pixels of each, of the graph."""
 
 SETTINGS = ("threshold", "most_images")
@@ -201,7 +201,9 @@ class _Shown:
         drawn = replace(told, paths={node: told.paths[node] for node in kept})
         labels = [*self.labels[:-1], f"{self.word} (predicted)"]
         caption = "right: the word; left of it what explains it, by steps; thick rims: masked, the word changes"
-        found: list[Panel] = [Pictures([Picture(caption, graph_picture(drawn, labels, self.subset))], "Graph", GRAPH)]
+        crops = node_crops(self.asked.model, self.asked.batch, 0, told.nodes, self.asked.images)
+        picture = Picture(caption, graph_picture(drawn, labels, self.subset, crops))
+        found: list[Panel] = [Pictures([picture], "Graph", min(GRAPH, max(picture.image.size)))]
         if len(kept) < len(told.members):
             found.append(
                 Note(f"Drawn are the nearest {len(kept)} of {len(told.members)} tokens that explain the word.")
@@ -213,7 +215,8 @@ class _Shown:
         told, asked = self.explanation, self.asked
         deepest = max(map(len, told.paths.values()), default=1) - 1
         found = self._over("nodes, explanation, verified", told, None)
-        for steps in range(1, deepest + 1 if deepest > 1 else 1):
+        by_steps = deepest > 1 and any(told.nodes.image[node] for node in told.paths)
+        for steps in range(1, deepest + 1 if by_steps else 1):
             near = {node: path for node, path in told.paths.items() if len(path) <= steps + 1}
             self.work.step("drawing pictures", steps, deepest)
             found += self._over(f"within {steps} step{'s' if steps > 1 else ''}", replace(told, paths=near), 0.0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import numpy as np
 import pytest
 import torch
@@ -9,8 +11,9 @@ from PIL import Image
 
 from analyses.causal_discovery import Learned
 from analyses.causal_explanation import Explanation, Nodes
-from analyses.causal_graph_drawing import LEVELS, graph_picture, layout_of, token_pictures, token_values
+from analyses.causal_graph_drawing import LEVELS, graph_picture, layout_of, node_crops, token_pictures, token_values
 from analyses.pag_orientation import Pag
+from analyses.picture_maps import picture_maps
 from analyses.possible_d_sep import pds_paths
 from hooked_mm.hooked import HookedMM
 
@@ -98,3 +101,44 @@ def test_tokens_lie_where_their_patches_are(llava: HookedMM, images: list[Image.
         assert len(rows)
         assert abs(rows.mean() / one.shape[0] - down) < 0.1
         assert abs(cols.mean() / one.shape[1] - across) < 0.1
+
+
+@pytest.mark.parametrize(("name", "size"), [("llava", (64, 64)), ("qwen2_vl", (64, 48)), ("molmo", (72, 48))])
+def test_nodes_show_their_own_patch(small: Callable[[str], HookedMM], name: str, size: tuple[int, int]) -> None:
+    """In a picture with one bright pixel block, only the patches that hold it; text and latents have none."""
+    model, image = small(name), Image.new("RGB", size, (0, 0, 0))
+    box = (size[0] // 2 + 1, size[1] // 2 + 1, size[0] // 2 + 3, size[1] // 2 + 3)
+    image.paste((255, 0, 0), box)
+    batch = model.prepare(image, "what colour is the star ?")
+    places = batch.mask(modality="image")[0].nonzero()[:, 0].tolist()
+    places = [place for place in places if not bool(batch.separator[0, place])]
+    last = batch.modality.shape[1] - 1
+    nodes = Nodes((*places, last), (*[True] * len(places), False), (0.1,) * (len(places) + 1))
+    crops = node_crops(model, batch, 0, nodes, [image], around=0)
+    assert len(places) not in crops
+    lit = {node for node, crop in crops.items() if np.asarray(crop)[..., 0].max() > 200}
+    values = torch.zeros(last + 1)
+    values[[places[node] for node in lit]] = 1.0
+    for one in picture_maps(model, batch, 0, values, [image]):
+        pixels = one.on_pixels(size, smooth=False)
+        assert bool((pixels[box[1] : box[3], box[0] : box[2]] == 1).all())
+        # Beside the patches that hold the block nothing is lit.
+        assert float((pixels > 0).double().mean()) <= 4 / one.values.numel() * 2
+
+
+def test_latents_have_no_patch_of_their_own(small: Callable[[str], HookedMM], images: list[Image.Image]) -> None:
+    """There is nothing to show in their nodes."""
+    model = small("idefics2")
+    batch = model.prepare(images[0], "what colour is the star ?")
+    place = int(batch.mask(modality="image")[0].nonzero()[0])
+    assert node_crops(model, batch, 0, Nodes((place,), (True,), (1.0,)), images[:1]) == {}
+
+
+def test_a_crop_is_drawn_in_its_node() -> None:
+    """Its colour is in the picture, and only there where the node stands."""
+    plain = graph_picture(example(CHAIN), ["a", "b", "c", "d"])
+    shown = graph_picture(example(CHAIN), ["a", "b", "c", "d"], (), {0: Image.new("RGB", (8, 8), (1, 200, 3))})
+    assert plain.size == shown.size
+    assert (1, 200, 3) in colours(shown) - colours(plain)
+    differ = np.abs(np.asarray(plain).astype(int) - np.asarray(shown).astype(int)).sum(2).nonzero()
+    assert np.ptp(differ[1]) < 60
