@@ -54,6 +54,41 @@ def import_event_loop() -> None:
         _c.mount(save, "save")
 
 
+class AtHome:
+    """Refuses requests that would have this server ask another machine; Gradio passes any address on.
+
+    Args:
+        app: What answers all others.
+    """
+
+    def __init__(self, app: Any) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
+        """Answer a request."""
+        if scope["type"] == "http" and ("/proxy=" in scope["path"] or "/file=http" in scope["path"].lower()):
+            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
+            await send({"type": "http.response.body", "body": b"this page hands out nothing of other machines"})
+        else:
+            await self.app(scope, receive, send)
+
+
+def keep_at_home(block: Any, folder: str) -> None:
+    """Let a component of the page keep its files in a folder, and fetch none from the web.
+
+    Components remember the folder of the time when they were made, and what lies elsewhere is not handed out.
+    """
+    block.GRADIO_CACHE = folder
+    move = block.async_move_resource_to_block_cache
+
+    async def kept(path: Any) -> Any:
+        if str(path).lower().startswith("http"):
+            raise BadInputError("this page fetches nothing from other machines; upload the file")
+        return await move(path)
+
+    block.async_move_resource_to_block_cache = kept
+
+
 @contextmanager
 def served(
     page: Any, host: str = LOCAL, port: int | None = None, password: str | None = None, css: str = ""
@@ -79,9 +114,8 @@ def served(
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
     before = os.environ.get("GRADIO_TEMP_DIR"), Image.MAX_IMAGE_PIXELS
     os.environ["GRADIO_TEMP_DIR"] = folder
-    # Components remember the folder of the time when they were made, and what lies elsewhere is not handed out.
     for block in page.blocks.blocks.values():
-        block.GRADIO_CACHE = folder
+        keep_at_home(block, folder)
     # Pillow refuses what is more than twice as large.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     try:
@@ -100,6 +134,7 @@ def served(
             enable_monitoring=False,
             footer_links=[],
             allowed_paths=[],
+            app_kwargs={"middleware": [(AtHome, (), {})]},
             theme=gr.themes.Default(),
             css=css,
         )

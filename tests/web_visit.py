@@ -1,0 +1,118 @@
+"""The explorer's page served for a test, and visitors of it: one with a browser, one who writes requests by hand."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from hooked_mm.explorer import markup, notices
+from hooked_mm.explorer.asked import Asked
+from hooked_mm.explorer.conversation import ModelName
+from hooked_mm.explorer.desk import Desk
+from hooked_mm.explorer.panels import Facts, Note, Table, Texts
+from hooked_mm.explorer.serving import served
+from hooked_mm.explorer.tab import Choice, Control, Number, Tab, Text, Toggle, View
+from hooked_mm.explorer.work import Work
+from hooked_mm.hooked import HookedMM
+
+
+class PlainTab:
+    """A tab with a control of every kind, which shows what it was asked."""
+
+    name, title, about, order = "plain", "Plain", "What was asked.", 1
+
+    def controls(self, model: HookedMM) -> Sequence[Control]:
+        """One of every kind."""
+        return [
+            Choice("way", "Way", [("left", "left"), ("right", "right")], "left"),
+            Choice("word", "Word", [], changing=True),
+            Number("layer", "Layer", 0, model.cfg.n_layers - 1, 0),
+            Toggle("long", "Take long"),
+            Text("text", "Text"),
+        ]
+
+    def look(self, asked: Asked, values: Mapping[str, Any], work: Work) -> View:
+        """The values, the chosen tokens and places, the texts; `long` takes a thousand passes."""
+        for number in range(1000 if values["long"] else 1):
+            work.step("passing", number, 1000)
+            logits, _ = asked.model.run_with_cache(asked.batch, names_filter=[])
+        facts = Facts([*values.items(), ("tokens", asked.tokens), ("points", asked.points)])
+        table = Table(["layer", "said"], [[3, asked.answer], [4, asked.question]], picks=[{"layer": 3}, {"layer": 4}])
+        said = Texts([(asked.question, asked.answer)])
+        python = "arrays = {'logits': model.run_with_cache(batch, names_filter=[])[0]}"
+        words = {"word": [(word, word) for word in asked.words]}
+        return View([Note(values["text"]), facts, table, said], python, {"logits": logits}, words)
+
+
+@contextmanager
+def serving(
+    small: Callable[[str], HookedMM],
+    tabs: Sequence[Tab] | None = None,
+    names: Sequence[str] = ("llava",),
+    password: str | None = None,
+) -> Iterator[tuple[str, Desk]]:
+    """The page at a free port, with small models that are loaded already: its address, and the desk behind it."""
+    pytest.importorskip("gradio")
+    from hooked_mm.explorer.web_page import Page
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(HookedMM, "small", lambda name="llava", **_: small(name))
+        desk = Desk([ModelName("small", name) for name in names], [PlainTab()] if tabs is None else tabs)
+        with served(Page(desk), password=password, css=markup.CSS + notices.CSS) as address:
+            yield address.rstrip("/"), desk
+
+
+class Caller:
+    """A visitor who writes the page's requests by hand, and writes into them what no page would.
+
+    Args:
+        address: Of the page.
+        session: Of the visit.
+    """
+
+    def __init__(self, address: str, session: str) -> None:
+        self.http = pytest.importorskip("httpx").Client(base_url=address, timeout=60)
+        self.session = session
+        config = self.http.get("/config").json()
+        names = {part["id"]: part["props"].get("elem_id") for part in config["components"]}
+        self.calls = {
+            (names.get(target), event): call["id"]
+            for call in config["dependencies"]
+            for target, event in call["targets"]
+            if call["backend_fn"]
+        }
+        after = {call["trigger_after"]: call["id"] for call in config["dependencies"]}
+        self.ask_call = after[self.calls["hm-send", "click"]]
+
+    def at_once(self, target: str, event: str, data: Sequence[Any] = (), told: Any = None) -> Any:
+        """An event that does not wait for the model: the answer, whatever its status."""
+        body = {"data": data, "fn_index": self.calls[target, event], "session_hash": self.session, "event_data": told}
+        return self.http.post("/gradio_api/run/predict", json=body)
+
+    def queued(self, call: int, data: Sequence[Any], told: Any = None) -> str:
+        """An event that waits for the model: all that comes back, as text."""
+        body = {"data": data, "fn_index": call, "session_hash": self.session, "event_data": told}
+        joined = self.http.post("/gradio_api/queue/join", json=body)
+        if joined.status_code != 200:
+            return joined.text
+        found = []
+        with self.http.stream("GET", "/gradio_api/queue/data", params={"session_hash": self.session}) as stream:
+            for line in stream.iter_lines():
+                if line.startswith("data:"):
+                    found.append(line)
+                    if json.loads(line[5:])["msg"] in ("process_completed", "close_stream"):
+                        break
+        return "\n".join(found)
+
+    def ask(self, text: Any, *settings: Any) -> str:
+        """A question; settings other than the usual ones come behind it."""
+        usual = ["as the model does", 8, 0, 1, 0, "nothing", "small:llava"]
+        return self.queued(self.ask_call, [text, *settings, *usual[len(settings) :]])
+
+    def upload(self, name: str, data: bytes) -> Any:
+        """A file."""
+        return self.http.post("/gradio_api/upload", files={"files": (name, data)})
