@@ -7,6 +7,7 @@ look to the next.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -53,6 +54,7 @@ LABELS = {
     "scenes image": "learnt on made scenes: their pictures",
     "scenes words": "learnt on made scenes: what is said of them",
 }
+MAPS = {"positions": "activation at every patch", "gradient": "patches that the activation depends on"}
 
 MOST_CONCEPTS = 50
 MOST_SCENES = 200
@@ -118,9 +120,7 @@ class ConceptsTab:
         model = asked.model
         chosen = self._dictionary(asked, values, work)
         dictionary = chosen.dictionary
-        wanted = values["concept"]
-        if wanted is not None and (isinstance(wanted, bool) or not isinstance(wanted, int) or wanted < 0):
-            raise unknown("concept", str(wanted)[:80], map(str, range(len(dictionary.concepts))))
+        wanted = _wanted(values)
         notes: list[Panel] = []
         if wanted is not None and wanted >= len(dictionary.concepts):
             size = len(dictionary.concepts)
@@ -146,14 +146,14 @@ class ConceptsTab:
         panels = [
             *notes,
             Facts(_facts(chosen, fired, len(picks))),
-            _table(fired),
-            *_maps(asked, fired),
+            _table(fired, values),
+            *_maps(asked, fired, values),
             *_closely(model, dictionary, close, sign, firing),
             *_words(asked, tokens, close),
             *_shown(shown, close),
         ]
         python = _python(chosen, close, sign, also, pooled is not None)
-        return View(panels, python, arrays, {"concept": _options(model, dictionary)})
+        return View(panels, python, arrays, {"concept": _options(model, dictionary, values)})
 
     def _dictionary(self, asked: Asked, values: Mapping[str, Any], work: Work) -> Chosen:
         """The dictionary that was chosen."""
@@ -249,7 +249,7 @@ def _facts(chosen: Chosen, fired: Fired, rows: int) -> list[tuple[str, Any]]:
         ("concepts", len(made.concepts)),
         ("point", made.hook),
         ("positions looked at", rows),
-        ("maps", {"positions": "activation", "gradient": "what the activation depends on"}.get(fired.how, "none")),
+        ("maps", MAPS.get(fired.how, "none")),
     ]
 
 
@@ -257,15 +257,38 @@ def _named(words: Sequence[Any]) -> str:
     return ", ".join(word.text for word in words) or "(no whole word)"
 
 
-def _table(fired: Fired) -> Panel:
+def number_of(concept: int, values: Mapping[str, Any]) -> str:
+    """A concept as the control has it: its number, and of which dictionary, as another's has nothing to do with it."""
+    name = values["dictionary"]
+    of = {HERE: ("layer", "kind", "count")} | dict.fromkeys(MADE, ("layer", "kind", "count", "scenes"))
+    return " ".join([f"{concept} of {name}", *(str(values[one]) for one in of.get(name, ()))])
+
+
+def _wanted(values: Mapping[str, Any]) -> int | None:
+    """The concept that was chosen; None where none was, or one of another dictionary.
+
+    Raises:
+        BadInputError: If it is none at all.
+    """
+    given = values["concept"]
+    if given is None:
+        return None
+    found = re.match(r"(\d{1,4}) of ", given) if isinstance(given, str) else None
+    if found is None:
+        raise BadInputError(f"no concept {str(given)[:80]!r}; click one, or choose it from the list")
+    number = int(found[1])
+    return number if given == number_of(number, values) else None
+
+
+def _table(fired: Fired, values: Mapping[str, Any]) -> Panel:
     if not any(one.activation for one in fired.firings):
         return Note("No concept fires at the positions that were looked at.")
     rows = [(one.concept, one.activation, one.at, _named(one.words)) for one in fired.firings]
-    picks = [{"concept": one.concept} for one in fired.firings]
+    picks = [{"concept": number_of(one.concept, values)} for one in fired.firings]
     return Table(("concept", "activation", "at", "words"), rows, "Concepts that fire", picks)
 
 
-def _maps(asked: Asked, fired: Fired) -> list[Panel]:
+def _maps(asked: Asked, fired: Fired, values: Mapping[str, Any]) -> list[Panel]:
     """Where the strongest fire; of many pictures the first ones, and said so."""
     found = [(one, n) for one in fired.firings for n in range(len(one.where))]
     if not found:
@@ -276,15 +299,11 @@ def _maps(asked: Asked, fired: Fired) -> list[Panel]:
         Picture(
             f"{one.concept}: {_named(one.words[:2])} ({one.activation:.3g})",
             one.where[n].draw(asked.images[n], side=SIDE),
-            {"concept": one.concept},
+            {"concept": number_of(one.concept, values)},
         )
         for one, n in found[:MOST_MAPS]
     ]
-    how = {
-        "positions": "Where in the pictures: activation at every patch",
-        "gradient": "Where in the pictures: patches that the activation depends on",
-    }
-    panels: list[Panel] = [Pictures(made, how.get(fired.how, ""), SIDE)]
+    panels: list[Panel] = [Pictures(made, f"Where in the pictures: {MAPS[fired.how]}", SIDE)]
     if len(found) > MOST_MAPS:
         panels.append(Note(f"{MOST_MAPS} of {len(found)} maps are shown."))
     return panels
@@ -296,8 +315,7 @@ def _closely(
     """The words of the chosen concept, with their probabilities and logits."""
     direction = sign * dictionary.concepts[[concept]]
     words = top_words(model, direction, LONG)[0]
-    end = ", its negative end" if sign < 0 else ""
-    title = f"Concept {concept}{end}: what it decodes to"
+    title = f"Concept {concept}{', its negative end' if sign < 0 else ''}: what it decodes to"
     fires = firing is not None and firing.activation != 0
     panels: list[Panel] = [] if fires else [Note(f"Concept {concept} does not fire here.")]
     if not words:
@@ -328,10 +346,11 @@ def _shown(shown: Sequence[Shown], concept: int) -> list[Panel]:
     return [Pictures(made, f"Samples that activate concept {concept} most", SIDE)]
 
 
-def _options(model: HookedMM, dictionary: ConceptDictionary) -> list[tuple[str, Any]]:
+def _options(model: HookedMM, dictionary: ConceptDictionary, values: Mapping[str, Any]) -> list[tuple[str, Any]]:
     """All concepts, to choose from."""
     return [
-        (f"{k}: {_named(words)}", k) for k, words in enumerate(top_words(model, dictionary.concepts[:MOST_CONCEPTS], 2))
+        (f"{k}: {_named(words)}", number_of(k, values))
+        for k, words in enumerate(top_words(model, dictionary.concepts[:MOST_CONCEPTS], 2))
     ]
 
 

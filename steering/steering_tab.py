@@ -204,7 +204,8 @@ class SteeringTab:
         return self._opened
 
     def _find(self, asked: Asked, values: Mapping[str, Any], before: Tensor) -> Found:
-        opened, chosen, layer = self._read(), values["vector"], int(values["layer"])
+        opened, layer = self._read(), int(values["layer"])
+        chosen = next(iter(WAYS)) if values["vector"] is None else values["vector"]
         if chosen in WAYS:
             return _between(asked, chosen, values["source"], values["target"], layer, before)
         if chosen not in opened:

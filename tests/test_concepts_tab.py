@@ -60,7 +60,7 @@ def test_the_strongest_concept_is_the_colour_that_is_said(
     firing = panels(view, Table)[0]
     concept, activation, at, words = firing.rows[0]
     assert (at.strip(), words.split(", ")[0]) == (colour, colour)
-    assert firing.picks[0] == {"concept": concept}
+    assert firing.picks[0]["concept"].startswith(f"{concept} of scenes words")
     assert activation == pytest.approx(float(view.arrays["activations"].max()))
     closely = panels(view, Table)[1]
     assert closely.rows[0][0] == colour
@@ -128,9 +128,13 @@ def test_a_click_opens_a_concept_and_chosen_tokens_are_the_rows(llava: HookedMM,
     picks = panels(whole, Table)[0].picks
     assert len(picks) > 2
     opened = look(tab, asked, **picks[2])
-    title = panels(opened, Table)[1].title
-    assert title.startswith(f"Concept {picks[2]['concept']}:")
-    assert [value for _, value in opened.options["concept"]] == list(range(26))
+    number = panels(whole, Table)[0].rows[2][0]
+    assert panels(opened, Table)[1].title.startswith(f"Concept {number}:")
+    assert [int(value.split()[0]) for _, value in opened.options["concept"]] == list(range(26))
+    # Of another dictionary the number says nothing: its strongest is shown.
+    other = look(tab, asked, **picks[2], layer=2)
+    strongest = panels(other, Table)[0].rows[0][0]
+    assert panels(other, Table)[1].title.startswith(f"Concept {strongest}:")
     chosen = look(tab, asked.choose(tokens=[asked.numbers[1]]))
     assert torch.equal(chosen.arrays["activations"], whole.arrays["activations"][1:2])
 
@@ -144,9 +148,9 @@ def test_what_is_downloaded_finds_the_same(llava: HookedMM, images: list[Image.I
     tab = make_tab([tmp_path / "own"])
     few: dict[str, Any] = {"scenes": 8, "kind": "k-means"}
     looks: list[tuple[Any, dict[str, Any]]] = [
-        (asked, {**few, "dictionary": "here", "layer": 2, "concept": 1}),
+        (asked, {**few, "dictionary": "here", "layer": 2, "concept": "1 of here 2 k-means 12", "count": 12}),
         (later, {**few, "dictionary": "scenes image", "count": 4}),
-        (later, {"dictionary": "scenes words", "scenes": 8, "concept": 3, "count": 8}),
+        (later, {"dictionary": "scenes words", "scenes": 8, "concept": "3 of scenes words 5 sparse 8 8", "count": 8}),
         (alone, {**few, "dictionary": "here", "count": 50}),
         (asked, few),
     ]
@@ -171,11 +175,14 @@ def test_what_scenes_gave_is_kept_and_nothing_of_a_visitor(
     tab, own = make_tab([]), images[2].copy()
     asked = ask(llava, "what place is this ?", own)
     for _ in range(2):
-        look(tab, asked, scenes=8)
-        look(tab, asked, scenes=8, dictionary="here")
-    assert made == [8, 8]
+        look(tab, asked, scenes=8, kind="k-means")
+        look(tab, asked, scenes=8, kind="k-means", dictionary="here")
+    assert made[:2] == [8, 8]
+    assert len(made) == 2
     for layer in range(4):
-        look(tab, asked, scenes=8, layer=layer, count=2, kind="k-means", dictionary="scenes image")
+        found = look(tab, asked, scenes=8, layer=layer, count=2, kind="k-means", dictionary="scenes image")
+    fresh = look(make_tab([]), asked, scenes=8, layer=3, count=2, kind="k-means", dictionary="scenes image")
+    assert_same(found.arrays, fresh.arrays)
     assert len(tab._kept) == KEPT
     assert {type(one) for one in tab._kept.values()} == {SceneRows, ConceptDictionary}
     seen = [weakref.ref(own), weakref.ref(asked.batch), weakref.ref(asked)]
@@ -212,10 +219,10 @@ def test_another_model_and_what_there_is_not_are_refused(
     other = ask(small("molmo"), "what place is this ?", images[0], name="molmo")
     with pytest.raises(BadInputError, match=r"learnt on the model.*llava.*molmo"):
         look(tab, other)
-    for wrong in ("3", -1, 1.5):
-        with pytest.raises(BadInputError, match="concept"):
+    for wrong in ("3", -1, 1.5, "x of y"):
+        with pytest.raises(BadInputError, match="no concept"):
             look(tab, asked, concept=wrong)
-    view = look(tab, asked, concept=40)
+    view = look(tab, asked, concept="40 of opened 0")
     assert "no concept 40 among these 3" in panels(view, Note)[0].text
     with pytest.raises(BadInputError, match="holds neither"):
         make_tab([tmp_path])
