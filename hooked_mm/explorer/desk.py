@@ -160,7 +160,8 @@ class Desk:
         asked = [Side(first.name, first.conversation.say(text, question.images))]
         if question.other is not None:
             begun = first.conversation if question.other_images is None else Conversation()
-            second = visit.sides[1] if len(visit.sides) > 1 else Side(question.other, begun)
+            own = [side for side in visit.sides[1:] if side.name == question.other]
+            second = own[0] if own else Side(question.other, begun)
             images = question.images if question.other_images is None else question.other_images
             asked.append(Side(question.other, second.conversation.say(text, images)))
         return asked
