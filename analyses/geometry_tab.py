@@ -67,7 +67,7 @@ class GeometryTab:
             Choice("point", "Point", there, STREAM),
             Number("layer", "Layer of the map", 0, layers, layers // 2, info="behind so many blocks"),
             Choice("on_map", "On the map", [(label, name) for name, label in ON_MAP.items()], "all"),
-            Toggle("unit", "Map directions only", info="each position divided by its norm"),
+            Toggle("unit", "Map directions only", True, "each position divided by its norm"),
             Toggle("ordinary", "Leave out positions of massive norm", info=massive),
         ]
 
@@ -90,7 +90,7 @@ class GeometryTab:
         panels.append(_table(rows, found, values))
         labelled = int((~mapped.image).sum())
         if labelled > MOST_LABELS:
-            panels.append(Note(f"Of {labelled} text positions on the map the first {MOST_LABELS} are labelled."))
+            panels.append(Note(f"Of {labelled} text positions on the map the first {MOST_LABELS} may be labelled."))
         of_map = {"map_positions": mapped.position, "map": placed, "map_shares": shares}
         arrays = {**found, "positions": rows.position, **of_map}
         return tab.View(panels, _python(values), arrays)
@@ -154,7 +154,7 @@ def _table(rows: PositionRows, found: Mapping[str, Tensor], values: Mapping[str,
     columns = [["" if math.isnan(value) else value for value in line.tolist()] for line in found.values()]
     lines = [(layer, *numbers) for layer, *numbers in zip(rows.layers, *columns, strict=True)]
     picks = [{"layer": layer} for layer in rows.layers]
-    return Table(("layer", *found), lines, f"{TITLES[values['measure']]}; a click maps the layer", picks)
+    return Table(("layer", *found), lines, f"{TITLES[values['measure']].capitalize()}; a click maps the layer", picks)
 
 
 def _python(values: Mapping[str, Any]) -> str:

@@ -37,9 +37,9 @@ WHERE = {
     "patches": "the pictures' patches",
 }
 SHOWN = {
-    "word": "the first word, coloured by its probability",
-    "probability": "the first word's probability",
-    "entropy": "entropy in nats",
+    "word": "First word, coloured by its probability",
+    "probability": "Probability of the first word",
+    "entropy": "Entropy in nats",
 }
 
 
@@ -151,7 +151,7 @@ def _heat(found: _Found, sample: LensSample, labels: Sequence[str], values: Mapp
     found.panels.append(Heat(numbers, rows, labels, f"{SHOWN[shown]}, {what}", texts=texts, peak=peak, **frame))
     if cells.chosen is not None:
         told_ = [[f"{value:.2f}" for value in row] for row in cells.chosen.tolist()]
-        title = f"probability of {values['word'].strip()!r}, {what}"
+        title = f"Probability of {values['word'].strip()!r}, {what}"
         found.panels.append(Heat(cells.chosen, rows, labels, title, texts=told_, **frame))
     found.options += [(f"{place}: {label}", place) for place, label in zip(places, labels, strict=True)]
     _closer(found, sample, labels, values)
@@ -170,7 +170,7 @@ def _closer(found: _Found, sample: LensSample, labels: Sequence[str], values: Ma
     rows = [
         (number + 1, sample.text(token), share) for number, (token, share) in enumerate(zip(ids, shares, strict=True))
     ]
-    title = f"behind {layer} blocks at position {position}, {labels[at]!r}"
+    title = f"Behind {layer} blocks at position {position}, {labels[at]!r}"
     picks = [{"word": sample.text(token).strip()} if sample.text(token).strip() else None for token in ids]
     found.panels.append(Table(("place", "word", "probability"), rows, title, picks))
 
@@ -258,7 +258,7 @@ def _patches(found: _Found, asked: Asked, values: Mapping[str, Any], word: int |
 def _grid(sample: LensSample, view: View, values: Mapping[str, Any]) -> Heat:
     """The words of one grid's patches."""
     assert view.rows is not None
-    title = f"{view.title}: {SHOWN[values['shown']]}, behind {values['layer']} blocks"
+    title = f"{SHOWN[values['shown']]}, behind {values['layer']} blocks; {view.title}"
     rows, columns = ([str(n) for n in range(size)] for size in view.rows.shape)
     return _table_of(sample, view.rows, values, rows=rows, columns=columns, title=title, corner="row \\ column")
 
@@ -310,7 +310,7 @@ def _commonest(sample: LensSample, layer: int) -> Table:
         picks.append({"word": sample.text(token).strip()} if sample.text(token).strip() else None)
     total = cells.ids.shape[1]
     columns = ("first word", f"of {total} positions", "mean probability there")
-    return Table(columns, rows, f"what the pictures' positions say behind {layer} blocks", picks)
+    return Table(columns, rows, f"What the pictures' positions say behind {layer} blocks", picks)
 
 
 def _chosen(

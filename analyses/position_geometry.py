@@ -159,7 +159,9 @@ MEASURES: dict[str, Measure] = {
     "adjusted": Measure(
         "linearity of the step to the next layer, adjusted", 3, step=lambda x, y: linearity(x, y).adjusted
     ),
-    "dimension": Measure("intrinsic dimension (TwoNN)", 50, lambda rows: intrinsic_dimension(rows).two_nn),
+    "dimension": Measure(
+        "intrinsic dimension by two nearest neighbours", 50, lambda rows: intrinsic_dimension(rows).two_nn
+    ),
 }
 MEANS = "means"
 """The one measure that is of both modalities together."""
@@ -232,7 +234,7 @@ def why_not(rows: PositionRows, name: str) -> list[str]:
         return [f"There are no {key} positions, so there is no such cosine." for key in lacking]
     least = MEASURES[name].least
     told = [
-        f"{MEASURES[name].title} needs {least} positions; there are {count} of {key}."
+        f"{MEASURES[name].title.capitalize()} needs {least} positions; there are {count} of {key}."
         for key, count in counts.items()
         if count < least
     ]

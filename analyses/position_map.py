@@ -6,7 +6,10 @@ from collections.abc import Sequence
 
 import torch
 from jaxtyping import Bool, Float, Float64
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
+from matplotlib.text import Text
+from matplotlib.transforms import Bbox
 from sklearn.decomposition import PCA
 from torch import Tensor
 
@@ -51,7 +54,8 @@ def map_figure(
     Args:
         placed: Coordinates.
         image: Which are image positions.
-        labels: One per position; empty for none. The first `MOST_LABELS` that are not empty are written.
+        labels: One per position; empty for none. Of the first `MOST_LABELS` that are not empty those are written that
+            are not in the way of earlier ones.
         shares: Of variance, of each direction.
         title: Above it.
 
@@ -69,7 +73,7 @@ def map_figure(
             across, down = placed[mask].double().T.numpy()
             axes.scatter(across, down, s=18, c=COLOURS[name], marker=MARKS[name], alpha=0.65, linewidths=0, label=name)
     written = [number for number, label in enumerate(labels) if label][:MOST_LABELS]
-    for number in written:
+    texts = [
         axes.annotate(
             labels[number][:16],
             (float(placed[number, 0]), float(placed[number, 1])),
@@ -78,6 +82,8 @@ def map_figure(
             fontsize=7,
             parse_math=False,
         )
+        for number in written
+    ]
     for axis, share in zip("xy", shares.tolist(), strict=True):
         getattr(axes, f"set_{axis}label")(f"{'first' if axis == 'x' else 'second'} direction: {share:.1%} of variance")
     axes.set_title(title, fontsize=11, loc="left", parse_math=False)
@@ -85,4 +91,17 @@ def map_figure(
     axes.grid(color="#e3e5e8", linewidth=0.6)
     axes.set_axisbelow(True)
     figure.legend(loc="outside lower center", ncols=2, frameon=False, fontsize=9)
+    _leave_room(figure, texts)
     return figure
+
+
+def _leave_room(figure: Figure, texts: Sequence[Text]) -> None:
+    """Hide labels that would be written over earlier ones."""
+    renderer = FigureCanvasAgg(figure).get_renderer()
+    # Where labels stand is known once the layout is made.
+    figure.draw_without_rendering()
+    kept: list[Bbox] = []
+    for text in texts:
+        box = text.get_window_extent(renderer)
+        text.set_visible(not any(box.overlaps(other) for other in kept))
+        kept += [box] if text.get_visible() else []

@@ -56,3 +56,10 @@ def test_marks_are_coloured_by_modality_and_words_are_text() -> None:
     assert COLOURS["image"] != COLOURS["text"]
     with pytest.raises(BadInputError, match="give one each"):
         map_figure(placed, image, labels[1:], torch.tensor([0.5, 0.25]))
+
+
+def test_labels_are_not_written_over_each_other() -> None:
+    """Of two at one place the first; one that stands apart as well."""
+    placed = torch.tensor([[0.0, 0.0], [0.0, 0.0], [5.0, 5.0]])
+    figure = map_figure(placed, torch.zeros(3, dtype=torch.bool), ["one", "two", "three"], torch.ones(2))
+    assert [text.get_visible() for text in figure.axes[0].texts] == [True, False, True]
