@@ -72,9 +72,10 @@ format: $(VENV)/.installed-tests
 	$(BIN)/ruff check --fix .
 
 pictures: $(VENV)/.installed-tests
-	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pictures]"
+	$(BIN)/python -m pip install --quiet --constraint constraints.txt --editable ".[pictures,app]"
 	$(BIN)/python docs/make_pictures.py
 	$(BIN)/python docs/learning_curves.py
+	$(BIN)/python docs/explorer_picture.py
 
 clean:
 	rm -rf $(VENV) $(OLDEST) runs build dist *.egg-info

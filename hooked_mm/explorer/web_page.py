@@ -113,9 +113,7 @@ class Page:
     def _lay_out_settings(self, names: Sequence[str]) -> None:
         with gr.Accordion("Picture and generation", open=False, elem_id="hm-settings"):
             self.edit = gr.Radio(list(EDITS), value=EDITS[0], label="Brush strokes", elem_id="hm-edit")
-            self.shape = gr.Radio(
-                list(SHAPES), value=SHAPES[0], label="Pictures that are not square", elem_id="hm-shape"
-            )
+            self.shape = gr.Radio(list(SHAPES), value=SHAPES[0], label="Shape of the picture", elem_id="hm-shape")
             with gr.Row():
                 self.length = gr.Slider(1, MOST_TOKENS, 32, step=1, label="New tokens at most", elem_id="hm-length")
                 self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed", elem_id="hm-seed")
@@ -141,8 +139,8 @@ class Page:
             )
 
     def _wire(self) -> None:
-        model = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
-        plain = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
+        model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
+        plain: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
         everything = self._everything()
         asking = gr.on(
             [self.send.click, self.box.submit],
