@@ -54,11 +54,14 @@ def ask(page: Any, address: str, file: str, question: str) -> float:
     """Open the page, load a picture, ask; seconds to the answer."""
     start = time.perf_counter()
     page.goto(address)
+    page.wait_for_selector("#hm-editor canvas")
     page.set_input_files("#hm-editor input[type=file]", file)
     page.fill("#hm-question textarea", question)
-    page.wait_for_selector("#hm-editor canvas")
+    page.wait_for_selector("#hm-editor:not(:has-text('Upload an image'))")
     page.press("#hm-question textarea", "Enter")
     page.wait_for_selector("#hm-tokens-0 input")
+    # It was asked with the picture.
+    page.wait_for_selector("#hm-patches-0 [data-pick]")
     return time.perf_counter() - start
 
 

@@ -52,12 +52,13 @@ def main() -> None:
         with explorer(Path(folder) / "log") as address:
             page = browser.new_page(viewport={"width": 1320, "height": 1490})
             page.goto(address)
-            page.set_input_files("#hm-editor input[type=file]", scene)
             page.wait_for_selector("#hm-editor canvas")
+            page.set_input_files("#hm-editor input[type=file]", scene)
+            page.wait_for_selector("#hm-editor:not(:has-text('Upload an image'))")
             page.fill("#hm-question textarea", "describe the scene in short .")
             page.press("#hm-question textarea", "Enter")
             page.wait_for_selector("#hm-tokens-0 input >> nth=3")
-            for word in ("red", "blue"):
+            for word in ("green", "blue"):
                 page.check(f"#hm-tokens-0 label:has-text('{word}') input >> nth=0")
             page.click("#hm-attention label:has-text('each token, one head')")
             page.click("#hm-attention-look")
@@ -65,6 +66,7 @@ def main() -> None:
             # The mouse's mark is no part of it.
             page.mouse.move(5, 5)
             page.wait_for_timeout(500)
+            page.evaluate("window.scrollTo(0, 0)")
             page.screenshot(path=options.output)
         browser.close()
 

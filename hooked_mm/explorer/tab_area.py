@@ -28,7 +28,7 @@ def component(control: Control, prefix: str) -> Any:
         "value": control.value,
         "info": control.info or None,
         "elem_id": f"{prefix}-{control.name}",
-        "min_width": 220,
+        "min_width": 180,
     }
     if isinstance(control, Choice):
         options = [(str(label), value) for label, value in control.options]

@@ -50,49 +50,66 @@ class Page:
                 self.model = gr.Dropdown(
                     names, value=names[0], show_label=False, elem_id="hm-model", interactive=len(names) > 1
                 )
-        with gr.Row():
-            with gr.Column(scale=5, min_width=340):
-                self.editor = editor(
-                    type="pil",
-                    label="Picture",
-                    elem_id="hm-editor",
-                    sources=["upload", "clipboard"],
-                    transforms=["crop"],
-                    brush=gr.Brush(default_size="auto", colors=["#000000", "#ffffff", "#ff3030", "#30c030", "#3060ff"]),
-                    layers=gr.LayerOptions(allow_additional_layers=False),
-                    height=380,
-                )
-                with gr.Row():
-                    self.scene = gr.Button("A made scene", size="sm", elem_id="hm-scene")
-                    self.add = gr.Button("One picture more", size="sm", elem_id="hm-add")
-                self.tray = gr.HTML(elem_id="hm-tray")
-                self._lay_out_settings(names)
-            with gr.Column(scale=6, min_width=340):
-                self.chat = gr.HTML(_chat([]), elem_id="hm-chat")
-                self.box = gr.Textbox(
-                    placeholder="Ask about the picture, then press Enter",
-                    show_label=False,
-                    max_lines=6,
-                    elem_id="hm-question",
-                    autofocus=True,
-                )
-                with gr.Row():
-                    self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", size="md", min_width=80)
-                    self.stop = gr.Button("Stop", elem_id="hm-stop", size="md", min_width=80)
-                    self.clear = gr.Button("New chat", elem_id="hm-clear", size="md", min_width=80)
-                    self.save = gr.Button("Download", elem_id="hm-save", size="md", min_width=80)
-                self.status = gr.HTML(elem_id="hm-status", min_height=30)
-                self._lay_out_choosing()
-        self.areas: list[TabArea] = []
-        with gr.Tabs(elem_id="hm-tabs"):
-            for tab in self.desk.tabs.values():
-                with gr.Tab(tab.title, elem_id=f"hm-{tab.name}"):
-                    self.areas.append(TabArea(self.desk, tab, first))
+        with gr.Row(equal_height=False):
+            with gr.Column(scale=4, min_width=320):
+                self._lay_out_pictures(names)
+            with gr.Column(scale=8, min_width=480):
+                self._lay_out_conversation()
+                self.areas: list[TabArea] = []
+                with gr.Tabs(elem_id="hm-tabs"):
+                    for tab in self.desk.tabs.values():
+                        with gr.Tab(tab.title, elem_id=f"hm-{tab.name}"):
+                            self.areas.append(TabArea(self.desk, tab, first))
         self.saved = gr.Textbox(visible=False)
 
-    def _lay_out_choosing(self) -> None:
-        """Tokens of the answer and patches of the pictures, of one side or two."""
-        self.tokens, self.patches, self.no_patches, self.columns = [], [], [], []
+    def _lay_out_pictures(self, names: Sequence[str]) -> None:
+        self.editor = editor(
+            type="pil",
+            label="Picture",
+            elem_id="hm-editor",
+            sources=["upload", "clipboard"],
+            transforms=["crop"],
+            brush=gr.Brush(default_size="auto", colors=["#000000", "#ffffff", "#ff3030", "#30c030", "#3060ff"]),
+            layers=gr.LayerOptions(allow_additional_layers=False),
+            height=340,
+        )
+        with gr.Row():
+            self.scene = gr.Button("A made scene", size="sm", elem_id="hm-scene", min_width=100)
+            self.add = gr.Button("One picture more", size="sm", elem_id="hm-add", min_width=100)
+        self.tray = gr.HTML(elem_id="hm-tray")
+        self._lay_out_patches()
+        self._lay_out_settings(names)
+
+    def _lay_out_conversation(self) -> None:
+        self.chat = gr.HTML(_chat([]), elem_id="hm-chat")
+        self.box = gr.Textbox(
+            placeholder="Ask about the picture, then press Enter",
+            show_label=False,
+            max_lines=6,
+            elem_id="hm-question",
+            autofocus=True,
+        )
+        with gr.Row():
+            self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", size="md", min_width=80)
+            self.stop = gr.Button("Stop", elem_id="hm-stop", size="md", min_width=80)
+            self.clear = gr.Button("New chat", elem_id="hm-clear", size="md", min_width=80)
+            self.save = gr.Button("Download", elem_id="hm-save", size="md", min_width=80)
+        self.status = gr.HTML(elem_id="hm-status", min_height=24)
+        self._lay_out_tokens()
+
+    def _lay_out_patches(self) -> None:
+        """Patches of the pictures, of one side or two."""
+        self.patches, self.no_patches, self.columns = [], [], []
+        with gr.Row(equal_height=False):
+            for number in range(2):
+                with gr.Column(visible=not number, min_width=150) as column, gr.Accordion("Patches to look from"):
+                    self.patches.append(gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}"))
+                    self.no_patches.append(gr.Button("No patches", size="sm", elem_id=f"hm-no-patches-{number}"))
+                self.columns.append(column)
+
+    def _lay_out_tokens(self) -> None:
+        """Tokens of the answer, of one side or two."""
+        self.tokens = []
         with gr.Row(equal_height=False):
             for number in range(2):
                 with gr.Column(visible=not number, min_width=200) as column:
@@ -105,10 +122,7 @@ class Page:
                             elem_classes="hm-tokens",
                         )
                     )
-                    with gr.Accordion("Patches to look from", open=True):
-                        self.patches.append(gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}"))
-                        self.no_patches.append(gr.Button("No patches", size="sm", elem_id=f"hm-no-patches-{number}"))
-                    self.columns.append(column)
+                self.columns.append(column)
 
     def _lay_out_settings(self, names: Sequence[str]) -> None:
         with gr.Accordion("Picture and generation", open=False, elem_id="hm-settings"):
@@ -251,9 +265,11 @@ class Page:
     def _answered(self, visit: Visit) -> Shown:
         """What is shown once a question was answered, or a conversation begun anew."""
         made: Shown = {self.chat: _chat(visit.sides), self.box: "", self.tray: "", self.status: ""}
-        for number, column in enumerate(self.columns):
+        for number in range(2):
             side = visit.sides[number] if number < len(visit.sides) else None
-            made[column] = gr.update(visible=side is not None or not number)
+            # Of patches and of tokens.
+            for column in self.columns[number::2]:
+                made[column] = gr.update(visible=side is not None or not number)
             asked = None if side is None else side.asked
             words = [] if asked is None else zip(asked.words, asked.numbers, strict=True)
             made[self.tokens[number]] = gr.update(
