@@ -50,7 +50,7 @@ def main() -> None:
         picture(SceneDataset(24, split="test", seed=7).scene(3)).save(scene)
         browser = driver.chromium.launch(executable_path=options.chromium, args=CHROMIUM)
         with explorer(Path(folder) / "log") as address:
-            page = browser.new_page(viewport={"width": 1320, "height": 1490})
+            page = browser.new_page(viewport={"width": 1320, "height": 1730})
             page.goto(address)
             page.wait_for_selector("#hm-editor canvas")
             page.set_input_files("#hm-editor input[type=file]", scene)

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import re
 
+import gradio
 import pytest
 from PIL import Image
 
+from hooked_mm.explorer.conversation import ModelName
+from hooked_mm.explorer.desk import Desk
 from hooked_mm.explorer.panels import Note
 from hooked_mm.explorer.tab import load_tabs
+from hooked_mm.explorer.web_page import Page
 from hooked_mm.hooked import HookedMM
 from tests.explored import ask, assert_same, look, made_again
 from tests.pages import DOCS, broken_links
@@ -25,11 +29,6 @@ def asked(llava: HookedMM, images: list[Image.Image]):
 
 def test_every_control_of_the_table_exists(llava: HookedMM) -> None:
     """By the titles and labels that a visitor reads."""
-    gradio = pytest.importorskip("gradio")
-    from hooked_mm.explorer.conversation import ModelName
-    from hooked_mm.explorer.desk import Desk
-    from hooked_mm.explorer.web_page import Page
-
     tabs = load_tabs()
     there = {(tab.title, control.label) for tab in tabs for control in tab.controls(llava)}
     desk = Desk([ModelName("small", "llava")], [])

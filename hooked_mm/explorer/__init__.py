@@ -11,6 +11,10 @@
 | `visits` | what visitors have asked, each for themselves |
 | `edits` | pictures as they come from the page's editor: limits, masks |
 | `bundle` | what is downloaded, with the Python that makes it |
-| `web_page` | the page (Gradio) |
+| `uploads`, `downloads` | files from and to the browser |
+| `notices` | the page's small texts |
+| `page_layout`, `tab_area`, `web_page` | the page, in Gradio: what stands where, one tab, what each click calls |
+| `desk` | what the page does for a visitor, without a page |
+| `serving` | the page as a server |
 | `explore_command` | `hooked-mm explore` |
 """

@@ -70,7 +70,9 @@ class TabArea:
             self._save_button = gr.Button(
                 "Download with its Python", elem_id=f"{name}-save", size="md", min_width=240, scale=0
             )
-        self.status = gr.HTML(elem_id=f"{name}-status", min_height=28)
+            # Beside the buttons, where it takes no room of its own.
+            with gr.Column(scale=1, min_width=200):
+                self.status = gr.HTML(elem_id=f"{name}-status", min_height=24)
         self.result = gr.HTML(notices.HINT, js_on_load=markup.CLICK_JS, elem_id=f"{name}-result")
 
     @property

@@ -16,146 +16,32 @@ from PIL import Image
 from hooked_mm.errors import BadInputError, HookedMMError
 from hooked_mm.explorer import markup, notices
 from hooked_mm.explorer.bundle import conversation_bundle
-from hooked_mm.explorer.conversation import MOST_TOKENS, Generation
+from hooked_mm.explorer.conversation import Generation
 from hooked_mm.explorer.desk import Desk, Question, said, unseen
 from hooked_mm.explorer.downloads import SAVE_JS, as_download
-from hooked_mm.explorer.edits import EDITS, SHAPES, edited, opened, squared
-from hooked_mm.explorer.tab_area import Shown, TabArea
-from hooked_mm.explorer.uploads import KEPT, editor
+from hooked_mm.explorer.edits import edited, opened, squared
+from hooked_mm.explorer.page_layout import MODEL, PICTURE, Layout
+from hooked_mm.explorer.tab_area import Shown
+from hooked_mm.explorer.uploads import KEPT
 from hooked_mm.explorer.visits import Side, Visit
-from hooked_mm.hooked import HookedMM
 from hooked_mm.scenes.dataset import SceneDataset, picture
 
-NOTHING, PICTURE, MODEL = "nothing", "another picture", "another model"
 
-
-class Page:
+class Page(Layout):
     """The page of a desk: `Page(desk).blocks` is what Gradio serves."""
 
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._scenes, self._numbers = SceneDataset(1000, split="test", seed=0), count()
-        first = desk.model(next(iter(desk.names.values())))
         with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False, delete_cache=KEPT) as self.blocks:
-            self._lay_out(first)
+            super().__init__(desk)
             self._wire()
         self.blocks.queue(max_size=32)
-
-    def _lay_out(self, first: HookedMM) -> None:
-        names = list(self.desk.names)
-        with gr.Row(elem_id="hm-head"):
-            with gr.Column(scale=4, min_width=340):
-                gr.HTML(notices.HEAD, elem_id="hm-title")
-            with gr.Column(scale=1, min_width=220):
-                self.model = gr.Dropdown(
-                    names, value=names[0], show_label=False, elem_id="hm-model", interactive=len(names) > 1
-                )
-        with gr.Row(equal_height=False):
-            with gr.Column(scale=4, min_width=320):
-                self._lay_out_pictures(names)
-            with gr.Column(scale=8, min_width=480):
-                self._lay_out_conversation()
-                self.areas: list[TabArea] = []
-                with gr.Tabs(elem_id="hm-tabs"):
-                    for tab in self.desk.tabs.values():
-                        with gr.Tab(tab.title, elem_id=f"hm-{tab.name}"):
-                            self.areas.append(TabArea(self.desk, tab, first))
-        self.saved = gr.Textbox(visible=False)
-
-    def _lay_out_pictures(self, names: Sequence[str]) -> None:
-        self.editor = editor(
-            type="pil",
-            label="Picture",
-            elem_id="hm-editor",
-            sources=["upload", "clipboard"],
-            transforms=["crop"],
-            brush=gr.Brush(default_size="auto", colors=["#000000", "#ffffff", "#ff3030", "#30c030", "#3060ff"]),
-            layers=gr.LayerOptions(allow_additional_layers=False),
-            height=340,
-        )
-        with gr.Row():
-            self.scene = gr.Button("A made scene", size="sm", elem_id="hm-scene", min_width=100)
-            self.add = gr.Button("One picture more", size="sm", elem_id="hm-add", min_width=100)
-        self.tray = gr.HTML(elem_id="hm-tray")
-        self._lay_out_patches()
-        self._lay_out_settings(names)
-
-    def _lay_out_conversation(self) -> None:
-        self.chat = gr.HTML(_chat([]), elem_id="hm-chat")
-        self.box = gr.Textbox(
-            placeholder="Ask about the picture, then press Enter",
-            show_label=False,
-            max_lines=6,
-            elem_id="hm-question",
-            autofocus=True,
-        )
-        with gr.Row():
-            self.send = gr.Button("Ask", variant="primary", elem_id="hm-send", size="md", min_width=80)
-            self.stop = gr.Button("Stop", elem_id="hm-stop", size="md", min_width=80)
-            self.clear = gr.Button("New chat", elem_id="hm-clear", size="md", min_width=80)
-            self.save = gr.Button("Download", elem_id="hm-save", size="md", min_width=80)
-        self.status = gr.HTML(elem_id="hm-status", min_height=24)
-        self._lay_out_tokens()
-
-    def _lay_out_patches(self) -> None:
-        """Patches of the pictures, of one side or two."""
-        self.patches, self.no_patches, self.columns = [], [], []
-        with gr.Row(equal_height=False):
-            for number in range(2):
-                with gr.Column(visible=not number, min_width=150) as column, gr.Accordion("Patches to look from"):
-                    self.patches.append(gr.HTML(js_on_load=markup.CLICK_JS, elem_id=f"hm-patches-{number}"))
-                    self.no_patches.append(gr.Button("No patches", size="sm", elem_id=f"hm-no-patches-{number}"))
-                self.columns.append(column)
-
-    def _lay_out_tokens(self) -> None:
-        """Tokens of the answer, of one side or two."""
-        self.tokens = []
-        with gr.Row(equal_height=False):
-            for number in range(2):
-                with gr.Column(visible=not number, min_width=200) as column:
-                    self.tokens.append(
-                        gr.CheckboxGroup(
-                            [],
-                            label="Answer tokens" + (" of the other side" if number else ""),
-                            info="Those to look at; none chosen means all.",
-                            elem_id=f"hm-tokens-{number}",
-                            elem_classes="hm-tokens",
-                        )
-                    )
-                self.columns.append(column)
-
-    def _lay_out_settings(self, names: Sequence[str]) -> None:
-        with gr.Accordion("Picture and generation", open=False, elem_id="hm-settings"):
-            self.edit = gr.Radio(list(EDITS), value=EDITS[0], label="Brush strokes", elem_id="hm-edit")
-            self.shape = gr.Radio(list(SHAPES), value=SHAPES[0], label="Shape of the picture", elem_id="hm-shape")
-            with gr.Row():
-                self.length = gr.Slider(1, MOST_TOKENS, 32, step=1, label="New tokens at most", elem_id="hm-length")
-                self.seed = gr.Number(0, precision=0, minimum=0, maximum=2**31, label="Seed", elem_id="hm-seed")
-            with gr.Row():
-                self.temperature = gr.Slider(
-                    0, 2, 0, step=0.1, label="Temperature", info="0: the likeliest token", elem_id="hm-temperature"
-                )
-                self.top_p = gr.Slider(0.05, 1, 1, step=0.05, label="Top p", elem_id="hm-top-p")
-        with gr.Accordion("Compare", open=False, elem_id="hm-compare"):
-            kinds = [NOTHING, PICTURE] + ([MODEL] if len(names) > 1 else [])
-            self.compare = gr.Radio(kinds, value=NOTHING, label="Ask the same of", elem_id="hm-compare-with")
-            self.other_picture = gr.UploadButton(
-                "Load the other picture",
-                type="binary",
-                file_types=["image"],
-                size="sm",
-                visible=False,
-                elem_id="hm-other-picture",
-            )
-            self.other_shown = gr.HTML(elem_id="hm-other-shown")
-            self.other_model = gr.Dropdown(
-                list(names), value=names[-1], label="The other model", visible=False, elem_id="hm-other-model"
-            )
 
     def _wire(self) -> None:
         model: dict[str, Any] = {"concurrency_id": "model", "concurrency_limit": 1, "api_visibility": "private"}
         plain: dict[str, Any] = {"queue": False, "api_visibility": "private", "show_progress": "hidden"}
-        everything = self._everything()
+        everything = self.components
         asking = gr.on(
             [self.send.click, self.box.submit],
             self._take,
@@ -208,10 +94,6 @@ class Page:
         for area in self.areas:
             area.wire(self.tokens, self.saved, SAVE_JS)
         self.blocks.unload(self._gone)
-
-    def _everything(self) -> list[Any]:
-        areas = [one for area in self.areas for one in area.components]
-        return [self.chat, self.box, self.tray, self.status, *self.columns, *self.tokens, *self.patches, *areas]
 
     def _visit(self, request: gr.Request) -> Visit:
         return self.desk.visits.of(request.session_hash)
