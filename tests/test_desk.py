@@ -134,12 +134,14 @@ def test_answers_are_those_of_the_model_alone(desk: Desk, llava: HookedMM, image
     assert len(set(texts)) > 2
     assert all(answer.startswith(text) for text in texts)
     assert {one.told for one in told} <= {"answering", "waiting"}
+    look(desk, visit)
     second = first.answered(answer).say(SHORT, (images[1],))
     ask(desk, visit, images[1])
     answer = alone(llava, second)
     assert visit.sides[0].conversation == second.answered(answer)
     assert visit.number == 2
     assert visit.work is None
+    assert visit.seen == {}, "what was found of the question before is not shown as this one's"
     asked = visit.sides[0].asked
     assert asked is not None
     assert (asked.answer, asked.conversation) == (answer, visit.sides[0].conversation)
@@ -241,7 +243,10 @@ def test_two_questions_of_one_visit_do_not_mix(desk: Desk, llava: HookedMM, imag
     with slowly(llava):
         first = desk.ask(visit, Question(FULL, (images[0],), LONG))
         next(first)
+        work = visit.work
         ask(desk, visit, images[1])
+        assert work is not None
+        assert work.stopped, "nobody waits for it"
         with pytest.raises(Stopped):
             list(first)
     assert visit.sides[0].conversation.images == (images[1],)

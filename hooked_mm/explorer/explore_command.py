@@ -42,11 +42,13 @@ def build_parser() -> ArgumentParser:
 
 
 def single(arguments: Sequence[str]) -> list[str]:
-    """`--small llava` as `--small [llava]`, which is what one name means."""
+    """`--small llava` as one name more, which is what it means; a list in brackets stays one."""
     made = list(arguments)
-    for place, word in enumerate(made[:-1]):
-        if word in ("--model", "--small", "--open") and not made[place + 1].startswith("["):
-            made[place + 1] = f"[{made[place + 1]}]"
+    for place, word in enumerate(made):
+        name, sign, given = word.partition("=")
+        value = given if sign else "".join(made[place + 1 : place + 2])
+        if name in ("--model", "--small", "--open") and not value.startswith("["):
+            made[place] = f"{name}+{sign}{given}"
     return made
 
 
@@ -58,9 +60,9 @@ def folders_of(opened: Sequence[str]) -> dict[str, list[Path]]:
     """
     found: dict[str, list[Path]] = {}
     for one in opened:
-        tab, sign, folder = one.partition("=")
-        if not sign:
-            raise BadInputError(f"--open {one!r} names no tab; write TAB=FOLDER, as concepts=runs/demo/dictionary")
+        tab, _, folder = one.partition("=")
+        if not tab or not folder:
+            raise BadInputError(f"--open {one!r} names no tab and folder; write TAB=FOLDER, as concepts=runs/demo/dictionary")
         if not Path(folder).is_dir():
             raise BadInputError(f"--open {one!r}: there is no folder {folder!r}")
         found.setdefault(tab, []).append(Path(folder))

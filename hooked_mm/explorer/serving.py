@@ -36,6 +36,12 @@ def check_reach(host: str, password: str | None, open_to_all: bool) -> None:
         )
 
 
+def same(given: str, password: str) -> bool:
+    """Whether that is the password; how long it takes tells nothing of it."""
+    # Also what no text can be written as, which a request can hold.
+    return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), password.encode("utf-8", "surrogatepass"))
+
+
 def import_event_loop() -> None:
     """Import what the server runs on, whatever was imported before.
 
@@ -66,7 +72,8 @@ class AtHome:
 
     async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
         """Answer a request."""
-        if scope["type"] == "http" and ("/proxy=" in scope["path"] or "/file=http" in scope["path"].lower()):
+        path = scope["path"].lower() if scope["type"] == "http" else ""
+        if any(part in path for part in ("/proxy=", "/file=http", "/file/http")):
             await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
             await send({"type": "http.response.body", "body": b"this page hands out nothing of other machines"})
         else:
@@ -104,6 +111,9 @@ def served(
 
     Yields:
         The page's address.
+
+    Raises:
+        BadInputError: If nothing can listen there.
     """
     import gradio as gr
 
@@ -119,25 +129,31 @@ def served(
     # Pillow refuses what is more than twice as large.
     Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
     try:
-        _, address, _ = page.blocks.launch(
-            server_name=host,
-            server_port=port,
-            auth=None if not password else lambda _, given: hmac.compare_digest(given.encode(), password.encode()),
-            auth_message="The password of whoever runs this page, with any name." if password else None,
-            max_file_size=MOST_BYTES,
-            prevent_thread_lock=True,
-            quiet=True,
-            share=False,
-            show_error=False,
-            ssr_mode=False,
-            run_history=False,
-            enable_monitoring=False,
-            footer_links=[],
-            allowed_paths=[],
-            app_kwargs={"middleware": [(AtHome, (), {})]},
-            theme=gr.themes.Default(),
-            css=css,
-        )
+        try:
+            _, address, _ = page.blocks.launch(
+                server_name=host,
+                server_port=port,
+                auth=None if not password else lambda _, given: same(given, password),
+                auth_message="The password of whoever runs this page, with any name." if password else None,
+                max_file_size=MOST_BYTES,
+                prevent_thread_lock=True,
+                quiet=True,
+                share=False,
+                show_error=False,
+                ssr_mode=False,
+                run_history=False,
+                enable_monitoring=False,
+                footer_links=[],
+                allowed_paths=[],
+                app_kwargs={"middleware": [(AtHome, (), {})]},
+                theme=gr.themes.Default(),
+                css=css,
+            )
+        except OSError as error:
+            place = host if port is None else f"{host}, port {port}"
+            raise BadInputError(
+                f"nothing can listen at {place}; give another --port, or a --host of this machine"
+            ) from error
         yield address
     finally:
         page.blocks.close(verbose=False)
