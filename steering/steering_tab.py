@@ -33,8 +33,8 @@ from steering.setting import ANSWERING, OPERATIONS, Setting, side_by_side
 from steering.side_effects import next_token_kl
 
 WAYS = {
-    "odds": "two answers: the shortest change of mind",
-    "read": "two answers: how their words differ as they are read",
+    "odds": "from one answer to another",
+    "read": "between two answers as they are read",
 }
 """Way of `answer_directions` -> label."""
 

@@ -9,6 +9,8 @@ from typing import Any
 
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 from torch import Tensor
 
@@ -25,7 +27,7 @@ from hooked_mm.scenes.dataset import picture
 from hooked_mm.scenes.world import Scene
 from hooked_mm.steering_vector import SteeringVector, save_vectors
 from steering import steering_tab
-from steering.steering_tab import OWN, alphas_of, make_tab
+from steering.steering_tab import alphas_of, make_tab
 from tests.explored import ask, assert_same, first_values, look, made_again, told
 from tests.processors import processor
 from tests.tiny import tiny
@@ -271,10 +273,15 @@ def test_by_default_another_likely_word_is_said(llava: HookedMM, coloured: tuple
     assert said(look(make_tab([]), asked)) == (colour, words[1])
 
 
-def test_alphas_of_a_sweep() -> None:
-    """Shares and multiples, none beyond what the control takes, each once."""
+@given(st.floats(-50, 50))
+def test_alphas_of_a_sweep(alpha: float) -> None:
+    """Itself, nothing, and the other way; in order, each once, none beyond what the control takes."""
+    found = alphas_of(alpha)
+    assert found == sorted(set(found))
+    assert all(-50 <= one <= 50 for one in found)
+    assert {0.0, round(alpha, 4) + 0.0, round(-alpha, 4) + 0.0} <= set(found)
+
+
+def test_alphas_of_two() -> None:
+    """As the table shows them."""
     assert alphas_of(2.0) == [-2.0, 0.0, 0.5, 1.0, 1.5, 2.0, 3.0, 4.0]
-    assert alphas_of(0.0) == [0.0]
-    assert max(alphas_of(40.0)) == 40.0
-    assert min(alphas_of(-40.0)) == -40.0
-    assert OWN < 0
