@@ -62,7 +62,7 @@ def folders_of(opened: Sequence[str]) -> dict[str, list[Path]]:
     for one in opened:
         tab, _, folder = one.partition("=")
         if not tab or not folder:
-            raise BadInputError(f"--open {one!r} names no tab and folder; write TAB=FOLDER, as concepts=runs/demo/dictionary")
+            raise BadInputError(f"--open {one!r} names no tab and folder; write TAB=FOLDER, as concepts=runs/concepts")
         if not Path(folder).is_dir():
             raise BadInputError(f"--open {one!r}: there is no folder {folder!r}")
         found.setdefault(tab, []).append(Path(folder))

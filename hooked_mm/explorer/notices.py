@@ -62,5 +62,5 @@ def view_html(view: View) -> str:
 
 
 def visible(word: str) -> str:
-    """A token as a person can see it: where it is nothing but space, by its name."""
-    return word if word.strip() else repr(word)
+    """A token as a person can see it: where it is space or holds what does not show, by its name."""
+    return word if word.strip() and word.isprintable() else repr(word)
