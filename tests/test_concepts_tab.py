@@ -124,18 +124,19 @@ def test_a_click_opens_a_concept_and_chosen_tokens_are_the_rows(llava: HookedMM,
     """A row's pick is looked at; of a caption only the tokens chosen above count."""
     tab = make_tab([])
     asked = ask(llava, "describe the image .", images[1], generation=Generation(10))
-    whole = look(tab, asked)
+    few: dict[str, Any] = {"scenes": 8, "kind": "k-means"}
+    whole = look(tab, asked, **few)
     picks = panels(whole, Table)[0].picks
     assert len(picks) > 2
-    opened = look(tab, asked, **picks[2])
+    opened = look(tab, asked, **few, **picks[2])
     number = panels(whole, Table)[0].rows[2][0]
     assert panels(opened, Table)[1].title.startswith(f"Concept {number}:")
     assert [int(value.split()[0]) for _, value in opened.options["concept"]] == list(range(26))
     # Of another dictionary the number says nothing: its strongest is shown.
-    other = look(tab, asked, **picks[2], layer=2)
+    other = look(tab, asked, **few, **picks[2], layer=2)
     strongest = panels(other, Table)[0].rows[0][0]
     assert panels(other, Table)[1].title.startswith(f"Concept {strongest}:")
-    chosen = look(tab, asked.choose(tokens=[asked.numbers[1]]))
+    chosen = look(tab, asked.choose(tokens=[asked.numbers[1]]), **few)
     assert torch.equal(chosen.arrays["activations"], whole.arrays["activations"][1:2])
 
 
@@ -204,9 +205,9 @@ def test_stopped_among_scenes_nothing_half_made_is_kept(llava: HookedMM, images:
     tab = make_tab([])
     asked = ask(llava, "what place is this ?", images[0])
     with pytest.raises(Stopped):
-        tab.look(asked, first_values(tab, llava, scenes=56) | {"scenes": 40}, Impatient())
+        tab.look(asked, first_values(tab, llava, scenes=40), Impatient())
     assert not tab._kept
-    assert panels(look(tab, asked, scenes=8), Table)
+    assert panels(look(tab, asked, scenes=8, kind="k-means"), Table)
 
 
 def test_another_model_and_what_there_is_not_are_refused(

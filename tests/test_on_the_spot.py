@@ -104,7 +104,7 @@ def test_many_rows_are_thinned_evenly(llava: HookedMM, monkeypatch: pytest.Monke
 
 def test_concepts_of_scenes_are_shown_by_scenes_that_have_them(llava: HookedMM) -> None:
     """Planted truth: the scenes that a colour's concept fires for most have an object of this colour."""
-    scenes = scene_rows(llava, LAST, [SELECTORS["words"]], 48)
+    scenes = scene_rows(llava, LAST, [SELECTORS["words"]], 32)
     dictionary = learnt_on_scenes(llava, scenes, "sparse", 26)
     words = [found[0].text if found else "" for found in top_words(llava, dictionary.concepts, 1)]
     colours = [(k, word) for k, word in enumerate(words) if word in COLOURS]
@@ -117,7 +117,7 @@ def test_concepts_of_scenes_are_shown_by_scenes_that_have_them(llava: HookedMM) 
         assert found[0].activation == pytest.approx(float(pooled[:, k].max()))
         true += sum(colour in one.text.split() for one in found)
         assert np.array_equal(
-            np.asarray(found[0].image), np.asarray(SceneDataset(48, style=STYLE)[found[0].number].images)
+            np.asarray(found[0].image), np.asarray(SceneDataset(32, style=STYLE)[found[0].number].images)
         )
     assert true >= 0.9 * 3 * len(colours)
 
