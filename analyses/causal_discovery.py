@@ -23,9 +23,10 @@ make up others. With the order as arrowheads it is the reference in the tests.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
+from jaxtyping import Bool
 
 from analyses.pag_orientation import Pag, oriented
 from analyses.possible_d_sep import closed_sets, pds_paths
@@ -64,17 +65,28 @@ class _Search:
     left: int
     tests: list[int]
     refused: int = 0
+    ends: dict[tuple[int, int], list[int]] = field(default_factory=dict)
+    above: dict[int, Bool[np.ndarray, "nodes nodes"]] = field(default_factory=dict)
+
+    def around(self, pag: Pag, root: int, size: int) -> list[int]:
+        """The ends of PDS paths from a root; found once, as the graph is the same for all sets of a size."""
+        if (size, root) not in self.ends:
+            self.ends[size, root] = list(pds_paths(pag, root, size))
+        return self.ends[size, root]
 
     def sets(self, pag: Pag, a: int, b: int, size: int) -> Iterator[tuple[int, ...]]:
         """What may separate two nodes, each set once."""
         roots = [max((a, b), key=lambda node: self.tiers[node])] if self.tiers[a] != self.tiers[b] else [b, a]
         # As in the reference: while ends rest on pairs alone, every neighbour that is not later may separate.
         last = max(self.tiers[a], self.tiers[b])
-        above = set(np.flatnonzero(pag.possible_ancestors()[:, [a, b]].any(axis=1)).tolist())
+        if size not in self.above:
+            self.above[size] = pag.possible_ancestors()
+        above = set(np.flatnonzero(self.above[size][:, [a, b]].any(axis=1)).tolist())
         likely = {node for node, tier in enumerate(self.tiers) if (tier <= last if size == 1 else node in above)}
         seen: set[frozenset[int]] = set()
         for root in roots:
-            pool = [node for node in pds_paths(pag, root, size) if node in likely - {a, b}]
+            apart = likely - {a, b}
+            pool = [node for node in self.around(pag, root, size) if node in apart]
             for members in closed_sets(pag, root, pool, size, size):
                 if len(roots) == 1 or frozenset(members) not in seen:
                     seen.add(frozenset(members))

@@ -229,14 +229,14 @@ def why_not(rows: PositionRows, name: str) -> list[str]:
         name: One of `MEASURES`, or `means`.
     """
     width, counts = rows.values.shape[2], _counts(rows)
+    told = [f"There are no {key} positions." for key, count in counts.items() if not count]
     if name == MEANS:
-        lacking = [key for key, count in counts.items() if not count]
-        return [f"There are no {key} positions, so there is no such cosine." for key in lacking]
+        return told
     least = MEASURES[name].least
-    told = [
+    told += [
         f"{MEASURES[name].title.capitalize()} needs {least} positions; there are {count} of {key}."
         for key, count in counts.items()
-        if count < least
+        if 0 < count < least
     ]
     if name == "anisotropy":
         told += [
