@@ -124,7 +124,7 @@ def test_a_click_opens_a_concept_and_chosen_tokens_are_the_rows(llava: HookedMM,
     """A row's pick is looked at; of a caption only the tokens chosen above count."""
     tab = make_tab([])
     asked = ask(llava, "describe the image .", images[1], generation=Generation(10))
-    few: dict[str, Any] = {"scenes": 8, "kind": "k-means"}
+    few: dict[str, Any] = {"scenes": 8, "kind": "semi-NMF"}
     whole = look(tab, asked, **few)
     picks = panels(whole, Table)[0].picks
     assert len(picks) > 2
