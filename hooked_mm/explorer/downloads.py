@@ -44,9 +44,11 @@ def seen_zip(name: str, seen: Sequence[Seen]) -> bytes:
     if len(parts) == 1:
         return parts[0]
     made = io.BytesIO()
-    with zipfile.ZipFile(made, "w", zipfile.ZIP_DEFLATED) as whole:
+    with zipfile.ZipFile(made, "w") as whole:
         for number, part in enumerate(parts):
             with zipfile.ZipFile(io.BytesIO(part)) as own:
                 for item in own.infolist():
-                    whole.writestr(f"side-{number + 1}/{item.filename}", own.read(item))
+                    # With its own date, so that two downloads of the same are the same.
+                    named = zipfile.ZipInfo(f"side-{number + 1}/{item.filename}", item.date_time)
+                    whole.writestr(named, own.read(item), zipfile.ZIP_DEFLATED)
     return made.getvalue()

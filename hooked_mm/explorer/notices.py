@@ -27,6 +27,7 @@ CSS = """
 .hm-python summary { cursor: pointer; opacity: .8; margin-top: .6rem; }
 .hm-python pre { overflow-x: auto; padding: .6rem; font-size: .85rem;
   border: 1px solid var(--border-color-primary, #ddd); }
+.hm-control { flex: 1 1 180px !important; min-width: min(180px, 100%) !important; }
 .hm-tokens label { padding: 2px 8px !important; }
 """
 
@@ -59,6 +60,11 @@ def view_html(view: View) -> str:
     """All panels of a view, and its Python behind a fold."""
     python = f"<details class='hm-python'><summary>Python</summary><pre>{escape(view.python)}</pre></details>"
     return panels_html(view.panels) + (python if view.arrays else "")
+
+
+def side_titles(names: Sequence[str]) -> list[str]:
+    """What the sides are called: by their models; where one model sees two pictures, by that."""
+    return [f"{name}, the other picture" if name in names[:place] else name for place, name in enumerate(names)]
 
 
 def visible(word: str) -> str:

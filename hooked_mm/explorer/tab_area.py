@@ -29,6 +29,7 @@ def component(control: Control, prefix: str) -> Any:
         "info": control.info or None,
         "elem_id": f"{prefix}-{control.name}",
         "min_width": 180,
+        "elem_classes": "hm-control",
     }
     if isinstance(control, Choice):
         options = [(str(label), value) for label, value in control.options]
@@ -130,8 +131,9 @@ class TabArea:
             for progress in self.desk.look(visit, self.tab.name, tokens, values):
                 yield {self.status: notices.progress_html(progress.told, progress.share)}
             seen = visit.seen[self.tab.name]
-            shown = [(str(one.asked.name), notices.view_html(one.view)) for one in seen]
-            made: Shown = {self.result: markup.sides_html(shown), self.status: ""}
+            titles = notices.side_titles([str(one.asked.name) for one in seen])
+            shown = [notices.view_html(one.view) for one in seen]
+            made: Shown = {self.result: markup.sides_html(list(zip(titles, shown, strict=True))), self.status: ""}
         except Exception as error:
             yield {self.status: notices.error_html(said(error))}
             return

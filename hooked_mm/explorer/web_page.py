@@ -274,10 +274,10 @@ def _whole(event: gr.EventData, name: str) -> int:
 def _chat(sides: Sequence[Side], pending: Sequence[str] = ()) -> str:
     """The conversation of every side; `pending` are the answers so far."""
     parts = [
-        (str(side.name), markup.conversation_html(side.conversation, pending[place] if place < len(pending) else None))
+        markup.conversation_html(side.conversation, pending[place] if place < len(pending) else None)
         for place, side in enumerate(sides)
     ]
-    return markup.sides_html(parts)
+    return markup.sides_html(list(zip(notices.side_titles([str(side.name) for side in sides]), parts, strict=True)))
 
 
 def _patches(side: Side) -> str:
