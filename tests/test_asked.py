@@ -123,7 +123,9 @@ def test_the_middle_of_a_patch() -> None:
     assert patches.centre(1, 3) == (62.0, 30.0)
 
 
-@pytest.mark.parametrize("size", [(48, 72), (64, 48), (180, 60), (61, 90)])
+@pytest.mark.parametrize(
+    "size", [(61, 90), *(pytest.param(size, marks=pytest.mark.slow) for size in [(48, 72), (64, 48), (180, 60)])]
+)
 @pytest.mark.parametrize("name", SMALL)
 def test_what_is_changed_in_the_middle_of_a_patch_reaches_that_patch(
     small: Callable[[str], HookedMM], name: str, size: tuple[int, int]

@@ -556,6 +556,7 @@ def test_only_open_models_can_be_chosen(desk: Desk) -> None:
         Desk([], [])
 
 
+@pytest.mark.slow
 def test_a_closed_desk_ends_what_runs_and_takes_no_more(desk: Desk, llava: HookedMM, images: list[Image.Image]) -> None:
     """Those who wait learn that it was stopped."""
     runs, waits = desk.visits.of("a"), desk.visits.of("b")

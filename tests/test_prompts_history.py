@@ -93,8 +93,7 @@ def test_only_the_last_question_is_the_question(
     assert "two" in said
 
 
-@pytest.mark.parametrize("name", SMALL)
-@pytest.mark.parametrize("side", ["left", "right"])
+@pytest.mark.parametrize(("name", "side"), [*((name, "left") for name in SMALL), ("llava", "right")])
 def test_conversations_of_different_lengths_share_a_batch(
     small: Callable[[str], HookedMM], images: list[Image.Image], name: str, side: str
 ) -> None:
