@@ -19,7 +19,7 @@ from PIL import Image
 from hooked_mm.explorer.desk import Desk
 from hooked_mm.hooked import HookedMM
 from tests.browser import chromium
-from tests.web_visit import Caller, serving
+from tests.web_visit import Caller, Visit, serving
 
 EVIL = "<img src=x onerror='window.bad=1'> **b** ${window.bad=1} {{7*7}} <script>window.bad=1</script>"
 
@@ -84,65 +84,6 @@ def test_a_visit(page: Served, images: list[Image.Image], tmp_path: Path) -> Non
         names = zipfile.ZipFile(io.BytesIO(visit.download("plain"))).namelist()
         assert {"reproduce-plain.py", "arrays-plain.safetensors", "picture-1.png", "page.html"} <= set(names)
         assert visit.wrong == []
-
-
-class Visit:
-    """A browser's page of the explorer.
-
-    Args:
-        browser: The browser.
-        address: Of the page.
-    """
-
-    def __init__(self, browser: Any, address: str) -> None:
-        self.context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True)
-        self.page = self.context.new_page()
-        self.page.set_default_timeout(30_000)
-        self.wrong: list[str] = []
-        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
-        self.page.on(
-            "request",
-            lambda one: None if one.url.startswith((address, "data:", "blob:")) else self.wrong.append(one.url),
-        )
-        self.page.goto(address, wait_until="domcontentloaded")
-        self.page.wait_for_selector("#hm-send")
-        self.page.wait_for_selector("#hm-editor canvas")
-
-    def load(self, path: Path) -> None:
-        """Load a picture into the editor, which keeps it in the browser until a question is sent."""
-        self.page.locator("#hm-editor input[type=file]").first.set_input_files(path)
-        self.page.wait_for_timeout(1000)
-
-    def send(self, text: str) -> None:
-        """Send a question."""
-        self.page.fill("#hm-question textarea", text)
-        self.page.click("#hm-send")
-
-    def ask(self, text: str) -> str:
-        """Ask, and wait for the answer."""
-        before = self.page.locator("#hm-chat .hm-model").count()
-        self.send(text)
-        self.page.wait_for_function(
-            "before => document.querySelectorAll('#hm-chat .hm-model').length > before"
-            " && !document.querySelector('#hm-chat .hm-cursor')",
-            arg=before,
-        )
-        # The tokens and patches come with the same message.
-        self.page.wait_for_timeout(200)
-        return self.page.locator("#hm-chat .hm-model .hm-pre").last.inner_text()
-
-    def look(self, name: str) -> str:
-        """Press a tab's button, and wait for what it shows."""
-        self.page.click(f"#hm-{name}-look")
-        self.page.wait_for_selector(f"#hm-{name}-result .hm-panel")
-        self.page.wait_for_function(f"!document.querySelector('#hm-{name}-status progress')")
-        return self.page.inner_text(f"#hm-{name}-result")
-
-    def download(self, name: str) -> bytes:
-        """What a tab hands out."""
-        with self.page.expect_download() as waiting:
-            self.page.click(f"#hm-{name}-save")
-        return Path(waiting.value.path()).read_bytes()
 
 
 def test_no_file_of_the_server_is_read(caller: Caller, page: Served, tmp_path: Path) -> None:

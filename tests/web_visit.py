@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -59,8 +60,9 @@ def serving(
     pytest.importorskip("gradio")
     from hooked_mm.explorer.web_page import Page
 
+    loaded = {name: small(name) for name in names}
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(HookedMM, "small", lambda name="llava", **_: small(name))
+        patch.setattr(HookedMM, "small", lambda name="llava", **_: loaded[name])
         desk = Desk([ModelName("small", name) for name in names], [PlainTab()] if tabs is None else tabs)
         with served(Page(desk), password=password, css=markup.CSS + notices.CSS) as address:
             yield address.rstrip("/"), desk
@@ -116,3 +118,84 @@ class Caller:
     def upload(self, name: str, data: bytes) -> Any:
         """A file."""
         return self.http.post("/gradio_api/upload", files={"files": (name, data)})
+
+
+class Visit:
+    """A browser's page of the explorer.
+
+    Args:
+        browser: The browser.
+        address: Of the page.
+    """
+
+    def __init__(self, browser: Any, address: str) -> None:
+        self.context = browser.new_context(viewport={"width": 1300, "height": 900}, accept_downloads=True)
+        self.page = self.context.new_page()
+        self.page.set_default_timeout(30_000)
+        self.wrong: list[str] = []
+        self.page.on("pageerror", lambda error: self.wrong.append(str(error)))
+        self.page.on(
+            "request",
+            lambda one: None if one.url.startswith((address, "data:", "blob:")) else self.wrong.append(one.url),
+        )
+        self.page.goto(address, wait_until="domcontentloaded")
+        self.page.wait_for_selector("#hm-send")
+        self.page.wait_for_selector("#hm-editor canvas")
+
+    def load(self, path: Path) -> None:
+        """Load a picture into the editor, which keeps it in the browser until a question is sent."""
+        self.page.locator("#hm-editor input[type=file]").first.set_input_files(path)
+        self.page.wait_for_timeout(1000)
+
+    def load_other(self, path: Path) -> str:
+        """Load a picture to compare with: what the page says of it."""
+        if not self.page.locator("#hm-compare-with").is_visible():
+            self.page.click("#hm-compare > button")
+        self.page.locator("#hm-compare-with").get_by_text("another picture").click()
+        with self.page.expect_file_chooser() as waiting:
+            self.page.click("#hm-other-picture")
+        waiting.value.set_files(path)
+        self.page.wait_for_selector("#hm-other-shown .hm-error, #hm-other-shown img")
+        return self.page.inner_text("#hm-other-shown")
+
+    def send(self, text: str) -> None:
+        """Send a question."""
+        self.page.fill("#hm-question textarea", text)
+        self.page.click("#hm-send")
+
+    def ask(self, text: str) -> str:
+        """Ask, and wait for the answer."""
+        before = self.page.locator("#hm-chat .hm-model").count()
+        self.send(text)
+        self.page.wait_for_function(
+            "before => document.querySelectorAll('#hm-chat .hm-model').length > before"
+            " && !document.querySelector('#hm-chat .hm-cursor')",
+            arg=before,
+        )
+        # The tokens and patches come with the same message.
+        self.page.wait_for_timeout(200)
+        return self.page.locator("#hm-chat .hm-model .hm-pre").last.inner_text()
+
+    def look(self, name: str) -> str:
+        """Press a tab's button, and wait for what it shows."""
+        self.page.click(f"#hm-{name}-look")
+        self.page.wait_for_selector(f"#hm-{name}-result .hm-panel")
+        self.page.wait_for_function(f"!document.querySelector('#hm-{name}-status progress')")
+        return self.page.inner_text(f"#hm-{name}-result")
+
+    def settle(self, name: str) -> None:
+        """Wait until a tab has done what it was asked."""
+        self.page.wait_for_timeout(400)
+        self.page.wait_for_function(f"!document.querySelector('#hm-{name}-status progress')")
+
+    def titles(self) -> dict[str, str]:
+        """The title of every tab, by its name."""
+        tabs = self.page.locator("#hm-tabs button[role=tab]")
+        found = {one.get_attribute("aria-controls"): one.inner_text() for one in tabs.all()}
+        return {key.removeprefix("hm-"): title.strip() for key, title in found.items() if key}
+
+    def download(self, name: str) -> bytes:
+        """What a tab hands out."""
+        with self.page.expect_download() as waiting:
+            self.page.click(f"#hm-{name}-save")
+        return Path(waiting.value.path()).read_bytes()

@@ -86,8 +86,7 @@ def check_head(source: bytes | Path) -> None:
         raise BadInputError(f"this file is no picture that can be read; there are: {', '.join(FORMATS)}") from error
     except Image.DecompressionBombError as error:
         raise BadInputError(
-            f"the picture is too large ({error}); at most {MOST_PIXELS / 1e6:.0f} million pixels are taken, so scale "
-            "it down first"
+            f"the picture is too large; at most {MOST_PIXELS / 1e6:.0f} million pixels are taken, scale it down first"
         ) from error
     # Pillow's readers end in errors of any kind where a file breaks their expectations.
     except Exception as error:

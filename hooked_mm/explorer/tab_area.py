@@ -145,7 +145,7 @@ class TabArea:
         yield made
 
     def _stop(self, request: gr.Request) -> str:
-        self.desk.visits.of(request.session_hash).stop()
+        self.desk.visits.of(request.session_hash).halt()
         return notices.error_html("stopped")
 
     def _save(self, request: gr.Request) -> tuple[str, str]:

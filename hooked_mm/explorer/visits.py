@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections import OrderedDict
 from collections.abc import Sequence
 from dataclasses import dataclass, field
@@ -111,6 +112,13 @@ class Visit:
         """End what is being done for it."""
         if self.work is not None:
             self.work.stop()
+
+    def halt(self, seconds: float = 5.0) -> None:
+        """End what is being done for it and wait, so long at most: what is shown next is not painted over by it."""
+        self.stop()
+        end = time.monotonic() + seconds
+        while self.work is not None and time.monotonic() < end:
+            time.sleep(0.02)
 
 
 class Visits:

@@ -164,6 +164,7 @@ class Page(Layout):
 
     def _clear(self, request: gr.Request) -> Shown:
         visit = self._visit(request)
+        visit.halt()
         visit.clear([visit.sides[0].name])
         return self._answered(visit)
 
@@ -183,7 +184,7 @@ class Page(Layout):
 
     def _stop(self, request: gr.Request) -> Shown:
         visit = self._visit(request)
-        visit.stop()
+        visit.halt()
         return {self.chat: _chat(visit.sides), self.status: notices.error_html("stopped")}
 
     def _gone(self, request: gr.Request) -> None:
