@@ -23,7 +23,10 @@ from hooked_mm.explorer.tab import View
 from hooked_mm.explorer.work import Stopped, Work
 from hooked_mm.hooked import HookedMM
 from hooked_mm.small import small_model_path
-from tests.explored import ask, assert_same, first_values, look, made_again
+from tests.explored import ask, assert_same, first_values, look, made_again, told
+from tests.processors import processor
+from tests.tiny import picture as any_picture
+from tests.tiny import tiny
 
 TAB = make_tab([])
 LAYER, HEAD = 2, 3
@@ -169,7 +172,7 @@ def test_the_python_finds_the_same_again(
     model = small(name)
     first = ask(model, "what colour is the ring ?", images[2], name=name)
     asked = ask(model, "what shape is green ?", images[3], name=name, before=first.conversation)
-    for changed in ({}, {"how": "mean", "layer": 2, "budget": 8}):
+    for changed in ({"how": "mean", "budget": 8}, {"layer": 2, "budget": 8}):
         view = look(TAB, asked, most_images=12, **changed)
         assert_same(made_again(view, asked), view.arrays)
     every = pictures(view)
@@ -238,3 +241,12 @@ def test_every_test_is_told_before_it_is_made(ring: Asked) -> None:
     told = explain(held.rows, held.nodes, tell=counted.append)
     assert counted == list(range(sum(told.learned.tests)))
     assert dict(of(view, Facts)[0].facts)["tests"] == len(counted)
+
+
+@pytest.mark.parametrize(("family", "why"), [("mllama", "cross-attention"), ("florence2", "encoder-decoder")])
+def test_rows_that_do_not_hold_both_are_refused(family: str, why: str) -> None:
+    """No graph joins what no row of attention joins; the reason is told."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    asked = told(model, "what is this ?", "the red circle", any_picture(40, 30), name=family)
+    with pytest.raises(UnsupportedModelError, match=why):
+        look(TAB, asked)

@@ -19,7 +19,10 @@ from hooked_mm.explorer.panels import Facts, Note, Pictures, Table
 from hooked_mm.explorer.tab import Choice, View
 from hooked_mm.explorer.work import Stopped, Work
 from hooked_mm.hooked import HookedMM
-from tests.explored import ask, assert_same, first_values, look, made_again
+from tests.explored import ask, assert_same, first_values, look, made_again, told
+from tests.processors import processor
+from tests.tiny import picture as any_picture
+from tests.tiny import tiny
 
 TAB = make_tab([])
 
@@ -35,6 +38,15 @@ def asked(llava: HookedMM, images: list[Image.Image]) -> Asked:
     return ask(llava, "describe the scene in short .", images[0])
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pictures are not drawn where only numbers and words are looked at."""
+    for name in ("curves_figure", "map_figure"):
+        monkeypatch.setattr(geometry_tab, name, lambda *_: None)
+    monkeypatch.setattr(geometry_tab, "as_picture", lambda _: Image.new("RGB", (8, 8)))
+
+
+@pytest.mark.usefixtures("undrawn")
 def test_the_table_is_of_transformers_hidden_states(asked: Asked) -> None:
     """Norms and the cosine of means by hand; a click maps the layer."""
     with torch.no_grad():
@@ -53,6 +65,7 @@ def test_the_table_is_of_transformers_hidden_states(asked: Asked) -> None:
         assert means.rows[layer][1] == pytest.approx(float(cosine), abs=1e-5)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_number_of_rows_is_told_and_what_it_does_not_allow(asked: Asked) -> None:
     """No dimension of a dozen words; no adjusted score of fewer positions than dimensions."""
     view = look(TAB, asked, measure="dimension")
@@ -70,7 +83,7 @@ def test_the_python_finds_the_same_again(
     """Measures, points, maps of parts, directions alone; pictures of a bounded size."""
     asked = ask(small(name), "what colour is the star ?", images[1], name=name)
     changes: list[dict[str, Any]] = (
-        [{"measure": measure} for measure in ("means", "linearity")] if name == "llava" else [{}]
+        [{"measure": measure} for measure in ("means", "linearity")] if name == "llava" else []
     )
     changes += [{"point": "attn_out", "layer": 1, "on_map": "text", "unit": True, "ordinary": True}]
     for changed in changes:
@@ -88,6 +101,7 @@ def test_a_layer_that_the_point_has_not(asked: Asked) -> None:
         look(TAB, asked, point="attn_out", layer=0)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_without_a_picture(llava: HookedMM) -> None:
     """Text alone, and no cosine with images."""
     asked = ask(llava, "what colour is the star ?")
@@ -96,6 +110,7 @@ def test_without_a_picture(llava: HookedMM) -> None:
     assert of(look(TAB, asked), Table)[0].rows[0][3] == ""
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_sink_is_named(asked: Asked, monkeypatch: pytest.MonkeyPatch) -> None:
     """With its word and size, unless it is left out; then the map goes without it."""
     real = geometry_tab.position_rows
@@ -133,3 +148,15 @@ def test_it_can_be_stopped_between_layers(asked: Asked) -> None:
 
     with pytest.raises(Stopped):
         TAB.look(asked, first_values(TAB, asked.model, measure="linearity"), Stopping())
+
+
+@pytest.mark.usefixtures("undrawn")
+@pytest.mark.parametrize("family", ["mllama", "florence2"])
+def test_text_alone_where_pictures_stand_elsewhere(family: str) -> None:
+    """The decoder's positions hold no picture, which is said."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    asked = told(model, "what is this ?", "the red circle", any_picture(40, 30), name=family)
+    view = look(TAB, asked)
+    assert of(view, Note)[0].text == "There are no image positions."
+    assert len(view.arrays["map"]) == asked.answer_batch.modality.shape[1]
+    assert_same(made_again(view, asked), view.arrays)

@@ -20,7 +20,10 @@ from hooked_mm.explorer.panels import Heat, Note, Pictures, Table
 from hooked_mm.explorer.tab import View
 from hooked_mm.explorer.work import Stopped, Work
 from hooked_mm.hooked import HookedMM
-from tests.explored import ask, assert_same, first_values, look, made_again
+from tests.explored import ask, assert_same, first_values, look, made_again, told
+from tests.processors import processor
+from tests.tiny import picture as any_picture
+from tests.tiny import tiny
 
 TAB = make_tab([])
 Small = Callable[[str], HookedMM]
@@ -129,7 +132,7 @@ def test_the_python_finds_the_same_again(small: Small, images: list[Image.Image]
     first = ask(model, "describe the image .", images[0], name=name)
     asked = ask(model, "what colour is the star ?", images[1], name=name, before=first.conversation)
     asked = asked.choose(points=[(0, 20, 20), (1, 30, 10)])
-    for where in lens_tab.WHERE:
+    for where in lens_tab.WHERE if name == "llava" else ["patches"]:
         view = look(TAB, asked, where=where, word="red", layer=4)
         assert_same(made_again(view, asked), view.arrays)
     (maps,) = of(view, Pictures)
@@ -162,7 +165,7 @@ def test_what_is_drawn_is_bounded_and_said(
         assert words is None or heat.columns == list(words)
         assert_same(made_again(view, captioned), view.arrays)
     assert heat.column_values[-1] == int(captioned.prompt.modality.shape[1]) - 1
-    huge = ask(llava, "describe the image .", images[0].resize((4000, 3000)))
+    huge = ask(llava, "describe the image .", images[0].resize((1600, 1200)))
     view = look(TAB, huge, where="patches", word="red")
     assert all(max(one.image.size) <= 600 for panel in of(view, Pictures) for one in panel.pictures)
 
@@ -189,3 +192,14 @@ def test_a_position_of_another_question_is_not_guessed(captioned: Asked) -> None
     view = look(TAB, captioned, position=999)
     assert of(view, Note)[0].kind == "warning"
     assert not of(view, Table)
+
+
+@pytest.mark.parametrize(("family", "why"), [("mllama", "text reads"), ("florence2", "there is nothing to read there")])
+def test_text_that_holds_no_part_of_a_picture(family: str, why: str) -> None:
+    """By cross-attention, or as the decoder of an encoder: its words are read, patches there are none."""
+    model = HookedMM(tiny(family), processor(family), check=False)
+    asked = told(model, "what is this ?", "the red circle", any_picture(40, 30), name=family)
+    view = look(TAB, asked)
+    assert of(view, Heat)[0].columns == list(asked.words)
+    assert_same(made_again(view, asked), view.arrays)
+    assert why in of(look(TAB, asked, where="patches"), Note)[0].text
