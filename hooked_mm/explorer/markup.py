@@ -9,6 +9,7 @@
 | `page.html` | a page of its own, for downloads |
 | `explorer.css` | how all of it looks, in light and dark; colours of values are added here |
 | `click.js` | what a click, a key and the arrow keys do |
+| `shrink.js` | large pictures are scaled down before they reach the editor |
 
 What can be clicked is a button with the attribute `data-pick`: JSON, which the page's Python gets. In a `data-across`
 container (a table of colours, a grid of patches) Tab reaches one button and the arrow keys the others.
@@ -348,3 +349,6 @@ CSS = _file("explorer.css") + level_css()
 
 CLICK_JS = _file("click.js")
 """For `gr.HTML(js_on_load=...)`: a click on what has a `data-pick` triggers the event `click` with `pick`."""
+
+SHRINK_JS = _file("shrink.js")
+"""For the page's start: pictures that are larger than the editor can bear are scaled down before they reach it."""

@@ -93,6 +93,7 @@ class Page(Layout):
             none.click(self._clearer(number), None, shown, **plain)
         for area in self.areas:
             area.wire(self.tokens, self.saved, SAVE_JS)
+        self.blocks.load(None, js=markup.SHRINK_JS, **plain)
         self.blocks.unload(self._gone)
 
     def _visit(self, request: gr.Request) -> Visit:
