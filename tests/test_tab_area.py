@@ -91,10 +91,15 @@ def test_every_control_has_its_component(control: Control, kind: type) -> None:
 
 
 def test_another_models_controls_have_its_range(area: TabArea, llava: HookedMM) -> None:
-    """A slider of layers ends at the last one."""
+    """A slider of layers ends at the last one; after another answer of the same model it stays where it is."""
     deeper = SimpleNamespace(cfg=SimpleNamespace(n_layers=31))
-    assert area.fresh(deeper)[area.controls["layer"]]["maximum"] == 30
-    assert area.controls["layer"] not in area.fresh()
+    assert area.fresh(deeper, every=True)[area.controls["layer"]]["maximum"] == 30
+    assert area.controls["layer"] not in area.fresh(llava)
+
+
+def test_what_was_offered_for_an_earlier_answer_is_offered_no_more(area: TabArea, llava: HookedMM) -> None:
+    """Options that came with a view go with it."""
+    assert area.fresh(llava)[area.controls["which"]] == gradio.update(choices=[], value=None)
 
 
 def test_looking_shows_what_the_tab_found_and_its_new_options(area: TabArea, images: list[Image.Image]) -> None:

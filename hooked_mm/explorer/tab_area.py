@@ -105,11 +105,17 @@ class TabArea:
             None, saved, saved, js=save_js, **plain
         )
 
-    def fresh(self, model: HookedMM | None = None) -> Shown:
-        """What it shows once another question was answered; with controls of another model, if that changed."""
+    def fresh(self, model: HookedMM, every: bool = False) -> Shown:
+        """What it shows once another question was answered.
+
+        Args:
+            model: Who answered. Choices that came with what was shown begin anew.
+            every: All controls begin anew, as those of another model.
+        """
         made: Shown = {self.result: notices.HINT, self.status: ""}
-        if model is not None:
-            made |= {self.controls[one.name]: changed(one) for one in self.tab.controls(model)}
+        for one in self.tab.controls(model):
+            if every or (isinstance(one, Choice) and one.changing):
+                made[self.controls[one.name]] = changed(one)
         return made
 
     def _look(self, request: gr.Request, *given: Any) -> Iterator[Shown]:

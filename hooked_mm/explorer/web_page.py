@@ -145,7 +145,7 @@ class Page(Layout):
         visit.sent, visit.tray = pictures, []
         yield self._answered(visit)
 
-    def _answered(self, visit: Visit) -> Shown:
+    def _answered(self, visit: Visit, every: bool = False) -> Shown:
         """What is shown once a question was answered, or a conversation begun anew."""
         made: Shown = {self.chat: _chat(visit.sides), self.box: "", self.tray: "", self.status: ""}
         for number in range(2):
@@ -159,8 +159,9 @@ class Page(Layout):
                 choices=[(notices.visible(word), token) for word, token in words], value=[]
             )
             made[self.patches[number]] = "" if side is None else _patches(side)
+        model = self.desk.model(visit.sides[0].name)
         for area in self.areas:
-            made |= area.fresh()
+            made |= area.fresh(model, every)
         return made
 
     def _clear(self, request: gr.Request) -> Shown:
@@ -175,9 +176,7 @@ class Page(Layout):
             name = self.desk.named(model)
             for progress in self.desk.switch(visit, name):
                 yield {self.status: notices.progress_html(progress.told, progress.share)}
-            made = self._answered(visit)
-            for area in self.areas:
-                made |= area.fresh(self.desk.model(name))
+            made = self._answered(visit, every=True)
         except Exception as error:
             yield {self.status: notices.error_html(said(error)), self.model: str(visit.sides[0].name)}
             return
