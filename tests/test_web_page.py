@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import gc
 import io
 import json
 import re
+import resource
 import socket
 import struct
 import zipfile
@@ -301,3 +303,24 @@ def test_text_is_text_in_every_field(caller: Caller) -> None:
     html = [part for part in answer if isinstance(part, str) and "hm" in part]
     assert sum("&lt;img src=x" in part for part in html) == 2
     assert not re.search(r"<(img|script)[^>]*(onerror|bad)", "".join(html))
+
+
+@pytest.mark.slow
+def test_fifty_visits_take_no_more_memory_than_five(page: Served) -> None:
+    """Each with a large picture of its own, an answer, patches and a look; closed as the browser closes it."""
+    sizes = {}
+    for number in range(50):
+        caller = Caller(page[0], f"visit-{number}")
+        image = Image.effect_noise((1600, 1200), 60 + number).convert("RGB")
+        made = io.BytesIO()
+        image.save(made, "JPEG")
+        path = caller.upload("a.jpg", made.getvalue()).json()[0]
+        assert caller.at_once("hm-send", "click", [drawn(path), "paint", "as the model does"]).status_code == 200
+        assert "hm-patched" in caller.ask("what is this ?")
+        assert "points" in look(caller)
+        page[1].visits.close(caller.session)
+        caller.http.close()
+        gc.collect()
+        pages = int(Path("/proc/self/statm").read_text().split()[1])
+        sizes[number + 1] = pages * resource.getpagesize()
+    assert sizes[50] < 1.1 * sizes[5], {n: size >> 20 for n, size in sizes.items() if n % 5 == 0}
