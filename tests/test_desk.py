@@ -127,7 +127,8 @@ def test_a_question_that_can_not_be_answered_leaves_the_visit_as_it_was(desk: De
         ("", (), "the question is empty"),
         (" \n\t", (), "the question is empty"),
         ("x" * (LONGEST_QUESTION + 1), (), f"has {LONGEST_QUESTION + 1} characters; {LONGEST_QUESTION} at most"),
-        ("what ?", (images[0],) * MOST_PICTURES, f"more than {MOST_PICTURES} pictures; begin a new one"),
+        ("what ?", (images[0],) * MOST_PICTURES, f"would have {MOST_PICTURES + 1} pictures"),
+        ("what ?", (Image.new("RGB", (5000, 8000)),), "40.0 million pixels together"),
         ("<image> what ?", (), "the text has 1 image tokens '<image>' for 0 images"),
         ("what \ue000", (), "private-use character"),
     ):

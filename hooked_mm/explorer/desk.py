@@ -16,6 +16,7 @@ from PIL import Image
 from hooked_mm.errors import BadInputError, HookedMMError
 from hooked_mm.explorer.asked import Asked, asked_of
 from hooked_mm.explorer.conversation import Conversation, Generation, ModelName
+from hooked_mm.explorer.edits import MOST_PIXELS
 from hooked_mm.explorer.panels import Note
 from hooked_mm.explorer.tab import Tab, View, checked
 from hooked_mm.explorer.visits import Seen, Side, Visit, Visits
@@ -115,7 +116,7 @@ class Desk:
         """Let the first model answer once, for nobody: the first pass takes longer than those after it."""
         model = self.model(next(iter(self.names.values())))
         said = Conversation().say("what is this ?", (Image.new("RGB", (64, 64), "grey"),))
-        said.ask(model, Generation(max_new_tokens=2))
+        self.worker.start(lambda _: said.ask(model, Generation(max_new_tokens=2))).result()
 
     def close(self) -> None:
         """End all work and all visits."""
@@ -135,8 +136,7 @@ class Desk:
             raise BadInputError(f"the question has {len(question.text)} characters; {LONGEST_QUESTION} at most")
         sides = self.sides(visit, question)
         for side in sides:
-            if len(side.conversation.images) > MOST_PICTURES:
-                raise BadInputError(f"the conversation has more than {MOST_PICTURES} pictures; begin a new one")
+            check_pictures(side.conversation.images)
         texts = [""] * len(sides)
         number = visit.number
 
@@ -253,6 +253,20 @@ class Desk:
                 running.give_up()
             if visit.work is running.work:
                 visit.work = None
+
+
+def check_pictures(images: Sequence[Image.Image]) -> None:
+    """Refuse more pictures than a conversation may hold: all of them stay in memory as long as it lasts.
+
+    Raises:
+        BadInputError: If they are too many, or have too many pixels together.
+    """
+    pixels = sum(image.width * image.height for image in images)
+    if len(images) > MOST_PICTURES or pixels > MOST_PIXELS:
+        raise BadInputError(
+            f"the conversation would have {len(images)} pictures of {pixels / 1e6:.1f} million pixels together; it keeps "
+            f"{MOST_PICTURES} and {MOST_PIXELS / 1e6:.0f} million at most, so begin a new one or show smaller ones"
+        )
 
 
 def said(error: BaseException) -> str:

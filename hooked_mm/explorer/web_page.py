@@ -1,7 +1,7 @@
 """The explorer's page, in Gradio: what stands where, and which function of the desk each click calls.
 
 What is said and shown reaches the page as HTML of `markup`, in which everything is text. Downloads are handed to the
-browser in memory; uploads are deleted once they were read. No event has a name for callers other than the page.
+browser in memory; uploads are deleted within minutes. No event has a name for callers other than the page.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from hooked_mm.errors import BadInputError, HookedMMError
 from hooked_mm.explorer import markup, notices
 from hooked_mm.explorer.bundle import conversation_bundle
 from hooked_mm.explorer.conversation import Generation
-from hooked_mm.explorer.desk import Desk, Question, said, unseen
+from hooked_mm.explorer.desk import Desk, Question, check_pictures, said, unseen
 from hooked_mm.explorer.downloads import SAVE_JS, as_download
 from hooked_mm.explorer.edits import edited, opened, squared
 from hooked_mm.explorer.page_layout import MODEL, PICTURE, Layout
@@ -218,6 +218,7 @@ class Page(Layout):
             shown = _drawn(drawn, edit, shape)
             if shown is None:
                 raise BadInputError("the editor is empty; load a picture first")
+            check_pictures([*visit.sides[0].conversation.images, *visit.tray, shown])
             visit.tray.append(shown)
             return notices.tray_html(visit.tray), None
         except Exception as error:
