@@ -264,8 +264,8 @@ def check_pictures(images: Sequence[Image.Image]) -> None:
     pixels = sum(image.width * image.height for image in images)
     if len(images) > MOST_PICTURES or pixels > MOST_PIXELS:
         raise BadInputError(
-            f"the conversation would have {len(images)} pictures of {pixels / 1e6:.1f} million pixels together; it keeps "
-            f"{MOST_PICTURES} and {MOST_PIXELS / 1e6:.0f} million at most, so begin a new one or show smaller ones"
+            f"the conversation would have {len(images)} pictures of {pixels / 1e6:.1f} million pixels together; at "
+            f"most {MOST_PICTURES} and {MOST_PIXELS / 1e6:.0f} million are kept: begin a new one or show smaller ones"
         )
 
 
