@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from hooked_mm.explorer.asked import Asked
-from hooked_mm.explorer.bundle import bundle, conversation_bundle, conversation_script, portable, script
+from hooked_mm.explorer.bundle import bundle, conversation_bundle, conversation_script, script
 from hooked_mm.explorer.conversation import Conversation, Generation, ModelName
 from hooked_mm.explorer.markup import panels_html
 from hooked_mm.explorer.panels import Note, Picture, Pictures
@@ -188,11 +188,6 @@ def test_no_way_on_the_server_is_told(asked: Asked, tmp_path: Path) -> None:
             everything = b"".join(whole.read(one) for one in whole.namelist())
         assert b"secret" not in everything
         assert str(tmp_path.parent).encode() not in everything
-    assert portable(ModelName("id", "/srv/secret/model", (("dtype", "float32"),))).python == (
-        "HookedMM.from_pretrained('model', dtype='float32')"
-    )
-    for known in (ModelName("id", "llava-hf/llava-1.5-7b-hf"), ModelName("small", "llava")):
-        assert portable(known) == known
 
 
 def test_what_a_camera_wrote_is_not_handed_on(asked: Asked) -> None:

@@ -174,3 +174,13 @@ def test_a_model_is_named_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> No
     small.load()
     hub.load()
     assert calls == [("small", "llava", {}), ("from_pretrained", hub.name, dict(hub.options))]
+
+
+def test_a_folder_is_called_by_its_own_name() -> None:
+    """On the page and in downloads; what is loaded is the folder itself."""
+    name = ModelName("id", "/srv/secret/model", (("dtype", "float32"),))
+    assert str(name) == "model"
+    assert name.portable.python == "HookedMM.from_pretrained('model', dtype='float32')"
+    assert name.name == "/srv/secret/model"
+    for known in (ModelName("id", "llava-hf/llava-1.5-7b-hf"), ModelName("small", "llava")):
+        assert known.portable == known

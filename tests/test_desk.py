@@ -313,3 +313,9 @@ def test_a_picture_is_shown_again_only_if_it_changed(images: list[Image.Image]) 
     assert unseen(wide, high) == (high,)
     grey = wide.convert("L").resize((4, 6))
     assert unseen(wide, grey) == (grey,)
+
+
+def test_two_models_of_one_name_are_refused() -> None:
+    """A visitor could not choose the second."""
+    with pytest.raises(BadInputError, match="two models would have one name: model, model"):
+        Desk([ModelName("id", "/one/model"), ModelName("id", "/other/model")], [])

@@ -9,7 +9,8 @@
 | `page.html` | what was shown, as a page that runs no script and asks for nothing |
 | `about.json` | versions, model, settings, the conversation |
 
-Two downloads of the same are the same, byte by byte. Nothing in them says where on the server anything lies.
+Two downloads of the same are the same, byte by byte. Nothing in them says where on the server anything
+lies, but for folders opened by `--open`, which a tab's Python names as they were given.
 """
 
 from __future__ import annotations
@@ -21,7 +22,6 @@ import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from importlib.metadata import version
-from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
 import torch
@@ -32,7 +32,6 @@ from torch import Tensor
 
 from hooked_mm.explorer import markup
 from hooked_mm.explorer.asked import Asked
-from hooked_mm.explorer.conversation import ModelName
 from hooked_mm.explorer.panels import Pictures
 from hooked_mm.explorer.tab import View
 
@@ -83,7 +82,7 @@ def _asking(asked: Asked, saves: bool) -> str:
         *imports,
         "",
         "here = Path(__file__).parent",
-        f"model = {portable(asked.name).python}",
+        f"model = {asked.name.portable.python}",
         f"images = {opened if count else []}",
         "history = None" if not several else f"history = [\n    [\n{turns}    ]\n]",
         f"prompt = model.prepare([images or None], [{conversation.turns[-1].text!r}], history=history)",
@@ -98,14 +97,6 @@ def _asking(asked: Asked, saves: bool) -> str:
     return "\n".join(lines)
 
 
-def portable(name: ModelName) -> ModelName:
-    """The name of a model without the way to its folder on this machine."""
-    if name.kind == "small":
-        return name
-    local = Path(name.name).exists() or PurePosixPath(name.name).is_absolute() or PureWindowsPath(name.name).drive
-    return ModelName(name.kind, PureWindowsPath(name.name).name, name.options) if local else name
-
-
 def about(asked: Asked) -> dict[str, Any]:
     """What made the answer: versions, model, settings, the conversation."""
     number, turns = 0, []
@@ -113,7 +104,7 @@ def about(asked: Asked) -> dict[str, Any]:
         files = [f"picture-{number + place + 1}.png" for place in range(len(turn.images))]
         number += len(files)
         turns.append({"user": turn.text, "pictures": files, "model": turn.answer})
-    name = portable(asked.name)
+    name = asked.name.portable
     return {
         "versions": {
             "hooked-mm": version("hooked-mm"),
@@ -159,7 +150,7 @@ def _common(asked: Asked, shown_html: str) -> dict[str, bytes | str]:
         f"picture-{number + 1}.png": _png(image) for number, image in enumerate(asked.images)
     }
     files["about.json"] = json.dumps(about(asked), indent=2, ensure_ascii=False) + "\n"
-    name = str(portable(asked.name))
+    name = str(asked.name.portable)
     files["page.html"] = markup.page_html(name, [markup.conversation_html(asked.conversation, title=name), shown_html])
     return files
 

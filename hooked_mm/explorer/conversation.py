@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any, Literal
 
 import torch
@@ -35,7 +36,15 @@ class ModelName:
     options: tuple[tuple[str, Any], ...] = ()
 
     def __str__(self) -> str:
-        return f"small:{self.name}" if self.kind == "small" else self.name
+        return f"small:{self.name}" if self.kind == "small" else self.portable.name
+
+    @property
+    def portable(self) -> ModelName:
+        """The same without the way to its folder on this machine, which is no visitor's business."""
+        if self.kind == "small":
+            return self
+        local = Path(self.name).exists() or PurePosixPath(self.name).is_absolute() or PureWindowsPath(self.name).drive
+        return replace(self, name=PureWindowsPath(self.name).name) if local else self
 
     @property
     def python(self) -> str:

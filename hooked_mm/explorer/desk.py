@@ -75,13 +75,15 @@ class Desk:
         tabs: As `tab.load_tabs` gives them.
 
     Raises:
-        BadInputError: Without a model.
+        BadInputError: Without a model, or if two would have one name.
     """
 
     def __init__(self, models: Sequence[ModelName], tabs: Sequence[Tab]) -> None:
         if not models:
             raise BadInputError("no model to explore; give one by --model or --small")
         self.names = {str(name): name for name in models}
+        if len(self.names) < len(models):
+            raise BadInputError(f"two models would have one name: {', '.join(map(str, models))}; give each once")
         self.tabs = {tab.name: tab for tab in tabs}
         self.visits = Visits([models[0]])
         self.worker = Worker()
