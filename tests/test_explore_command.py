@@ -140,8 +140,8 @@ def test_the_page_is_served_until_it_is_interrupted(
     told: list[Any] = []
 
     @contextmanager
-    def served(page: Any, host: str, port: int | None, password: str | None, css: str) -> Any:
-        told.extend([page.names, host, port, password])
+    def served(page: Any, host: str, port: int | None, password: str | None, css: str, open_to_all: bool) -> Any:
+        told.extend([page.names, host, port, password, open_to_all])
         try:
             yield "http://somewhere"
         finally:
@@ -161,7 +161,16 @@ def test_the_page_is_served_until_it_is_interrupted(
         monkeypatch.setenv(PASSWORD, variable)
     with pytest.raises(KeyboardInterrupt):
         main(["--small", "qwen2_vl", "--host", "0.0.0.0", "--port", "81", *arguments])
-    assert told == [[ModelName("small", "qwen2_vl")], "warm", made, "0.0.0.0", 81, password, "closed"]
+    assert told == [
+        [ModelName("small", "qwen2_vl")],
+        "warm",
+        made,
+        "0.0.0.0",
+        81,
+        password,
+        "--open_to_all" in arguments,
+        "closed",
+    ]
     said = capsys.readouterr().out
     assert "the explorer is at http://somewhere" in said
     assert password is None or password not in said

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
 import socket
 import subprocess
@@ -19,7 +18,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.explorer.serving import AtHome, check_reach, same, served
+from hooked_mm.explorer.serving import check_reach, same, served
 
 gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
@@ -159,18 +158,6 @@ def test_others_need_one(host: str) -> None:
             check_reach(host, password, False)
         check_reach(host, password, True)
     check_reach(host, "sesame", False)
-
-
-def test_what_is_no_request_of_a_file_passes() -> None:
-    """Web sockets and the server's own start have no address."""
-    passed: list[str] = []
-
-    async def app(scope: Any, receive: Any, send: Any) -> None:
-        passed.append(scope["type"])
-
-    for scope in ({"type": "lifespan"}, {"type": "websocket", "path": "/x"}, {"type": "http", "path": "/file=a.png"}):
-        asyncio.run(AtHome(app)(scope, None, None))
-    assert passed == ["lifespan", "websocket", "http"]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import time
 import zlib
 from pathlib import Path
 from types import SimpleNamespace
@@ -17,7 +18,7 @@ gradio = pytest.importorskip("gradio")
 from gradio.components.image_editor import EditorData  # noqa: E402
 from gradio.data_classes import FileData  # noqa: E402
 
-from hooked_mm.explorer.uploads import KEPT, PENDING, editor  # noqa: E402
+from hooked_mm.explorer.uploads import KEPT, MOST_KEPT, PENDING, Sweeper, editor, sweep  # noqa: E402
 
 
 @pytest.fixture(scope="module")
@@ -124,3 +125,35 @@ def test_every_editor_has_its_own_pictures(made: Any) -> None:
     assert "a" not in other.blob_storage
     made.blob_storage.clear()
     assert KEPT[0] < KEPT[1]
+
+
+def test_old_files_go_whatever_brought_them(tmp_path: Path) -> None:
+    """Those of uploads that ended too early too, in any folder; what is young stays and is counted."""
+    (tmp_path / "a").mkdir()
+    for place, size in (("a/x.png", 30), ("y", 12)):
+        (tmp_path / place).write_bytes(bytes(size))
+    assert sweep(tmp_path, 60) == 42
+    time.sleep(0.02)
+    (tmp_path / "z").write_bytes(bytes(5))
+    assert sweep(tmp_path, 0.01) == 5
+    assert [path.name for path in tmp_path.rglob("*") if path.is_file()] == ["z"]
+
+
+def test_uploads_together_are_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beyond so many bytes no more are taken, until some are old."""
+    from hooked_mm.explorer import uploads
+
+    sweeper = Sweeper(tmp_path)
+    (tmp_path / "x").write_bytes(bytes(10))
+    assert not sweeper.full()
+    monkeypatch.setattr(uploads, "MOST_KEPT", 9)
+    assert sweeper.full()
+    monkeypatch.setattr(uploads, "KEPT", (0.01, -1))
+    assert not sweeper.full()
+    (tmp_path / "x").write_bytes(bytes(10))
+    with sweeper:
+        end = time.monotonic() + 5
+        while (tmp_path / "x").exists() and time.monotonic() < end:
+            time.sleep(0.01)
+    assert not (tmp_path / "x").exists()
+    assert MOST_KEPT > 2**30

@@ -121,7 +121,8 @@ def test_no_file_of_the_server_is_read(caller: Caller, page: Served, tmp_path: P
 
 def test_a_visitor_can_not_send_the_server_to_other_machines(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
     """No address is fetched, neither for a field nor to be handed on."""
-    from gradio import processing_utils, route_utils, routes
+    import safehttpx
+    from gradio import route_utils, routes
 
     asked = []
 
@@ -129,10 +130,12 @@ def test_a_visitor_can_not_send_the_server_to_other_machines(caller: Caller, mon
         asked.append(given)
         raise AssertionError("the server asked another machine")
 
-    monkeypatch.setattr(processing_utils, "async_ssrf_protected_get", heard)
-    monkeypatch.setattr(processing_utils, "async_ssrf_protected_download", heard)
+    monkeypatch.setattr(safehttpx, "get", heard)
     monkeypatch.setattr(route_utils, "secure_url_stream_response", heard)
     monkeypatch.setattr(routes, "secure_url_stream_response", heard)
+    # What makes the page's components anew for this visitor.
+    caller.at_once("hm-compare-with", "change", ["another picture"])
+    caller.at_once("hm-add", "click", [None, "paint", "as the model does"])
     for address in ("http://example.com/a.png", "https://example.com/a.png", "HTTP://example.com/a.png"):
         for told in ({}, {"url": address}):
             caller.at_once("hm-send", "click", [drawn(address, **told), "paint", "as the model does"])
@@ -244,6 +247,41 @@ def test_uploads_have_limits(caller: Caller, page: Served) -> None:
     good = caller.upload("a.png", png(Image.new("RGB", (9, 9)))).json()[0]
     assert caller.at_once("hm-send", "click", [drawn(good), "paint", "as the model does"]).status_code == 200
     assert visit.drawn is not None
+
+
+def test_what_the_editor_refuses_it_refuses_for_ever(caller: Caller, page: Served) -> None:
+    """Also after an event that failed, and of what was sent ahead of a question under a name."""
+    made = io.BytesIO()
+    Image.new("RGB", (9, 9)).save(made, "TIFF")
+    path = caller.upload("a.png", made.getvalue()).json()[0]
+    assert caller.at_once("hm-add", "click", [None, "paint", "as the model does"]).status_code >= 400
+    answer = caller.at_once("hm-send", "click", [drawn(path), "paint", "as the model does"])
+    assert "no picture that can be read" in answer.text
+    assert caller.ahead("background", "", "mine", made.getvalue()).status_code == 200
+    sent = {"background": None, "layers": [], "composite": None, "id": "mine"}
+    answer = caller.at_once("hm-send", "click", [sent, "paint", "as the model does"])
+    assert "no picture that can be read" in answer.text
+    assert page[1].visits.of(caller.session).drawn is None
+    assert caller.ahead("background", "", "mine", png(Image.new("RGB", (9, 9)))).status_code == 200
+    assert caller.at_once("hm-send", "click", [sent, "paint", "as the model does"]).status_code == 200
+    assert page[1].visits.of(caller.session).drawn is not None
+
+
+def test_a_number_does_not_fill_the_memory(caller: Caller) -> None:
+    """The number of a layer, of a picture that is sent ahead, is how long the server's list of them becomes."""
+    for number in ("10000000000", "-1", "x", "8"):
+        assert caller.ahead("layer", number, "many", b"x").status_code >= 400
+    assert caller.ahead("layer", "0", "many", b"x").status_code == 200
+
+
+def test_pictures_that_wait_are_bounded(caller: Caller, page: Served) -> None:
+    """Nobody fills the memory by pressing a button."""
+    path = caller.upload("a.png", png(Image.new("RGB", (9, 9)))).json()[0]
+    for number in range(18):
+        answer = caller.at_once("hm-add", "click", [drawn(path), "paint", "as the model does"])
+        assert (answer.status_code == 200) == (number < 16)
+    assert "at most 16" in answer.text
+    assert len(page[1].visits.of(caller.session).tray) == 16
 
 
 def test_only_this_machine_reaches_it(page: Served) -> None:

@@ -105,6 +105,6 @@ def main(argv: Sequence[str] | None = None) -> None:
     desk.warm()
     # However it is told to end, its folder of uploads is deleted.
     signal.signal(signal.SIGTERM, _interrupt)
-    with served(page, made.host, made.port, password, markup.CSS + notices.CSS) as address:
+    with served(page, made.host, made.port, password, markup.CSS + notices.CSS, made.open_to_all) as address:
         print(f"the explorer is at {address}  (Ctrl-C ends it)", flush=True)
         threading.Event().wait()

@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import hmac
-import ipaddress
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import import_module
+from pathlib import Path
 from typing import Any
 
 from PIL import Image
 
 from hooked_mm.errors import BadInputError
+from hooked_mm.explorer.gate import MOST_TEXT, Gate, is_own
 
 LOCAL = "127.0.0.1"
 
@@ -25,11 +26,7 @@ def check_reach(host: str, password: str | None, open_to_all: bool) -> None:
     Raises:
         BadInputError: It says how.
     """
-    try:
-        local = ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        local = host == "localhost"
-    if not local and not password and not open_to_all:
+    if not is_own(host) and not password and not open_to_all:
         raise BadInputError(
             f"--host {host} lets others reach this page, and anybody could use the model; give --password, or "
             "--open_to_all true if that is what you want"
@@ -60,45 +57,61 @@ def import_event_loop() -> None:
         _c.mount(save, "save")
 
 
-class AtHome:
-    """Refuses requests that would have this server ask another machine; Gradio passes any address on.
+def keep_in(blocks: Any, folder: str) -> None:
+    """Let all components of a page hand out what lies in a folder; they remember that of the time they were made."""
+    for block in blocks.blocks.values():
+        block.GRADIO_CACHE = folder
 
-    Args:
-        app: What answers all others.
+
+async def _fetches_nothing(*_: Any, **__: Any) -> Any:
+    import gradio as gr
+
+    raise gr.Error("this page fetches nothing from other machines; upload the file", print_exception=False)
+
+
+@contextmanager
+def _with(target: MutableMapping[str, Any], **values: Any) -> Iterator[None]:
+    """Have other values in a table while open."""
+    before = {name: target[name] for name in values if name in target}
+    target.update(values)
+    try:
+        yield
+    finally:
+        for name in values:
+            target.pop(name, None)
+        target.update(before)
+
+
+@contextmanager
+def _at_home(folder: str) -> Iterator[None]:
+    """While open Gradio fetches nothing, writes whatever it takes into a folder, and Pillow unpacks nothing huge.
+
+    A component may be made anew for a visitor at any time, so that this is held where all of them pass.
     """
+    from gradio import processing_utils, route_utils
 
-    def __init__(self, app: Any) -> None:
-        self.app = app
+    from hooked_mm.explorer.edits import MOST_PIXELS
 
-    async def __call__(self, scope: Any, receive: Any, send: Any) -> None:
-        """Answer a request."""
-        path = scope["path"].lower() if scope["type"] == "http" else ""
-        if any(part in path for part in ("/proxy=", "/file=http", "/file/http")):
-            await send({"type": "http.response.start", "status": 403, "headers": [(b"content-type", b"text/plain")]})
-            await send({"type": "http.response.body", "body": b"this page hands out nothing of other machines"})
-        else:
-            await self.app(scope, receive, send)
-
-
-def keep_at_home(block: Any, folder: str) -> None:
-    """Let a component of the page keep its files in a folder, and fetch none from the web.
-
-    Components remember the folder of the time when they were made, and what lies elsewhere is not handed out.
-    """
-    block.GRADIO_CACHE = folder
-    move = block.async_move_resource_to_block_cache
-
-    async def kept(path: Any) -> Any:
-        if str(path).lower().startswith("http"):
-            raise BadInputError("this page fetches nothing from other machines; upload the file")
-        return await move(path)
-
-    block.async_move_resource_to_block_cache = kept
+    # Of an upload that ends too early the rest would otherwise stay elsewhere.
+    parts = route_utils.GradioMultiPartParser.__init__.__kwdefaults__
+    with (
+        _with(os.environ, GRADIO_TEMP_DIR=folder),
+        _with(parts, upload_dir=folder),
+        _with(vars(processing_utils), async_ssrf_protected_get=_fetches_nothing),
+        # Pillow refuses what is more than twice as large.
+        _with(vars(Image), MAX_IMAGE_PIXELS=MOST_PIXELS // 2),
+    ):
+        yield
 
 
 @contextmanager
 def served(
-    page: Any, host: str = LOCAL, port: int | None = None, password: str | None = None, css: str = ""
+    page: Any,
+    host: str = LOCAL,
+    port: int | None = None,
+    password: str | None = None,
+    css: str = "",
+    open_to_all: bool = False,
 ) -> Iterator[str]:
     """Serve a page while open; its uploads lie in a folder of their own, which is deleted at the end.
 
@@ -108,6 +121,7 @@ def served(
         port: The port; a free one from 7860 on unless given.
         password: What visitors must enter (with any name); None for no password.
         css: The page's style.
+        open_to_all: Whether a page without a password may be asked by other names than this machine's own.
 
     Yields:
         The page's address.
@@ -117,50 +131,42 @@ def served(
     """
     import gradio as gr
 
-    from hooked_mm.explorer.edits import MOST_PIXELS
-    from hooked_mm.explorer.uploads import MOST_BYTES
+    from hooked_mm.explorer.uploads import MOST_BYTES, Sweeper
 
     import_event_loop()
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
-    before = os.environ.get("GRADIO_TEMP_DIR"), Image.MAX_IMAGE_PIXELS
-    os.environ["GRADIO_TEMP_DIR"] = folder
-    for block in page.blocks.blocks.values():
-        keep_at_home(block, folder)
-    # Pillow refuses what is more than twice as large.
-    Image.MAX_IMAGE_PIXELS = MOST_PIXELS // 2
-    try:
+    own_only = is_own(host) and not password and not open_to_all
+    with _at_home(folder), Sweeper(Path(folder)) as sweeper:
+        gate = {"own_only": own_only, "most_bytes": MOST_BYTES + MOST_TEXT, "full": sweeper.full}
+        keep_in(page.blocks, folder)
         try:
-            _, address, _ = page.blocks.launch(
-                server_name=host,
-                server_port=port,
-                auth=None if not password else lambda _, given: same(given, password),
-                auth_message="The password of whoever runs this page, with any name." if password else None,
-                max_file_size=MOST_BYTES,
-                prevent_thread_lock=True,
-                quiet=True,
-                share=False,
-                show_error=False,
-                ssr_mode=False,
-                run_history=False,
-                enable_monitoring=False,
-                footer_links=[],
-                allowed_paths=[],
-                app_kwargs={"middleware": [(AtHome, (), {})]},
-                theme=gr.themes.Default(),
-                css=css,
-            )
-        except OSError as error:
-            place = host if port is None else f"{host}, port {port}"
-            raise BadInputError(
-                f"nothing can listen at {place}; give another --port, or a --host of this machine"
-            ) from error
-        yield address
-    finally:
-        page.blocks.close(verbose=False)
-        page.desk.close()
-        shutil.rmtree(folder, ignore_errors=True)
-        Image.MAX_IMAGE_PIXELS = before[1]
-        if before[0] is None:
-            os.environ.pop("GRADIO_TEMP_DIR", None)
-        else:
-            os.environ["GRADIO_TEMP_DIR"] = before[0]
+            try:
+                _, address, _ = page.blocks.launch(
+                    server_name=host,
+                    server_port=port,
+                    auth=None if not password else lambda _, given: same(given, password),
+                    auth_message="The password of whoever runs this page, with any name." if password else None,
+                    max_file_size=MOST_BYTES,
+                    prevent_thread_lock=True,
+                    quiet=True,
+                    share=False,
+                    show_error=False,
+                    ssr_mode=False,
+                    run_history=False,
+                    enable_monitoring=False,
+                    footer_links=[],
+                    allowed_paths=[],
+                    app_kwargs={"middleware": [(Gate, (), gate)]},
+                    theme=gr.themes.Default(),
+                    css=css,
+                )
+            except OSError as error:
+                place = host if port is None else f"{host}, port {port}"
+                raise BadInputError(
+                    f"nothing can listen at {place}; give another --port, or a --host of this machine"
+                ) from error
+            yield address
+        finally:
+            page.blocks.close(verbose=False)
+            page.desk.close()
+            shutil.rmtree(folder, ignore_errors=True)

@@ -22,7 +22,6 @@ from hooked_mm.explorer.downloads import SAVE_JS, as_download
 from hooked_mm.explorer.edits import edited, opened, squared
 from hooked_mm.explorer.page_layout import MODEL, PICTURE, Layout
 from hooked_mm.explorer.tab_area import Shown
-from hooked_mm.explorer.uploads import KEPT
 from hooked_mm.explorer.visits import Side, Visit
 from hooked_mm.scenes.dataset import SceneDataset, picture
 
@@ -33,7 +32,7 @@ class Page(Layout):
     def __init__(self, desk: Desk) -> None:
         self.desk = desk
         self._scenes, self._numbers = SceneDataset(1000, split="test", seed=0), count()
-        with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False, delete_cache=KEPT) as self.blocks:
+        with gr.Blocks(title="hooked-mm explorer", analytics_enabled=False) as self.blocks:
             super().__init__(desk)
             self._wire()
         self.blocks.queue(max_size=32)
@@ -84,7 +83,10 @@ class Page(Layout):
         self.other_model.change(self._forget_other, None, None, **plain)
         self.other_picture.upload(self._load_other, self.other_picture, [self.other_shown, self.other_picture], **plain)
         self.scene.click(self._scene, None, [self.editor, self.box], **plain)
-        self.add.click(self._add, [self.editor, self.edit, self.shape], [self.tray, self.editor], **plain)
+        # It is emptied by its value alone: see `uploads.editor`.
+        self.add.click(self._add, [self.editor, self.edit, self.shape], self.tray, **plain).success(
+            lambda: None, None, self.editor, **plain
+        )
         self.save.click(self._save_conversation, None, [self.saved, self.status], **plain).then(
             None, self.saved, self.saved, js=SAVE_JS, **plain
         )
@@ -212,17 +214,17 @@ class Page(Layout):
         scene = self._scenes.scene(next(self._numbers) % len(self._scenes))
         return picture(scene), f"what colour is the {scene.objects[0].shape} ?"
 
-    def _add(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> tuple[str, Any]:
+    def _add(self, drawn: Any, edit: str, shape: str, request: gr.Request) -> str:
         visit = self._visit(request)
         try:
             shown = _drawn(drawn, edit, shape)
             if shown is None:
                 raise BadInputError("the editor is empty; load a picture first")
             check_pictures([*visit.sides[0].conversation.images, *visit.tray, shown])
-            visit.tray.append(shown)
-            return notices.tray_html(visit.tray), None
         except Exception as error:
-            return notices.tray_html(visit.tray) + notices.error_html(said(error)), gr.update()
+            raise gr.Error(said(error), print_exception=False) from error
+        visit.tray.append(shown)
+        return notices.tray_html(visit.tray)
 
     def _toggler(self, number: int) -> Callable[..., Any]:
         def toggle(event: gr.EventData, request: gr.Request) -> str:
