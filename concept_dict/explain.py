@@ -343,9 +343,12 @@ def rows_to_look_at(dictionary: ConceptDictionary, model: HookedMM, batch: Batch
         else:
             picks += selector(side, model.tokenizer)
     if not picks:
+        # Of a selector by words there may be hundreds: its kind alone, for whoever looks at it.
+        kinds = ", ".join(type(selector).__name__ for selector in known.values())
+        reason = "the answer has no words" if not answer or not tokens else f"{kinds} looks for others"
         raise BadInputError(
-            f"{', '.join(map(str, known.values()))} finds no position in this conversation; ask about a picture, or "
-            "choose another dictionary"
+            f"the dictionary finds no position in this conversation: {reason}; ask something else, or choose another "
+            "dictionary"
         )
     return picks
 

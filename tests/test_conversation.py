@@ -107,7 +107,7 @@ def test_the_ends_of_the_ranges_can_be_generated_with(llava: HookedMM, images: l
     """Sliders send whole numbers as they like; the lowest temperature draws the likeliest token."""
     assert Generation(3.0, seed=2.0).options == {"max_new_tokens": 3, "do_sample": False}  # type: ignore[arg-type]
     asked = Conversation().say(FULL, (images[0],))
-    for generation in (Generation(4, 0.01, 0.01, 2**31), Generation(MOST_TOKENS, 5, 1, 0)):
+    for generation in (Generation(4, 0.01, 0.01, 2**31), Generation(400, 5, 1, 0)):
         assert asked.ask(llava, generation)[2].tokens.shape[1] <= generation.max_new_tokens
     cold, likeliest = (asked.ask(llava, one)[2].tokens for one in (Generation(4, 0.01), Generation(4)))
     assert torch.equal(cold, likeliest)
@@ -159,6 +159,18 @@ def test_what_was_answered_with_no_word_can_not_be_gone_on_from(llava: HookedMM)
     with pytest.raises(BadInputError, match=r"answered with no word.*begin a new conversation"):
         silent.prepare(llava)
     assert len(Conversation().say("what ?").prepare(llava)) == 1
+
+
+def test_what_is_longer_than_the_model_reads_is_refused(llava: HookedMM) -> None:
+    """Before anything is generated: a GPU would take no more work after positions that are not there."""
+    most = llava.hf_model.config.text_config.max_position_embeddings
+    short = Conversation().say("what colour is the star ?")
+    long = short.prepare(llava).input_ids.shape[1]
+    with pytest.raises(BadInputError, match=rf"{long} tokens.*at most {most}.*tokens to {most - long} at most"):
+        short.ask(llava, Generation(most - long + 1))
+    short.ask(llava, Generation(most - long))
+    with pytest.raises(BadInputError, match=rf"reads at most {most}; begin a new one"):
+        Conversation().say("star " * 600).ask(llava, Generation(1))
 
 
 def test_a_model_is_named_as_it_is_loaded(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+import torch
 from PIL import Image
 
 from hooked_mm.errors import BadInputError, UnsupportedModelError
@@ -137,6 +138,8 @@ def test_a_failing_tab_tells_the_visitor_nothing_of_the_server(
     with caplog.at_level(logging.ERROR):
         told = said(caught.value)
     assert told == "this failed (OSError); whoever runs this page finds more in its log"
+    for short in (MemoryError(), torch.OutOfMemoryError("no"), RuntimeError("not enough memory: 9 bytes")):
+        assert said(short).startswith("there is not enough memory for this; take smaller or fewer pictures")
     assert "secret.txt" in caplog.text
     caplog.clear()
     assert said(BadInputError("wrong")) == "wrong"

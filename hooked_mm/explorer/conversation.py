@@ -173,8 +173,43 @@ class Conversation:
 
         Returns:
             The conversation with the answer, the prompt, and what was generated.
+
+        Raises:
+            BadInputError: As of `prepare`, and if question and answer may be longer than the model can read.
         """
         prompt = self.prepare(model)
+        check_length(model, prompt, generation.max_new_tokens)
         more = {} if tell is None else {"streamer": partial_text(model.tokenizer, tell)}
         output = generation.run(model, prompt, **more)
         return self.answered(output.text[0]), prompt, output
+
+
+def check_length(model: HookedMM, prompt: Batch, max_new_tokens: int) -> None:
+    """Refuse what is longer than a model was made for.
+
+    Some would answer with noise; of others, whose positions are learned, a GPU takes no further work after it.
+
+    Args:
+        model: The model.
+        prompt: A batch of one sample.
+        max_new_tokens: That may come behind it.
+
+    Raises:
+        BadInputError: If its positions do not suffice; it says for how many tokens they do.
+    """
+    config = model.hf_model.config
+    most = getattr(config.get_text_config(decoder=True), "max_position_embeddings", None)
+    # Encoder and decoder count by themselves, and many of them from each token to the next.
+    if config.is_encoder_decoder or not isinstance(most, int) or most <= 0:
+        return
+    long = prompt.input_ids.shape[1]
+    if long >= most:
+        raise BadInputError(
+            f"the conversation has {long} tokens, pictures included, and the model reads at most {most}; begin a new "
+            "one, or show fewer or smaller pictures"
+        )
+    if long + max_new_tokens > most:
+        raise BadInputError(
+            f"the conversation has {long} tokens, pictures included, and the model reads at most {most}, its answer "
+            f"included; set the answer's tokens to {most - long} at most"
+        )

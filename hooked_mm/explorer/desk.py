@@ -21,6 +21,7 @@ from hooked_mm.explorer.panels import Note
 from hooked_mm.explorer.tab import Tab, View, checked
 from hooked_mm.explorer.visits import Seen, Side, Visit, Visits
 from hooked_mm.explorer.work import Running, Stopped, Work, Worker
+from hooked_mm.extraction import is_out_of_memory
 from hooked_mm.hooked import HookedMM
 
 LONGEST_QUESTION = 4000
@@ -276,6 +277,8 @@ def said(error: BaseException) -> str:
     if isinstance(error, HookedMMError | Stopped):
         return str(error)
     log.error("the explorer failed", exc_info=error)
+    if isinstance(error, MemoryError) or is_out_of_memory(error):
+        return "there is not enough memory for this; take smaller or fewer pictures, fewer tokens or a shorter question"
     return f"this failed ({type(error).__name__}); whoever runs this page finds more in its log"
 
 
