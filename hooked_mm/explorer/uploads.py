@@ -75,7 +75,7 @@ def editor(**options: Any) -> gr.ImageEditor:
         except Exception as error:
             raise gr.Error("this file can't be read as a picture", print_exception=False) from error
 
-    accept_blobs._is_server_fn = True
+    accept_blobs._is_server_fn = True  # type: ignore[attr-defined]
     made.preprocess, made.accept_blobs = preprocess, accept_blobs
     return made
 
