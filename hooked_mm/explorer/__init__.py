@@ -9,6 +9,7 @@
 | `markup` | panels, the conversation and the patches as HTML; everything from a model or a person as text |
 | `work` | one thread for the model: progress, cancelling |
 | `visits` | what visitors have asked, each for themselves |
+| `memory` | what is given back when a visit has ended |
 | `edits` | pictures as they come from the page's editor: limits, masks |
 | `bundle` | what is downloaded, with the Python that makes it |
 | `uploads`, `downloads` | files from and to the browser |

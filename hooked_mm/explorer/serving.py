@@ -147,6 +147,8 @@ def served(
                     auth=None if not password else lambda _, given: same(given, password),
                     auth_message="The password of whoever runs this page, with any name." if password else None,
                     max_file_size=MOST_BYTES,
+                    # Models run in a thread of their own; each of these keeps memory of its own.
+                    max_threads=8,
                     prevent_thread_lock=True,
                     quiet=True,
                     share=False,

@@ -20,6 +20,7 @@ from hooked_mm.explorer.conversation import Generation
 from hooked_mm.explorer.desk import Desk, Question, check_pictures, said, unseen
 from hooked_mm.explorer.downloads import SAVE_JS, as_download
 from hooked_mm.explorer.edits import edited, opened, squared
+from hooked_mm.explorer.memory import give_back
 from hooked_mm.explorer.page_layout import MODEL, PICTURE, Layout
 from hooked_mm.explorer.tab_area import Shown
 from hooked_mm.explorer.visits import Side, Visit
@@ -191,6 +192,7 @@ class Page(Layout):
 
     def _gone(self, request: gr.Request) -> None:
         self.desk.visits.close(request.session_hash)
+        give_back()
 
     def _compared(self, kind: str, request: gr.Request) -> tuple[Any, Any, str]:
         visit = self._visit(request)
