@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -18,7 +20,7 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from hooked_mm.errors import BadInputError
-from hooked_mm.explorer.serving import check_reach, same, served
+from hooked_mm.explorer.serving import check_reach, entrance, same, served
 
 gradio = pytest.importorskip("gradio")
 httpx = pytest.importorskip("httpx")
@@ -165,6 +167,7 @@ def test_the_event_loop_is_imported_whatever_was_before() -> None:
     """Beside nnsight, whose `save` on every object its import stumbles at, and alone; the method is left as it was."""
     code = """
 import sys
+import time
 if sys.argv[1] == "nnsight":
     import nnsight
 from hooked_mm.explorer.serving import import_event_loop
@@ -177,3 +180,13 @@ print(had)
     for way, had in (("nnsight", "True"), ("alone", "False")):
         done = subprocess.run([sys.executable, "-c", code, way], capture_output=True, text=True, check=True)
         assert done.stdout.strip() == had
+
+
+def test_who_guesses_a_password_waits() -> None:
+    """For each guess; who knows it does not."""
+    seconds = []
+    for given_ in ("sesame", "sesam"):
+        start = time.perf_counter()
+        assert asyncio.run(entrance("sesame", wait=1)("anybody", given_)) == (given_ == "sesame")
+        seconds.append(time.perf_counter() - start)
+    assert seconds[0] < 1 <= seconds[1]

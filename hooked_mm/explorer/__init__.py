@@ -16,6 +16,6 @@
 | `notices` | the page's small texts |
 | `page_layout`, `tab_area`, `web_page` | the page, in Gradio: what stands where, one tab, what each click calls |
 | `desk` | what the page does for a visitor, without a page |
-| `serving` | the page as a server |
+| `serving`, `gate` | the page as a server; what it refuses before anything else looks at it |
 | `explore_command` | `hooked-mm explore` |
 """

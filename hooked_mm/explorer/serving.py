@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 import hmac
 import os
 import shutil
 import tempfile
-from collections.abc import Iterator, MutableMapping
+from collections.abc import Awaitable, Callable, Iterator, MutableMapping
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -37,6 +38,18 @@ def same(given: str, password: str) -> bool:
     """Whether that is the password; how long it takes tells nothing of it."""
     # Also what no text can be written as, which a request can hold.
     return hmac.compare_digest(given.encode("utf-8", "surrogatepass"), password.encode("utf-8", "surrogatepass"))
+
+
+def entrance(password: str, wait: float = 1.0) -> Callable[[str, str], Awaitable[bool]]:
+    """Whether a visitor may enter, by any name; who guesses waits so many seconds, and nobody else with them."""
+
+    async def enter(_: str, given: str) -> bool:
+        if same(given, password):
+            return True
+        await asyncio.sleep(wait)
+        return False
+
+    return enter
 
 
 def import_event_loop() -> None:
@@ -144,7 +157,7 @@ def served(
                 _, address, _ = page.blocks.launch(
                     server_name=host,
                     server_port=port,
-                    auth=None if not password else lambda _, given: same(given, password),
+                    auth=entrance(password) if password else None,
                     auth_message="The password of whoever runs this page, with any name." if password else None,
                     max_file_size=MOST_BYTES,
                     # Models run in a thread of their own; each of these keeps memory of its own.

@@ -12,6 +12,7 @@ from hooked_mm.explorer.desk import Desk, said
 from hooked_mm.explorer.downloads import as_download, seen_zip
 from hooked_mm.explorer.tab import Choice, Control, Number, Tab, Text
 from hooked_mm.explorer.visits import Visit
+from hooked_mm.explorer.work import Stopped
 from hooked_mm.hooked import HookedMM
 
 Shown = dict[Any, Any]
@@ -136,7 +137,9 @@ class TabArea:
         try:
             for progress in self.desk.look(visit, self.tab.name, tokens, values):
                 yield {self.status: notices.progress_html(progress.told, progress.share)}
-            seen = visit.seen[self.tab.name]
+            seen = visit.seen.get(self.tab.name, ())
+            if not seen:
+                raise Stopped("the conversation was begun anew")
             titles = notices.side_titles([str(one.asked.name) for one in seen])
             shown = [notices.view_html(one.view) for one in seen]
             made: Shown = {self.result: markup.sides_html(list(zip(titles, shown, strict=True))), self.status: ""}
