@@ -13,11 +13,13 @@ import zipfile
 import zlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 from PIL import Image
 
+from hooked_mm.explorer.conversation import ModelName
 from hooked_mm.explorer.desk import Desk
 from hooked_mm.hooked import HookedMM
 from tests.browser import chromium
@@ -341,6 +343,23 @@ def test_text_is_text_in_every_field(caller: Caller) -> None:
     html = [part for part in answer if isinstance(part, str) and "hm" in part]
     assert sum("&lt;img src=x" in part for part in html) == 2
     assert not re.search(r"<(img|script)[^>]*(onerror|bad)", "".join(html))
+
+
+def test_nothing_of_a_closed_page_stays_with_gradio(small: Callable[[str], HookedMM]) -> None:
+    """It holds what every component showed for each session, for hours: pictures and texts of people who have gone."""
+    from hooked_mm.explorer.web_page import Page
+
+    name = ModelName("small", "llava")
+    desk = Desk([name], [])
+    desk._loaded[name] = small("llava")
+    made = Page(desk)
+    held = made.blocks.state_holder
+    for key in ("gone", "stays"):
+        held[key][made.chat._id] = made.chat
+        desk.visits.of(key)
+    made._gone(SimpleNamespace(session_hash="gone"))
+    assert set(held.session_data) == set(held.time_last_used) == set(desk.visits._open) == {"stays"}
+    desk.close()
 
 
 @pytest.mark.slow

@@ -145,6 +145,7 @@ def served(
     import gradio as gr
 
     from hooked_mm.explorer.uploads import MOST_BYTES, Sweeper
+    from hooked_mm.explorer.visits import MOST
 
     import_event_loop()
     folder = tempfile.mkdtemp(prefix="hooked-mm-explorer-")
@@ -162,6 +163,7 @@ def served(
                     max_file_size=MOST_BYTES,
                     # Models run in a thread of their own; each of these keeps memory of its own.
                     max_threads=8,
+                    state_session_capacity=MOST,
                     prevent_thread_lock=True,
                     quiet=True,
                     share=False,

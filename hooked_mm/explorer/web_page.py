@@ -191,7 +191,13 @@ class Page(Layout):
         return {self.chat: _chat(visit.sides), self.status: notices.error_html("stopped")}
 
     def _gone(self, request: gr.Request) -> None:
-        self.desk.visits.close(request.session_hash)
+        key = request.session_hash
+        self.desk.visits.close(key)
+        # Gradio would keep what every component showed, pictures included, as long as the server runs.
+        held = self.blocks.state_holder
+        with held.lock:
+            held.session_data.pop(key, None)
+            held.time_last_used.pop(key, None)
         give_back()
 
     def _compared(self, kind: str, request: gr.Request) -> tuple[Any, Any, str]:
