@@ -90,7 +90,7 @@ class AttentionTab:
     name, title, order = "attention", "Attention", 10
     about = (
         "Where each head of each layer looks when the model says the chosen tokens: the attention of the position that "
-        "predicts a token. Click a cell to see a layer and head; choose patches of the picture above to see who looks "
+        "predicts a token. Click a cell to see a layer and head; choose patches of the picture to see who looks "
         "at them."
     )
 
@@ -118,7 +118,7 @@ class AttentionTab:
         if (empty := lacking(asked, pictures=towards in ("image", CLICKED))) is not None:
             return empty
         if towards == CLICKED and not asked.points:
-            return View([Note("Choose patches of the picture above; their attention is shown here.")])
+            return View([Note("Choose patches of the picture first; their attention is shown here.")])
         work.step("attention of the answer's tokens")
         seen = _seen(asked, values)
         heads = _heads(seen, values) if values["each"] == "mean" else [seen.head]
