@@ -265,9 +265,11 @@ def test_the_answer_so_far_has_no_marks_and_no_prompt(llava: HookedMM) -> None:
 @pytest.mark.slow
 def test_an_interrupted_program_ends_though_work_runs() -> None:
     """Ctrl-C while a model runs: once its work is told to stop, no thread holds the interpreter."""
+    # A shell lets programs in the background ignore Ctrl-C, and those that they start.
     program = """
-import time
+import signal, time
 from hooked_mm.explorer.work import Worker
+signal.signal(signal.SIGINT, signal.default_int_handler)
 def do(work):
     while True:
         work.check()
